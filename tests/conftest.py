@@ -1,0 +1,89 @@
+"""Fixtures shared by the whole suite: a small configuration, one Ray session, and the place of data that may be absent.
+
+Left out: models and data sets. A test makes the small one it needs, so that what it depends on stands in the test.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Set before torch and Ray are first imported: one thread each, since the number of threads changes the last bits of a
+# matmul and the suite shares few cores; the rest keeps a test run from talking to a display or to a usage server.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+import ray
+import torch
+
+from raysim.config import Config, load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL = [
+    "model.name=tiny",
+    "data.num_train=12",
+    "data.num_heldout=4",
+    "data.max_length=96",
+    "lora.rank=4",
+    "train.batch_size=4",
+    "train.dtype=float32",
+    "fedpit.num_candidates=4",
+    "fedpit.num_kept=4",
+    "fedpit.num_demonstrations=2",
+    "fedpit.num_response_demonstrations=2",
+    "fedpit.max_instruction_tokens=8",
+    "fedpit.max_response_tokens=8",
+    "dplora.batch_size=2",
+    "dplora.num_steps=2",
+    "server.num_rounds=2",
+    "evaluate.num_generated=2",
+    "evaluate.max_new_tokens=4",
+    "evaluate.batch_size=4",
+    "attack.num_examples=2",
+    "resources.backend=local",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` on a machine without a CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """One torch thread in the test process, so that bits do not depend on the machine's core count."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., Config]:
+    """A function from `key=value` overrides to a configuration that runs in seconds, with its output under `tmp_path`."""
+
+    def make(*overrides: str) -> Config:
+        return load("", [*SMALL, f"out={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of this process's own, with 4 CPUs and 2 GPUs on paper: placement is tested, no GPU is touched."""
+    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data files, which is not part of the repository: $RAYSIM_TEST_DATA, or shared/data beside it."""
+    folder = Path(os.environ.get("RAYSIM_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data files: {folder} does not exist; set RAYSIM_TEST_DATA to a folder that holds them")
+    return folder
