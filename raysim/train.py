@@ -1,0 +1,323 @@
+"""Local LoRA training: batches without wasted padding, loss on the response only, and private steps with per-example clipping.
+
+The head of the model runs on response positions alone: with a vocabulary of 49,152 and prompts longer than answers,
+that is a fifth of the work and most of the memory. Batches are padded on the right and need no attention mask, since
+under causal attention no real position sees what follows it.
+Left out: multi-process engines for clients bigger than one device.
+
+Shape legend: B = batch, T = tokens, D = hidden size, V = vocabulary, N = scored (response) positions of a batch,
+R = LoRA rank, P = parameters of the adapter.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from raysim.adapter import Vector
+from raysim.base import LanguageModel
+from raysim.data.tokens import Example
+from raysim.rng import numpy_rng, seed_for, torch_rng
+
+GROUPING_WINDOW = 8
+"""Batches among which examples are sorted by length: the fewer, the more random; the more, the less padding."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What local training needs; fields as in `config.TrainConfig`, `lr` already scheduled for the round."""
+
+    num_epochs: int
+    max_steps: int
+    batch_size: int
+    lr: float
+    optimizer: str
+    weight_decay: float
+    max_grad_norm: float
+    prox_mu: float
+
+
+@dataclass(frozen=True)
+class PrivateSettings:
+    """What private local training needs: DP-SGD (Abadi et al. 2016, arXiv 1607.00133) with expected batch `batch_size`."""
+
+    num_steps: int
+    batch_size: int
+    lr: float
+    optimizer: str
+    clip_norm: float
+    noise_multiplier: float
+    secure_noise: bool
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """Real tokens processed, steps made, mean loss over response tokens (nats), and share of examples that were clipped."""
+
+    num_tokens: int
+    num_steps: int
+    loss: float | None
+    clip_fraction: float | None = None
+
+
+def scheduled_lr(schedule: str, *, lr: float, min_lr: float, round_index: int, num_rounds: int) -> float:
+    """The round's learning rate; `cosine`: min + (lr - min) (1 + cos(pi r / R)) / 2 over the round index r of R."""
+    if schedule == "constant":
+        return lr
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * round_index / num_rounds))
+
+
+def grouped_batches(lengths: Sequence[int], *, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """One epoch of batches of indices: each index once, examples of like length together, batches in random order."""
+    order = rng.permutation(len(lengths))
+    batches: list[list[int]] = []
+    window = batch_size * GROUPING_WINDOW
+    for start in range(0, len(order), window):
+        group = sorted(order[start : start + window].tolist(), key=lambda i: lengths[i])
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood of each example's response (nats) and its number of tokens, both of shape (B,).
+
+    Equal to masking the labels of the full logits_BTV; the head runs on the N scored positions only.
+    """
+    width = max(example.num_tokens for example in examples)
+    ids_BT = torch.full((len(examples), width), lm.pad_token_id, dtype=torch.long)
+    rows: list[int] = []
+    columns: list[int] = []
+    for row, example in enumerate(examples):
+        ids_BT[row, : example.num_tokens] = torch.tensor(example.prompt_ids + example.response_ids)
+        rows += [row] * len(example.response_ids)
+        columns += range(len(example.prompt_ids), example.num_tokens)
+    ids_BT = ids_BT.to(lm.device)
+    row_N, column_N = torch.tensor(rows, device=lm.device), torch.tensor(columns, device=lm.device)
+    core = lm.model.get_base_model()
+    with lm.autocast():
+        hidden_BTD = core.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
+        logits_NV = core.get_output_embeddings()(hidden_BTD[row_N, column_N - 1])  # type: ignore[operator]
+    nll_N = F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none")
+    nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
+    return nll_B, torch.tensor([len(example.response_ids) for example in examples], device=lm.device)
+
+
+@torch.no_grad()
+def mean_nll(lm: LanguageModel, examples: Sequence[Example], *, batch_size: int) -> list[tuple[float, int]]:
+    """Summed response NLL (nats) and number of response tokens of each example, in order; no gradient."""
+    lm.model.eval()
+    order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        nll_B, count_B = response_nll(lm, [examples[i] for i in batch])
+        for index, nll, count in zip(batch, nll_B.tolist(), count_B.tolist(), strict=True):
+            results[index] = (nll, count)
+    return results
+
+
+def train_adapter(
+    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: TrainSettings, seed: int
+) -> tuple[Vector, TrainStats]:
+    """The adapter after local training from `adapter` on `examples`, float32 of shape (P,).
+
+    The loss of a batch is the mean over its response tokens. With no examples the adapter comes back unchanged.
+    FedProx: Li et al. (2020), arXiv 1812.06127, mu/2 ||w - w_global||^2.
+    """
+    lm.set_adapter(adapter)
+    if not examples:
+        return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
+    anchor = lm.flat.clone()
+    optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    lengths = [example.num_tokens for example in examples]
+    num_tokens = num_steps = scored = 0
+    total_nll = 0.0
+    with _training(lm, seed=seed):
+        for batch in _epochs(lengths, settings=settings, seed=seed):
+            chosen = [examples[i] for i in batch]
+            lm.flat_grad.zero_()
+            nll_B, count_B = response_nll(lm, chosen)
+            (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]
+            if settings.prox_mu > 0:
+                lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
+            if settings.max_grad_norm > 0:
+                lm.flat_grad.mul_((settings.max_grad_norm / (lm.flat_grad.norm() + 1e-6)).clamp(max=1.0))
+            optimizer.step()
+            num_steps += 1
+            num_tokens += sum(example.num_tokens for example in chosen)
+            total_nll += float(nll_B.detach().sum())
+            scored += int(count_B.sum())
+    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=total_nll / scored)
+
+
+def train_private(
+    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: PrivateSettings, seed: int
+) -> tuple[Vector, TrainStats]:
+    """The adapter after `num_steps` of DP-SGD on `examples`: Poisson batches, per-example clipping, noise sigma C / B.
+
+    Guarantees: each step's sum of clipped gradients moves by at most `clip_norm` when one example is added or removed,
+    and carries Gaussian noise of standard deviation `noise_multiplier * clip_norm`; the divisor is the expected batch,
+    never the realised one. The loss of an example is the mean over its own response tokens.
+    """
+    lm.set_adapter(adapter)
+    if not examples:
+        return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
+    optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=0.0)
+    probability = min(1.0, settings.batch_size / len(examples))
+    expected_batch = probability * len(examples)
+    losses: list[float] = []
+    num_tokens = num_clipped = 0
+    with _training(lm, seed=seed):
+        for step in range(settings.num_steps):
+            drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < probability)
+            chosen = [examples[i] for i in drawn]
+            total, norms, batch_losses = clipped_gradient_sum(lm, chosen, clip_norm=settings.clip_norm, max_batch=settings.batch_size)
+            std = settings.noise_multiplier * settings.clip_norm
+            noise = gaussian_noise(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
+            lm.flat_grad.copy_((total + noise.to(lm.device)) / expected_batch)
+            optimizer.step()
+            losses += batch_losses
+            num_tokens += sum(example.num_tokens for example in chosen)
+            num_clipped += sum(norm > settings.clip_norm for norm in norms)
+    loss = sum(losses) / len(losses) if losses else None
+    clip_fraction = num_clipped / len(losses) if losses else None
+    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=settings.num_steps, loss=loss, clip_fraction=clip_fraction)
+
+
+def train_literal(
+    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: PrivateSettings, seed: int
+) -> tuple[Vector, TrainStats]:
+    """The adapter after one step of DP-LoRA as published: Liu et al. (2023), arXiv 2312.17493, algorithm 1.
+
+    The gradient of the mean batch loss is clipped to C for the A factors and for the B factors separately, noise of
+    standard deviation sigma C per coordinate is added to both (not divided by the batch), and plain SGD follows.
+    Guarantees: one example may move each clipped group anywhere in its ball, so the joint sensitivity is 2 sqrt(2) C.
+    """
+    lm.set_adapter(adapter)
+    if not examples:
+        return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
+    size = min(settings.batch_size, len(examples))
+    chosen = [examples[i] for i in numpy_rng(seed, "batch").choice(len(examples), size=size, replace=False)]
+    with _training(lm, seed=seed):
+        lm.flat_grad.zero_()
+        nll_B, count_B = response_nll(lm, chosen)
+        (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]
+    num_clipped = 0
+    for group in ("A", "B"):
+        mask = torch.from_numpy(lm.layout.group_mask(group)).to(lm.device)
+        norm = float(lm.flat_grad[mask].double().norm())
+        num_clipped += norm > settings.clip_norm
+        lm.flat_grad[mask] /= max(1.0, norm / settings.clip_norm)
+    std = settings.noise_multiplier * settings.clip_norm
+    noise = gaussian_noise(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", 0), secure=settings.secure_noise)
+    with torch.no_grad():
+        lm.flat.sub_(lm.flat_grad + noise.to(lm.device), alpha=settings.lr)
+    stats = TrainStats(
+        num_tokens=sum(example.num_tokens for example in chosen),
+        num_steps=1,
+        loss=float(nll_B.detach().sum() / count_B.sum()),
+        clip_fraction=num_clipped / 2,
+    )
+    return lm.get_adapter(), stats
+
+
+def clipped_gradient_sum(
+    lm: LanguageModel, examples: Sequence[Example], *, clip_norm: float, max_batch: int
+) -> tuple[torch.Tensor, list[float], list[float]]:
+    """The sum over examples of their gradients clipped to `clip_norm`, shape (P,); the norms; the losses (nats a token).
+
+    The gradient of a LoRA factor for one example is the product of what went into the factor and of the gradient at its
+    output, both of which one ordinary backward pass has anyway: no per-example gradient of the base model exists.
+    Equal to clipping each example's own backward pass. An example with a non-finite gradient contributes zero.
+    Examples are processed `max_batch` at a time, which bounds memory and changes no sum but in its last bits.
+    """
+    if not clip_norm > 0:
+        raise ValueError(f"privacy.clip_norm={clip_norm!r} must be greater than 0")
+    total = torch.zeros_like(lm.flat)
+    norms: list[float] = []
+    losses: list[float] = []
+    for start in range(0, len(examples), max_batch):
+        batch = examples[start : start + max_batch]
+        per_example = torch.zeros(len(batch), lm.layout.num_parameters, device=lm.device)
+        with _per_example_gradients(lm, per_example):
+            nll_B, count_B = response_nll(lm, batch)
+            (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]
+        finite_B = per_example.isfinite().all(dim=1)
+        per_example[~finite_B] = 0.0
+        norm_B = per_example.double().norm(dim=1)
+        scale_B = (clip_norm / norm_B.clamp(min=1e-300)).clamp(max=1.0) * (1 - 1e-6)
+        total += scale_B.float() @ per_example
+        norms += norm_B.tolist()
+        losses += (nll_B / count_B).tolist()
+    return total, norms, losses
+
+
+def gaussian_noise(num_parameters: int, *, std: float, seed: int, secure: bool) -> torch.Tensor:
+    """Gaussian noise of standard deviation `std`, float32 of shape (P,), from the seed or the operating system."""
+    rng = np.random.default_rng() if secure else np.random.default_rng(seed)
+    return torch.from_numpy((rng.standard_normal(num_parameters) * std).astype(np.float32))
+
+
+@contextmanager
+def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iterator[None]:
+    """While open, a backward pass writes each example's gradient of every LoRA factor into `per_example`, shape (B, P)."""
+    handles = []
+    modules = dict(lm.model.named_modules())
+
+    def watch(module: torch.nn.Module, start: int, end: int) -> None:
+        def forward_hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if not output.requires_grad:
+                return
+            x_BTD = inputs[0].detach()
+
+            def backward_hook(grad_BTR: torch.Tensor) -> None:
+                product = torch.einsum("bto,bti->boi", grad_BTR.float(), x_BTD.float())
+                per_example[:, start:end] += product.reshape(len(product), -1)
+
+            output.register_hook(backward_hook)  # type: ignore[no-untyped-call]
+
+        handles.append(module.register_forward_hook(forward_hook))
+
+    for name, (start, end) in zip(lm.layout.names, lm.layout.spans(), strict=True):
+        watch(modules[name.removesuffix(".weight") + ".default"], start, end)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _training(lm: LanguageModel, *, seed: int) -> Iterator[None]:
+    """Training mode with dropout drawn from the seed; evaluation mode and the caller's generator state after."""
+    lm.model.train()
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.set_state(torch_rng(seed, "dropout").get_state())
+            if devices:
+                torch.cuda.manual_seed(seed_for(seed, "dropout"))
+            yield
+    finally:
+        lm.model.eval()
+
+
+def _optimizer(lm: LanguageModel, name: str, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    lm.flat.grad = lm.flat_grad
+    if name == "sgd":
+        return torch.optim.SGD([lm.flat], lr=lr)
+    return torch.optim.AdamW([lm.flat], lr=lr, weight_decay=weight_decay)
+
+
+def _epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+    steps = 0
+    for epoch in range(settings.num_epochs):
+        for batch in grouped_batches(lengths, batch_size=settings.batch_size, rng=numpy_rng(seed, "batches", epoch)):
+            if settings.max_steps and steps == settings.max_steps:
+                return
+            yield batch
+            steps += 1
