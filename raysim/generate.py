@@ -1,0 +1,370 @@
+"""Batched generation from a causal language model: left-padded, longest prompt first, greedy or sampled.
+
+A request's tokens depend on its prompt and its seed, not on its neighbours: every row has its own positions, mask and
+stream of random numbers. In float32 a batch therefore gives, token for token, what each prompt alone gives (sums are
+taken in another order, so only a tie of the last few bits could tell them apart).
+
+The fast path differs from `model.generate` in three ways. Rows that have ended leave the batch, and waiting prompts
+take their place. Keys and values live in preallocated blocks that are written in place instead of being concatenated at
+every step. Prompts are prefilled in groups of like length.
+
+Left out: beam search, sliding-window and recurrent layers (refused), and kernels that take no mask (flash attention 2).
+
+Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H key-value heads, D head size.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from raysim.rng import numpy_rng
+
+BLOCK_COLUMNS = 64
+"""Columns by which the cache grows when it is full: one copy in so many steps."""
+MAX_PREFILL_TOKENS = 4096
+"""Most tokens, padding included, of one prefill: bounds its activations."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: greedy unless `temperature` is set."""
+
+    max_new_tokens: int
+    """Most tokens produced for a prompt."""
+    temperature: float = 0.0
+    """Logits are divided by it before a token is drawn; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Tokens are drawn from the smallest set of the most likely ones that holds this much probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens already produced are divided by it where positive, multiplied where negative. The prompt's tokens do not count."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a row besides the end-of-sequence tokens; not returned either."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be greater than 0 (1 is none)")
+
+
+def generate(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 32,
+    autocast_dtype: torch.dtype | None = None,
+) -> list[list[int]]:
+    """The new token ids for each prompt, in the order of the prompts, without the token that ended them.
+
+    Guarantees: `batch_size`, the other prompts and their order change no token (in float32); with a temperature, a row is a
+    function of its prompt and its seed, and a larger `max_new_tokens` only continues it; the modes of the model's modules
+    and its gradients are left as they were.
+
+    Errors: ValueError for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, missing
+    seeds, or a model with other than full-attention layers.
+    """
+    if not prompts:
+        return []
+    _check_requests(model, prompts, sampling=sampling, seeds=seeds, batch_size=batch_size)
+    requests = [_Request(prompt=prompt, noise=None if seeds is None else numpy_rng(seeds[i], "tokens")) for i, prompt in enumerate(prompts)]
+    waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))
+    stop = frozenset(eos_token_ids) | frozenset(sampling.stop_token_ids)
+    batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=autocast_dtype or model.dtype)
+    autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+    with _eval_mode(model), torch.inference_mode(), autocast:
+        while waiting or batch.requests:
+            group = batch.next_group(waiting)
+            logits_BV = batch.prefill(group) if group else batch.step()
+            _append_tokens(logits_BV, group or batch.requests, sampling=sampling, stop=stop)
+            batch.drop_finished()
+    return [request.produced for request in requests]
+
+
+@dataclass
+class _Request:
+    prompt: Sequence[int]
+    noise: np.random.Generator | None
+    produced: list[int] = field(default_factory=list)
+    finished: bool = False
+
+
+def _check_requests(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    seeds: Sequence[int] | None,
+    batch_size: int,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if sampling.temperature > 0 and seeds is None:
+        raise ValueError(f"temperature={sampling.temperature} needs seeds, one for each of the {len(prompts)} prompts")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"seeds has {len(seeds)} entries but there are {len(prompts)} prompts; give one seed for each")
+    context = model.config.max_position_embeddings
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{index}] is empty; a prompt needs at least 1 token")
+        if len(prompt) + sampling.max_new_tokens > context:
+            raise ValueError(
+                f"prompts[{index}] has {len(prompt)} tokens but at most {context - sampling.max_new_tokens} fit: the context is "
+                f"max_position_embeddings={context} and max_new_tokens={sampling.max_new_tokens}; shorten the prompt or lower max_new_tokens"
+            )
+    others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if type(layer) is not DynamicLayer}
+    if others:
+        raise ValueError(
+            f"model_type={model.config.model_type!r} has layers that need {', '.join(sorted(others))}; only full attention is supported"
+        )
+
+
+@contextlib.contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@dataclass
+class _Window:
+    """Where the forward pass at hand stands in the cache: its rows, the first column it sees, and those it writes."""
+
+    rows: slice
+    first: int
+    write: slice
+
+
+class _BlockLayer(DynamicLayer):
+    """Keys and values of one layer in one block of shape BHCD, written in place; attention reads views of it."""
+
+    def __init__(self, window: _Window, *, max_rows: int, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in transformers
+        self.window = window
+        self.max_rows = max_rows
+        self.dtype = dtype
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        shape = (self.max_rows, key_states.shape[1], self.window.write.stop + BLOCK_COLUMNS, key_states.shape[3])
+        # Zeros, since a masked column still enters a product: 0 times what lies there must be 0.
+        self.keys = torch.zeros(shape, dtype=self.dtype, device=key_states.device)
+        self.values = torch.zeros((*shape[:3], value_states.shape[3]), dtype=self.dtype, device=key_states.device)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        rows, write = self.window.rows, self.window.write
+        assert write.stop <= self.keys.shape[2], (write, self.keys.shape)
+        self.keys[rows, :, write] = key_states
+        self.values[rows, :, write] = value_states
+        seen = slice(self.window.first, write.stop)
+        return self.keys[rows, :, seen], self.values[rows, :, seen]
+
+    def move_rows(self, source: list[int], target: list[int], columns: slice) -> None:
+        for block in (self.keys, self.values):
+            assert block is not None
+            for old, new in zip(source, target, strict=True):
+                block[new, :, columns] = block[old, :, columns]
+
+    def relocate(self, *, num_rows: int, columns: slice) -> None:
+        """Moves `columns` to the front of a new block that has `BLOCK_COLUMNS` free ones behind them."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys = self._relocated(self.keys, num_rows, columns)
+        self.values = self._relocated(self.values, num_rows, columns)
+
+    def _relocated(self, old: torch.Tensor, num_rows: int, columns: slice) -> torch.Tensor:
+        length = columns.stop - columns.start
+        new = old.new_zeros((old.shape[0], old.shape[1], length + BLOCK_COLUMNS, old.shape[3]))
+        new[:num_rows, :, :length] = old[:num_rows, :, columns]
+        return new
+
+    def get_seq_length(self) -> int:
+        return int(self.window.write.start) - self.window.first
+
+
+class _Batch:
+    """The rows being generated and their cache: all rows end at column `end`, and row b begins at `starts[b]`.
+
+    Prompts come longest first, so a newcomer is never longer than a row that is there, and fits left of `end`.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, *, max_rows: int, pad_token_id: int, dtype: torch.dtype) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self.pad_token_id = pad_token_id
+        self.dtype = dtype
+        self.window = _Window(slice(0, 0), 0, slice(0, 0))
+        self.layers = [_BlockLayer(self.window, max_rows=max_rows, dtype=dtype) for _ in range(model.config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.layers))
+        self.requests: list[_Request] = []
+        self.starts: list[int] = []
+        self.end = 0
+        self.capacity = 0
+
+    def next_group(self, waiting: deque[_Request]) -> list[_Request]:
+        """The waiting prompts to prefill now (taken from `waiting`), or none while too few rows are free to be worth a pass."""
+        num_free = self.max_rows - len(self.requests)
+        if not waiting or (self.requests and num_free < max(1, min(self.max_rows // 8, len(waiting)))):
+            return []
+        longest = len(waiting[0].prompt)
+        num_rows = min(num_free, max(1, MAX_PREFILL_TOKENS // longest))
+        group: list[_Request] = []
+        while waiting and len(group) < num_rows and len(waiting[0].prompt) >= 0.8 * longest:
+            group.append(waiting.popleft())
+        return group
+
+    def prefill(self, group: list[_Request]) -> torch.Tensor:
+        """Adds rows for `group` and returns the float32 logits BV of their first new tokens."""
+        length, num_rows = len(group[0].prompt), len(self.requests)
+        if not self.requests:
+            self.end = length
+        assert length <= self.end - min(self.starts, default=0), (length, self.end, self.starts)
+        pads = [length - len(request.prompt) for request in group]
+        tokens_BT = torch.tensor([[self.pad_token_id] * pad + list(request.prompt) for pad, request in zip(pads, group, strict=True)])
+        pads_B1 = torch.tensor(pads)[:, None]
+        column_T = torch.arange(length)
+        causal_TC = column_T[:, None] >= column_T
+        allowed_BTC = (causal_TC & (column_T >= pads_B1)[:, None]) | torch.eye(length, dtype=torch.bool)
+        self.window.rows = slice(num_rows, num_rows + len(group))
+        self.window.first = self.end - length
+        self.window.write = slice(self.end - length, self.end)
+        self.requests.extend(group)
+        self.starts.extend(self.window.first + pad for pad in pads)
+        self.capacity = self.capacity or self.end + BLOCK_COLUMNS
+        return self._forward(tokens_BT, (column_T - pads_B1).clamp_min(0), allowed_BTC)
+
+    def step(self) -> torch.Tensor:
+        """Feeds every row its last token and returns the float32 logits BV of the next ones."""
+        if self.end == self.capacity:
+            self._make_room()
+        first = min(self.starts)
+        starts_B1 = torch.tensor(self.starts)[:, None]
+        tokens_B1 = torch.tensor([request.produced[-1:] for request in self.requests])
+        self.window.rows = slice(0, len(self.requests))
+        self.window.first = first
+        self.window.write = slice(self.end, self.end + 1)
+        self.end += 1
+        allowed_BC = torch.arange(first, self.end) >= starts_B1
+        return self._forward(tokens_B1, self.end - 1 - starts_B1, allowed_BC[:, None])
+
+    def drop_finished(self) -> None:
+        """Takes the finished rows out; rows from the back move into the gaps."""
+        live = [row for row, request in enumerate(self.requests) if not request.finished]
+        if len(live) == len(self.requests):
+            return
+        gaps = sorted(set(range(len(live))) - set(live))
+        movers = live[len(live) - len(gaps) :]
+        if gaps:
+            columns = slice(min(self.starts[row] for row in movers), self.end)
+            for layer in self.layers:
+                layer.move_rows(movers, gaps, columns)
+        for old, new in zip(movers, gaps, strict=True):
+            self.requests[new], self.starts[new] = self.requests[old], self.starts[old]
+        del self.requests[len(live) :], self.starts[len(live) :]
+
+    def _make_room(self) -> None:
+        first = min(self.starts)
+        for layer in self.layers:
+            layer.relocate(num_rows=len(self.requests), columns=slice(first, self.end))
+        self.starts = [start - first for start in self.starts]
+        self.end -= first
+        self.capacity = self.end + BLOCK_COLUMNS
+
+    def _forward(self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, allowed_BTC: torch.Tensor) -> torch.Tensor:
+        device = self.model.device
+        # An additive mask, made once here: a boolean one would be converted again in every layer.
+        mask_B1TC = torch.zeros(allowed_BTC.shape, dtype=self.dtype).masked_fill_(~allowed_BTC, torch.finfo(self.dtype).min)[:, None]
+        output = self.model(
+            input_ids=tokens_BT.to(device),
+            attention_mask=mask_B1TC.to(device),
+            position_ids=positions_BT.to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV: torch.Tensor = output.logits[:, -1].float()
+        return logits_BV
+
+
+def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> None:
+    if sampling.repetition_penalty != 1:
+        logits_BV = _penalise(logits_BV, [request.produced for request in requests], penalty=sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        noise_BV = torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
+        tokens_B = draw(logits_BV / sampling.temperature, noise_BV, top_p=sampling.top_p)
+    for request, token in zip(requests, tokens_B.tolist(), strict=True):
+        if token not in stop:
+            request.produced.append(token)
+        request.finished = token in stop or len(request.produced) == sampling.max_new_tokens
+
+
+def _penalise(logits_BV: torch.Tensor, produced: list[list[int]], *, penalty: float) -> torch.Tensor:
+    rows = torch.tensor([row for row, tokens in enumerate(produced) for _ in tokens], dtype=torch.long, device=logits_BV.device)
+    columns = torch.tensor([token for tokens in produced for token in tokens], dtype=torch.long, device=logits_BV.device)
+    values = logits_BV[rows, columns]
+    penalised = logits_BV.clone()
+    penalised[rows, columns] = torch.where(values > 0, values / penalty, values * penalty)
+    return penalised
+
+
+def _gumbel_noise(requests: list[_Request], num_tokens: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """One Gumbel variate for each row and token, each row from its own stream.
+
+    Drawn in float64: float32 would give an exponential of exactly 0 about once in 2**23 draws, that is, a token of
+    no probability at all about once in 200 steps.
+    """
+    noise_BV = np.empty((len(requests), num_tokens), dtype=np.float32)
+    for row, request in enumerate(requests):
+        assert request.noise is not None
+        noise_BV[row] = request.noise.standard_exponential(num_tokens)
+    return -np.log(noise_BV)
+
+
+def draw(logits_BV: torch.Tensor, noise_BV: torch.Tensor, *, top_p: float) -> torch.Tensor:
+    """The drawn token of each row: the largest sum of logit and Gumbel noise within the `top_p` nucleus.
+
+    The largest of `logit + noise` over all tokens is distributed as softmax(logits); unlike an inverse of the cumulative
+    distribution, it changes only where two sums tie, so that rounding elsewhere in the vocabulary does not move it.
+    """
+    if top_p == 1:
+        return (logits_BV + noise_BV).argmax(-1)
+    normaliser_B1 = logits_BV.logsumexp(-1, keepdim=True)
+    num_tokens = logits_BV.shape[1]
+    size = min(256, num_tokens)
+    while True:
+        top_BK, ids_BK = logits_BV.topk(size)
+        probs_BK = (top_BK - normaliser_B1).exp()
+        before_BK = probs_BK.cumsum(-1) - probs_BK
+        if size == num_tokens or bool((before_BK[:, -1] >= top_p).all()):
+            break
+        size = min(4 * size, num_tokens)
+    inside_BK = before_BK < top_p
+    scores_BK = torch.where(inside_BK, top_BK + noise_BV.gather(1, ids_BK), -torch.inf)
+    return ids_BK.gather(1, scores_BK.argmax(-1, keepdim=True))[:, 0]
