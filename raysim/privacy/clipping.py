@@ -1,0 +1,101 @@
+"""Bounded sums of updates and the noise that goes with the bound. The sensitivity is stated here and nowhere else.
+
+With `clip_norm` set, every update enters the sum with weight 1 and L2 norm at most `clip_norm`, and an update that is
+not finite enters as zero. So adding or removing one client moves the sum by at most `clip_norm` (not twice that: the
+relation is add/remove, not replace). `noise_and_divide` adds noise to that same sum and divides by a number that does
+not depend on who came.
+
+Left out: adaptive clipping (its quantile would have to be paid for), and weights under clipping (a weight is a second,
+unbounded factor).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raysim.privacy.noise import gaussian
+
+Vector = npt.NDArray[np.float32]
+Total = npt.NDArray[np.float64]
+
+MARGIN = 1.0 - 2.0**-40
+"""Updates are scaled to this share of the bound, so that rounding in the measured norm cannot lift them over it."""
+
+
+@dataclass(frozen=True)
+class ChunkSum:
+    """The sum over a chunk of clients, and what the record of the round says about them."""
+
+    total: Total
+    """Sum of weight times (clipped) update, in float64: in float32 the rounding of a large sum would itself exceed the bound."""
+    weight: float
+    """Sum of the weights of the updates that were kept."""
+    norms: tuple[float, ...]
+    """L2 norm of each kept update before clipping."""
+    num_clipped: int
+    """How many kept updates were longer than the bound."""
+    num_dropped: int
+    """How many updates were not finite and count as zero."""
+    clip_norm: float | None
+    """The bound that was applied; None for none."""
+
+
+def clip_and_sum(updates: Sequence[Vector], *, weights: Sequence[float], clip_norm: float | None) -> ChunkSum:
+    """The weighted sum of a chunk's updates, in the order given, each clipped to `clip_norm` unless that is None.
+
+    Guarantees: with `clip_norm`, one update more or less moves `total` by at most `clip_norm`, whatever its values.
+    Edge cases: an update with a NaN or an infinity is left out and counted.
+    """
+    assert updates, "a chunk holds at least one client"
+    assert len(updates) == len(weights), f"{len(updates)} updates but {len(weights)} weights"
+    assert clip_norm is None or set(weights) == {1.0}, f"clipping bounds a sum with weights of 1 only, not {sorted(set(weights))}"
+    total = np.zeros(len(updates[0]), dtype=np.float64)
+    kept_weight, norms, num_clipped = 0.0, list[float](), 0
+    for update, weight in zip(updates, weights, strict=True):
+        assert update.shape == total.shape, f"an update of shape {update.shape} in a chunk of shape {total.shape}"
+        if not np.isfinite(update).all():
+            continue
+        norm = l2_norm(update)
+        if clip_norm is not None:
+            update = clip(update, clip_norm=clip_norm)
+            num_clipped += norm > clip_norm
+        total += weight * update.astype(np.float64)
+        kept_weight += weight
+        norms.append(norm)
+    return ChunkSum(total, kept_weight, tuple(norms), num_clipped, len(updates) - len(norms), clip_norm)
+
+
+def noise_and_divide(total: Total, *, noise_std: float, denominator: float, seed: int, secure: bool) -> Vector:
+    """(total + N(0, noise_std^2 I)) / denominator, in float32: the average that is released.
+
+    `noise_std` is on the sum, so it is the noise multiplier times `clip_norm`; `denominator` must not depend on the cohort
+    where there is noise. Equal arguments give equal bits unless `secure`.
+    """
+    if not denominator > 0.0:
+        raise ValueError(f"denominator={denominator!r} must be greater than 0")
+    noisy = total if noise_std == 0.0 else total + gaussian(len(total), std=noise_std, seed=seed, secure=secure)
+    with np.errstate(over="ignore"):
+        return (noisy / denominator).astype(np.float32)
+
+
+def clip(update: Vector, *, clip_norm: float) -> Vector:
+    """`update` scaled down to L2 norm at most `clip_norm` (over all its coordinates together); itself if it is shorter.
+
+    Guarantees: the float64 norm of the float32 result is at most `clip_norm`, for every finite input: the scaling is done
+    in float64, and the result is rounded toward zero.
+    """
+    if not clip_norm > 0.0:
+        raise ValueError(f"clip_norm={clip_norm!r} must be greater than 0")
+    norm = l2_norm(update)
+    if norm <= clip_norm * MARGIN:
+        return update
+    exact = update.astype(np.float64) * (clip_norm / norm * MARGIN)
+    rounded = exact.astype(np.float32)
+    return np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, np.float32(0)), rounded)
+
+
+def l2_norm(update: Vector | Total) -> float:
+    """The L2 norm, squared and summed in float64, where neither 1e38 overflows nor a float32 denormal vanishes."""
+    return float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
