@@ -1,0 +1,390 @@
+"""The configuration: layers, ranges, choices, combinations, and that every refusal is one line naming its key."""
+
+import ast
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from raysim import config as config_module
+from raysim.config import (
+    CHOICES,
+    RANGES,
+    RESULT_NEUTRAL,
+    Config,
+    find_config,
+    flatten_keys,
+    from_layers,
+    load,
+    result_key,
+    shipped_configs,
+    to_dict,
+    to_yaml,
+    with_overrides,
+)
+
+FLAT = flatten_keys(to_dict(Config()))
+NUMERIC = {key for key, value in FLAT.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+LOWEST = sorted(RANGES)
+HIGHEST = sorted(key for key, (_, high, _) in RANGES.items() if math.isfinite(high))
+SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+
+
+def refusal(*overrides: str, source: str | Path = "") -> str:
+    """The text of the refusal of `overrides`, which must be one line."""
+    with pytest.raises(ValueError) as caught:
+        load(source, list(overrides))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+# --- defaults and layers
+
+
+def test_defaults_load_and_equal_the_dataclasses_but_for_what_is_resolved() -> None:
+    resolved = flatten_keys(to_dict(load()))
+    changed = {key: resolved[key] for key in FLAT if resolved[key] != FLAT[key]}
+    assert resolved.keys() == FLAT.keys()
+    assert changed == {"out": "runs/run", "privacy.unit": "none", "server.weighting": "examples"}
+
+
+def test_every_default_can_be_given_by_hand() -> None:
+    plain = {key: value for key, value in FLAT.items() if key != "compare"}
+    assert with_overrides(load(), plain) == load()
+
+
+def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
+    path = written(tmp_path / "c.yaml", "seed: 5\nlora:\n  rank: 8\n")
+    config = load(path, ["lora.rank=2", "lora.dropout=0.1"])
+    assert (config.seed, config.lora.rank, config.lora.dropout, config.lora.alpha) == (5, 2, 0.1, Config().lora.alpha)
+
+
+def test_the_last_of_two_overrides_wins() -> None:
+    assert load("", ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path / "empty.yaml", "")) == load()
+
+
+def test_lists_are_replaced_and_null_is_a_value() -> None:
+    config = load("", ["lora.target_modules=[k_proj]", "data.system_prompt=null"])
+    assert config.lora.target_modules == ["k_proj"]
+    assert config.data.system_prompt is None
+    assert load("", ["data.system_prompt=''"]).data.system_prompt == ""
+
+
+def test_auto_follows_the_method_and_the_guarantee() -> None:
+    assert load("", ["method.name=dplora"]).privacy.unit == "example"
+    assert load("", ["method.name=dplora"]).server.weighting == "uniform"
+    assert load("", ["privacy.unit=client"]).server.weighting == "uniform"
+    assert load("", ["method.name=fedpit"]).server.weighting == "examples"
+    assert load("", ["name=mine"]).out == "runs/mine"
+    assert load("", ["name=mine", "out=elsewhere"]).out == "elsewhere"
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("key", LOWEST)
+def test_below_the_range_is_refused_by_name(key: str) -> None:
+    low, _, inclusive = RANGES[key]
+    below = int(low) - 1 if inclusive else int(low)
+    text = refusal(f"{key}={below}")
+    assert text.startswith(f"{key}=")
+    assert ("at least" if inclusive else "greater than") in text
+
+
+@pytest.mark.parametrize("key", HIGHEST)
+def test_above_the_range_is_refused_by_name(key: str) -> None:
+    high = RANGES[key][1]
+    above = int(high) + 1 if isinstance(high, int) else high + 0.01
+    text = refusal(f"{key}={above}")
+    assert text.startswith(f"{key}=")
+    assert "at most" in text
+
+
+@pytest.mark.parametrize("key", [key for key in LOWEST if RANGES[key][2]])
+def test_the_lowest_value_is_allowed(key: str) -> None:
+    low = RANGES[key][0]
+    assert flatten_keys(to_dict(load("", [f"{key}={low}"])))[key] == low
+
+
+@pytest.mark.parametrize("key", HIGHEST)
+def test_the_highest_value_is_allowed(key: str) -> None:
+    high = RANGES[key][1]
+    assert flatten_keys(to_dict(load("", [f"{key}={high}"])))[key] == high
+
+
+@pytest.mark.parametrize("key", sorted(key for key in NUMERIC if isinstance(FLAT[key], float)))
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_what_is_no_finite_number_is_refused(key: str, value: str) -> None:
+    assert refusal(f"{key}={value}").startswith(f"{key}=")
+
+
+def test_every_number_has_a_range_and_every_range_a_number() -> None:
+    assert set(RANGES) == NUMERIC
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+def test_an_unknown_choice_is_refused_with_the_choices(key: str) -> None:
+    text = refusal(f"{key}=nonsense")
+    assert text.startswith(f"{key}='nonsense'")
+    assert all(repr(choice) in text for choice in CHOICES[key])
+
+
+@pytest.mark.parametrize(("key", "default"), [(key, FLAT[key]) for key in sorted(CHOICES)])
+def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
+    assert default in CHOICES[key]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
+        (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
+        (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
+        (["partition.min_examples=17"], ["partition.min_examples=17"]),
+        (["privacy.unit=example"], ["privacy.unit='example'", "method.name='dplora'"]),
+        (["method.name=dplora", "privacy.unit=none"], ["privacy.unit='none'", "method.name='dplora'"]),
+        (["method.name=dplora", "privacy.unit=client"], ["privacy.unit='client'", "method.name=fedit"]),
+        (["method.name=fedpit", "privacy.unit=client"], ["privacy.unit='client'", "'fedpit'"]),
+        (["privacy.unit=client", "server.weighting=examples"], ["server.weighting='examples'", "uniform"]),
+        (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
+        (["data.source=jsonl"], ["data.path", "a file"]),
+        (["data.source=hub"], ["data.path", "data set id"]),
+        (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
+        (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
+        (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "whole number"]),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(overrides: list[str], named: list[str]) -> None:
+    text = refusal(*overrides)
+    assert all(part in text for part in named), text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["server.cohort_size=3"],
+        ["partition.num_clients=48"],
+        ["partition.num_clients=49", "partition.min_examples=0"],
+        ["partition.num_clients=49", "data.num_train=0"],
+        ["privacy.unit=client", "server.weighting=uniform"],
+        ["method.name=dplora", "privacy.unit=example"],
+        ["data.source=jsonl", "data.path=somewhere.jsonl"],
+        ["resources.num_actors=2"],
+        ["resources.client.num_gpus=0.25"],
+        ["resources.client.num_gpus=2"],
+    ],
+)
+def test_the_neighbours_of_refused_combinations_are_allowed(overrides: list[str]) -> None:
+    load("", overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("lora.rnak=8", "lora.rank"),
+        ("rank=8", "lora.rank"),
+        ("sede=1", "seed"),
+        ("train.learning_rate=1", None),
+        ("resources.client.num_gpu=1", "resources.client.num_gpus"),
+        ("zzz=1", None),
+    ],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(override: str, suggestion: str | None) -> None:
+    text = refusal(override)
+    assert text.startswith(f"unknown key {override.partition('=')[0]}")
+    if suggestion:
+        assert text.endswith(f"did you mean {suggestion}?")
+
+
+def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "c.yaml", "server:\n  num_round: 3\n")
+    assert refusal(source=path) == "unknown key server.num_round; did you mean server.num_rounds?"
+
+
+@pytest.mark.parametrize("override", ["lora=8", "resources.client=1"])
+def test_a_section_is_not_a_value(override: str) -> None:
+    text = refusal(override)
+    assert text.startswith(f"{override.partition('=')[0]} is a section")
+
+
+@pytest.mark.parametrize("override", ["lora.rank=abc", "lora.rank=1.5", "train.lr=fast", "fedpit.accumulate=perhaps", "lora.rank=null"])
+def test_a_value_of_another_type_is_refused_by_name(override: str) -> None:
+    assert override.partition("=")[0] in refusal(override)
+
+
+@pytest.mark.parametrize("override", ["lora.rank", "=3", " =3", ""])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    assert "key=value" in refusal(override)
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [1", "not valid YAML"), ("- 1\n- 2\n", "key: value"), ("7", "c.yaml")])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path / "c.yaml", text)
+    message = refusal(source=path)
+    assert said in message
+    assert str(path) in message
+
+
+def test_a_config_that_is_nowhere_is_refused_with_the_shipped_names() -> None:
+    text = refusal(source="quickstrat")
+    assert "'quickstrat'" in text
+    assert all(name in text for name in SHIPPED)
+
+
+# --- shipped configs
+
+
+def test_the_quickstart_is_shipped() -> None:
+    assert "quickstart" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_config_is_found_by_name_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = shipped_configs() / f"{name}.yaml"
+    assert find_config(name) == find_config(f"{name}.yaml") == path
+    assert load(name) == load(path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_config_holds_differences_from_the_defaults_only(name: str) -> None:
+    plain = OmegaConf.to_container(OmegaConf.load(shipped_configs() / f"{name}.yaml"))
+    assert isinstance(plain, dict)
+    given_values = flatten_keys({str(key): value for key, value in plain.items() if key != "compare"})
+    assert {key: value for key, value in given_values.items() if FLAT[key] == value} == {}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_run_of_a_shipped_comparison_is_allowed(name: str) -> None:
+    for overrides in load(name).compare.values():
+        load(name, [f"{key}={value}" for key, value in flatten_keys(overrides).items()])
+
+
+def test_a_file_wins_over_a_shipped_config_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "quickstart.yaml", "seed: 77\n")
+    assert load("quickstart.yaml").seed == 77
+
+
+# --- the object
+
+
+def sections(config: Any) -> list[Any]:
+    nested = [getattr(config, f.name) for f in dataclasses.fields(config)]
+    return [config, *(part for child in nested if dataclasses.is_dataclass(child) for part in sections(child))]
+
+
+def test_every_part_is_frozen() -> None:
+    parts = sections(load())
+    assert len(parts) > 10
+    for part in parts:
+        first = dataclasses.fields(part)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, first, None)
+
+
+def test_with_overrides_changes_a_copy_and_checks_it() -> None:
+    config = load()
+    changed = with_overrides(config, {"lora.rank": 2})
+    assert (config.lora.rank, changed.lora.rank) == (16, 2)
+    with pytest.raises(ValueError, match=r"^lora\.rank=0"):
+        with_overrides(config, {"lora.rank": 0})
+
+
+def round_trip(config: Config, path: Path) -> Config:
+    return load(written(path, to_yaml(config)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method.name=dplora", "privacy.noise_multiplier=0.5"],
+        ["privacy.unit=client"],
+        ["data.system_prompt=''"],
+        ["data.system_prompt=null"],
+        ["data.system_prompt='line: one # two'"],
+        ["compare={a: {method.name: fedit}, b: {lora: {rank: 4}}}"],
+    ],
+)
+def test_a_written_configuration_loads_as_itself(overrides: list[str], tmp_path: Path) -> None:
+    config = load("", overrides)
+    assert round_trip(config, tmp_path / "config.yaml") == config
+
+
+@given(lr=st.floats(1e-300, 1e300), alpha=st.floats(1e-12, 1e12), seed=st.integers(0, 2**62))
+def test_numbers_survive_the_file_to_the_last_bit(lr: float, alpha: float, seed: int) -> None:
+    config = with_overrides(load(), {"train.lr": lr, "partition.alpha": alpha, "seed": seed})
+    layer = OmegaConf.create(to_yaml(config))
+    assert isinstance(layer, DictConfig)
+    assert from_layers([layer]) == config
+
+
+def test_result_key_leaves_out_what_changes_no_result() -> None:
+    elsewhere = [
+        "name=other",
+        "out=elsewhere",
+        "model.cache_dir=somewhere",
+        "resources.backend=local",
+        "resources.num_actors=2",
+        "resources.client.num_cpus=1",
+        "resources.client.num_gpus=0.5",
+        "resources.client.memory_gb=2",
+        "compare={a: {seed: 1}}",
+    ]
+    assert load("", elsewhere) != load()
+    assert result_key(load("", elsewhere)) == result_key(load())
+
+
+def test_result_key_holds_everything_else() -> None:
+    neutral = {"name", "out", "compare", "model.cache_dir", "resources.backend", "resources.num_actors"}
+    neutral |= {key for key in FLAT if key.startswith("resources.client.")}
+    assert set(FLAT) - set(result_key(load())) == neutral
+    assert all(any(key == n or key.startswith(f"{n}.") for key in FLAT) for n in RESULT_NEUTRAL)
+
+
+@pytest.mark.parametrize("override", ["seed=1", "train.dtype=float32", "resources.num_threads=2", "evaluate.batch_size=2", "lora.rank=2"])
+def test_result_key_sees_what_changes_results(override: str) -> None:
+    assert result_key(load("", [override])) != result_key(load())
+
+
+def test_a_fixture_configuration_is_small(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config("lora.rank=2", "method.name=dplora")
+    assert (config.model.name, config.lora.rank, config.privacy.unit) == ("tiny", 2, "example")
+
+
+def test_every_value_has_a_docstring_under_it() -> None:
+    tree = ast.parse(Path(config_module.__file__).read_text())
+    assert undocumented(tree) == []
+    assert undocumented(ast.parse("@dataclass\nclass A:\n    x: int = 0\n    y: int = 1\n    'y.'\n    z: BConfig = 0")) == ["A.x"]
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """The fields of the module's dataclasses that no docstring follows; sections are described by their own fields."""
+    missing = []
+    for node in (n for n in tree.body if isinstance(n, ast.ClassDef) and n.decorator_list):
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign) or ast.unparse(field.annotation) in SECTION_TYPES | {"BConfig"}:
+                continue
+            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+                missing.append(f"{node.name}.{ast.unparse(field.target)}")
+    return missing
+
+
+SECTION_TYPES = {type(part).__name__ for part in sections(Config())}
