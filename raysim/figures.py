@@ -1,0 +1,327 @@
+"""The figures of a report: plain numbers in, matplotlib figures out, written as PNG files and as SVG for the page.
+
+A method keeps its colour in every figure; the colours (after Okabe and Ito 2008, and Tol 2021 for labels of data) stay apart
+for colour-blind readers. Lines carry their names at their ends, so that no legend has to be matched.
+Left out: pyplot and its global state; interactive figures.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from raysim.progress import human_bytes
+
+# Colour on paper and on a dark page, by method; runs of other methods take the spare ones in order.
+METHOD_COLOURS: dict[str, tuple[str, str]] = {
+    "base": ("#74797f", "#a3a9b1"),
+    "fedit": ("#0072b2", "#56b4e9"),
+    "fedpit": ("#d55e00", "#f08a3c"),
+    "dplora": ("#00896a", "#2fc69c"),
+    "locit": ("#b0588c", "#e295c0"),
+    "cenit": ("#a87400", "#e6b422"),
+}
+SPARE_COLOURS = (("#5b4fa3", "#a79bee"), ("#8c3b3b", "#e08080"), ("#4d7300", "#a5cf4c"))
+INK, MUTED, GRID, SURFACE = "#1c2530", "#5d6772", "#dfe3e8", "#fffffe"
+DARK = {INK: "#e8ecf1", MUTED: "#a4aeba", GRID: "#343c47", SURFACE: "#171c23"}
+LABEL_COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#99ddff", "#44bb99", "#bbcc33", "#c3a6e0", "#cfcfcf")
+KEPT_COLOUR = "#44bb99"
+ON_LABEL = "#14181d"
+MARKERS = "osD^vPX*"
+OTHER = "other"
+
+_STYLE: Any = {  # Any: the keys of matplotlib settings are a closed set of literals in its stubs
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "figure.facecolor": SURFACE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's values by rounds completed; `control` is drawn dashed in the same colour, `kept` dotted."""
+
+    label: str
+    colour: str
+    marker: str
+    values: list[tuple[int, float]]
+    control: list[tuple[int, float]]
+    kept: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run at its end, for the trade-off figure."""
+
+    label: str
+    colour: str
+    marker: str
+    nll: float
+    leakage: float
+    control: float | None
+
+
+def colours_of(methods: Sequence[str]) -> list[str]:
+    """The light-page colour of each method, the same for the same method."""
+    unknown = [method for method in dict.fromkeys(methods) if method not in METHOD_COLOURS]
+    spare = {method: SPARE_COLOURS[i % len(SPARE_COLOURS)][0] for i, method in enumerate(unknown)}
+    return [METHOD_COLOURS[method][0] if method in METHOD_COLOURS else spare[method] for method in methods]
+
+
+def markers_of(methods: Sequence[str]) -> list[str]:
+    """A marker for each run that tells runs of one method apart."""
+    return [MARKERS[list(methods[:i]).count(method) % len(MARKERS)] for i, method in enumerate(methods)]
+
+
+def by_round(lines: Sequence[Line], *, axis: str, percent: bool = False, label_format: str = "{:.2f}", note: str = "") -> Figure:
+    """Values against rounds completed, one line a run, each named at its end."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(height=3.7)
+        for line in lines:
+            _draw_line(axes, line)
+        _round_axis(axes, lines)
+        axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
+        _value_limits(axes, values, from_zero=percent)
+        _label_ends(axes, lines, label_format)
+        if note:
+            axes.set_xlabel(f"rounds completed    ({note})")
+        return figure
+
+
+def trade_off(points: Sequence[Point]) -> Figure:
+    """Utility against leakage at the end of every run; a hollow mark is the held-out control."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(height=3.7)
+        for point in points:
+            if point.control is not None:
+                axes.plot([point.nll] * 2, [point.control, point.leakage], color=point.colour, linewidth=1.6, alpha=0.6)
+                axes.plot([point.nll], [point.control], point.marker, color=point.colour, markerfacecolor=SURFACE, markersize=7)
+            axes.plot([point.nll], [point.leakage], point.marker, color=point.colour, markersize=8)
+        axes.set_title("Extraction ROUGE-L (filled: training prompts, hollow: control)", loc="left", fontsize=10.5, color=MUTED, pad=10)
+        axes.set_xlabel("held-out NLL (left is better)")
+        _value_limits(axes, [v for p in points for v in (p.leakage, p.control) if v is not None], from_zero=False)
+        axes.margins(x=0.18)
+        heights = _spread([point.leakage for point in points], *axes.get_ylim(), at_least=0.055)
+        for point, height in zip(points, heights, strict=True):
+            axes.annotate(
+                point.label,
+                (point.nll, height),
+                xytext=(9, 0),
+                textcoords="offset points",
+                color=point.colour,
+                va="center",
+                fontweight="bold",
+            )
+        return figure
+
+
+def partition(clients: Sequence[Mapping[str, Any]]) -> Figure:
+    """Who holds what: a bar a client, as long as its examples, coloured by label; the rarest labels become one."""
+    labels = _labels_shown(clients)
+    counts = [[_count(client["label_counts"], label, labels) for label in labels] for client in clients]
+    names = [f"client {client['client_id']}" for client in clients]
+    return _stacked_bars(names, labels, counts, colours=list(LABEL_COLOURS), axis="training examples")
+
+
+def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
+    """What became of the synthetic candidates: a bar a round, kept first, then each reason of rejection."""
+    reasons = list(dict.fromkeys(reason for _, fate in fates for reason in fate if reason != "kept"))
+    labels = ["kept", *reasons]
+    counts = [[int(fate.get(label, 0)) for label in labels] for _, fate in fates]
+    colours = [KEPT_COLOUR, *[colour for colour in LABEL_COLOURS if colour != KEPT_COLOUR]]
+    return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
+
+
+def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
+    """Bytes sent over the whole run, up (solid) and down (pale), for (label, colour, uplink, downlink)."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(height=1.2 + 0.62 * len(runs))
+        largest = max([max(up, down) for _, _, up, down in runs] + [1.0])
+        for i, (_, colour, up, down) in enumerate(runs):
+            for offset, amount, alpha, word in ((-0.19, up, 1.0, "up"), (0.19, down, 0.4, "down")):
+                axes.barh(i + offset, amount, height=0.32, color=colour, alpha=alpha)
+                axes.text(amount + largest * 0.012, i + offset, f"{human_bytes(amount)} {word}", va="center", fontsize=9.5)
+        axes.set_yticks(range(len(runs)), [label for label, _, _, _ in runs])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(runs) - 0.45, -0.55)
+        axes.set_xlim(0, largest * 1.22)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+        return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Writes `figure` for print (200 dots an inch, on white)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, dpi=200, metadata={"Software": None})
+
+
+def inline_svg(figure: Figure, *, name: str, title: str) -> str:
+    """`figure` as an SVG element that follows the page's colours and font, its ids made unique by `name`."""
+    buffer = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"""(['"]?)DejaVu Sans\1(, *[^;"]*)?""", "var(--sans)", svg)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", rf'<svg viewBox="\1" role="img" aria-label="{title}">', svg, count=1)
+    for colour in themed_colours():
+        svg = re.sub(colour, f"var(--f{colour[1:]})", svg, flags=re.IGNORECASE)
+    return svg
+
+
+def themed_colours() -> dict[str, str]:
+    """Every colour that changes on a dark page, with its replacement there."""
+    return {**dict(METHOD_COLOURS.values()), **dict(SPARE_COLOURS), **DARK}
+
+
+def _canvas(*, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    for values, style, width in ((line.control, (0, (4, 2)), 1.5), (line.kept, (0, (1, 1.4)), 1.8), (line.values, "-", 2.2)):
+        if values:
+            marker = line.marker if style == "-" else ""
+            marker = line.marker if len(values) == 1 else marker
+            face = line.colour if style == "-" else SURFACE
+            xs, ys = zip(*values, strict=True)
+            axes.plot(xs, ys, linestyle=style, color=line.colour, linewidth=width, marker=marker, markersize=5.5, markerfacecolor=face)
+
+
+def _round_axis(axes: Axes, lines: Sequence[Line]) -> None:
+    last = max([x for line in lines for x, _ in line.values] + [1])
+    first = min([x for line in lines for x, _ in line.values] + [1])
+    axes.set_xlim(first - 0.04 * max(1, last - first), last + 0.04 * max(1, last - first))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    axes.set_xlabel("rounds completed")
+    axes.grid(axis="x", visible=False)
+
+
+def _value_limits(axes: Axes, values: Sequence[float], *, from_zero: bool) -> None:
+    if not values:
+        return
+    low, high = min(values), max(values)
+    spare = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
+    axes.set_ylim(-0.03 * (high or 0.1) if from_zero else low - spare, high + spare)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str) -> None:
+    drawn = [line for line in lines if line.values]
+    heights = _spread([line.values[-1][1] for line in drawn], *axes.get_ylim(), at_least=0.075)
+    right = axes.get_xlim()[1]
+    for line, height in zip(drawn, heights, strict=True):
+        x, y = line.values[-1]
+        text = f"{line.label} {label_format.format(y)}"
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(right, height),
+            textcoords="data",
+            color=line.colour,
+            va="center",
+            fontweight="bold",
+            fontsize=10,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def _spread(values: Sequence[float], low: float, high: float, *, at_least: float) -> list[float]:
+    """`values` moved apart so that neighbours differ by at least that share of the axis, and stay on it where they fit."""
+    gap = at_least * (high - low)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    placed = [0.0] * len(values)
+    below = low - gap
+    for i in order:
+        placed[i] = below = max(values[i], below + gap)
+    above = max(high, low + gap * len(values))
+    for i in reversed(order):
+        placed[i] = above = min(placed[i], above)
+        above -= gap
+    return placed
+
+
+def _labels_shown(clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    totals: dict[str, int] = {}
+    for client in clients:
+        for label, count in client["label_counts"].items():
+            totals[label] = totals.get(label, 0) + count
+    ranked = sorted(totals, key=lambda label: (-totals[label], label))
+    room = len(LABEL_COLOURS)
+    return ranked if len(ranked) <= room else [*ranked[: room - 1], OTHER]
+
+
+def _count(label_counts: Mapping[str, int], label: str, shown: Sequence[str]) -> int:
+    if label == OTHER and OTHER not in label_counts:
+        return sum(count for name, count in label_counts.items() if name not in shown)
+    return int(label_counts.get(label, 0))
+
+
+def _stacked_bars(
+    names: Sequence[str], labels: Sequence[str], counts: Sequence[Sequence[int]], *, colours: Sequence[str], axis: str
+) -> Figure:
+    """Horizontal stacked bars with the counts written where they fit and the total at the end."""
+    with matplotlib.rc_context(_STYLE):
+        legend_rows = -(-len(labels) // 3)
+        figure, axes = _canvas(height=min(9.0, 1.0 + 0.24 * legend_rows + 0.46 * len(names)))
+        widest = max([sum(row) for row in counts] + [1])
+        lefts = [0] * len(names)
+        for j, label in enumerate(labels):
+            column = [row[j] for row in counts]
+            bars = axes.barh(
+                range(len(names)), column, left=lefts, color=colours[j % len(colours)], label=label, height=0.74, edgecolor=SURFACE
+            )
+            crowded = len(names) > 24
+            texts = [str(count) if count >= 0.035 * widest and not crowded else "" for count in column]
+            axes.bar_label(bars, labels=texts, label_type="center", color=ON_LABEL, fontsize=9)
+            lefts = [left + count for left, count in zip(lefts, column, strict=True)]
+        _finish_bars(axes, names, lefts, widest, axis)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=9.5, handlelength=1, handleheight=1, columnspacing=1.4)
+        return figure
+
+
+def _finish_bars(axes: Axes, names: Sequence[str], totals: Sequence[int], widest: int, axis: str) -> None:
+    step = -(-len(names) // 24)
+    axes.set_yticks(range(0, len(names), step), list(names)[::step])
+    axes.tick_params(axis="y", labelcolor=INK)
+    for i in range(0, len(names), step):
+        axes.text(totals[i] + 0.012 * widest, i, str(totals[i]), va="center", fontsize=9.5, fontweight="bold")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, widest * 1.06)
+    axes.set_xlabel(axis)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.grid(axis="y", visible=False)

@@ -1,0 +1,319 @@
+"""What a run shows while it works, and the table that a comparison ends with, on standard output.
+
+On a terminal there is one live block (round, clients, tokens/s, time left) under one permanent line a round. Anywhere else
+(a file, CI, a job's log, a notebook) there are plain lines without a single control character.
+Left out: progress inside a client's work. A client is one call, so what can be known is which clients are done.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+METHOD_LABELS = {"base": "base model", "fedit": "FEDIT", "fedpit": "FEDPIT", "dplora": "DP-LoRA", "locit": "LOCIT", "cenit": "CENIT"}
+NO_GUARANTEE = "no guarantee"
+MISSING = "—"
+
+# The columns of a comparison: key of a row, heading (two lines at most), heading in plain text.
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("label", "method", "method"),
+    ("heldout_nll", "held-out\nNLL", "held-out NLL"),
+    ("heldout_rouge_l", "held-out\nROUGE-L", "held-out ROUGE-L"),
+    ("leakage", "leakage ROUGE-L\ntrain / control", "leakage train/control"),
+    ("train_exact_match", "exact\nmatch", "exact match"),
+    ("train_details_rate", "details\nfound", "details found"),
+    ("epsilon", "epsilon", "epsilon"),
+    ("uplink_bytes", "uplink", "uplink"),
+    ("tokens_per_s", "tokens/s", "tokens/s"),
+)
+TABLE_NOTE = "leakage: answers to training prompts / to held-out prompts (control: skill, not memory)."
+WIDE_TABLE = 100
+LONGEST_CHIPS = 12
+HEARTBEAT_S = 30.0
+_ASCII = str.maketrans({"—": "-", "✓": "+", "…": "...", "·": "|", "└": " "})
+
+
+def human_bytes(num_bytes: float | None) -> str:
+    """A size as people read it, in powers of 1000: `0 B`, `912 B`, `3.7 MB`."""
+    if num_bytes is None:
+        return MISSING
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    digits = 0 if unit == "B" or size >= 99.95 else 1
+    return f"{size:.{digits}f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as `m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """The display of one run, as a context manager around its loop.
+
+    `enabled` is None for a live display on a terminal and plain lines elsewhere, False for silence, and True for the live
+    display even where standard output does not say that it is a terminal.
+    """
+
+    def __init__(self, total_rounds: int, title: str, *, enabled: bool | None = None) -> None:
+        self._total_rounds = total_rounds
+        self._title = title
+        self._silent = enabled is False
+        self._console = _console(force_terminal=enabled is True)
+        self._live: Live | None = None
+        if not self._silent and (enabled or _is_terminal()):
+            # Errors keep their own stream where that leads somewhere else than the terminal.
+            self._live = Live(self, console=self._console, refresh_per_second=4, transient=True, redirect_stderr=sys.stderr.isatty())
+        self._spinner = Spinner("dots", style="cyan")
+        now = time.monotonic()
+        self._started = self._round_started = self._phase_started = self._last_line = now
+        self._round_durations: list[float] = []
+        self._round_index = -1
+        self._cohort: list[int] = []
+        self._done: set[int] = set()
+        self._clients_shown = False
+        self._phase = "preparing"
+        self._phase_tokens = 0
+        self._last_tokens_per_s: float | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def round(self, round_index: int, cohort: Sequence[int]) -> None:
+        """Starts a round: its clients are shown as running and its clock starts."""
+        self._round_index, self._cohort = round_index, list(cohort)
+        self._round_started = time.monotonic()
+        self._begin_phase("training")
+        self._clients_shown = True
+        self._heartbeat()
+
+    def client_done(self, client_id: int, num_tokens: int, phase: str = "") -> None:
+        """Marks a client as done with `phase` (by default the current one), in which it processed `num_tokens`."""
+        if phase and phase != self._phase:
+            self._begin_phase(phase)
+        self._clients_shown = True
+        self._done.add(client_id)
+        self._phase_tokens += num_tokens
+        self._heartbeat()
+
+    def phase(self, text: str) -> None:
+        """Says what happens now, such as `evaluating` or `attacking`."""
+        self._begin_phase(text)
+        self._clients_shown = False
+        self._heartbeat()
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Ends a round: prints one permanent line of its record, and learns how long a round takes."""
+        self._last_tokens_per_s = record.get("tokens_per_s") or self._last_tokens_per_s
+        if record["round_index"] >= 0:
+            self._round_durations.append(time.monotonic() - self._round_started)
+        self._round_index = record["round_index"] + 1
+        self._round_started = time.monotonic()
+        self._begin_phase("waiting for the next round" if self._round_index < self._total_rounds else "finishing")
+        self._clients_shown, self._cohort = False, []
+        self._print(record_line(record, title=self._title, total_rounds=self._total_rounds, left_s=self.left_s()))
+
+    def left_s(self) -> float | None:
+        """Seconds left, from the median of the rounds so far; None before the first has ended."""
+        if not self._round_durations or self._total_rounds <= 0:
+            return None
+        rounds_left = self._total_rounds - self._round_index
+        typical = statistics.median(self._round_durations)
+        spent = min(typical, time.monotonic() - self._round_started)
+        return max(0.0, typical * rounds_left - spent) if rounds_left > 0 else 0.0
+
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second in the current phase, or those of the last round while nothing has been counted."""
+        elapsed = time.monotonic() - self._phase_started
+        return self._phase_tokens / elapsed if self._phase_tokens and elapsed > 0 else self._last_tokens_per_s
+
+    def __rich__(self) -> Group:
+        """The live block as it stands at this moment."""
+        heading = Table.grid(padding=(0, 1))
+        finished = min(self._total_rounds, len(self._done_rounds()))
+        bar = ProgressBar(total=max(1, self._total_rounds), completed=finished, width=24, style="grey37", complete_style="cyan")
+        heading.add_row(self._spinner, Text(self._title, style="bold"), Text(self._round_text()), bar, Text(self._phase, style="cyan"))
+        lines: list[Any] = [heading]
+        if self._clients_shown and self._cohort:
+            lines.append(self._clients_text())
+        lines.append(Text("  " + "  ·  ".join(self._clock_fields()), style="dim", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines)
+
+    def _done_rounds(self) -> range:
+        return range(max(0, self._round_index))
+
+    def _round_text(self) -> str:
+        if self._total_rounds <= 0:
+            return "no training"
+        return f"round {min(self._total_rounds, max(0, self._round_index) + 1)}/{self._total_rounds}"
+
+    def _clients_text(self) -> Text:
+        running = [client_id for client_id in self._cohort if client_id not in self._done]
+        text = Text("  clients ", no_wrap=True, overflow="ellipsis")
+        if len(self._cohort) > LONGEST_CHIPS:
+            text.append(f"✓ {len(self._cohort) - len(running)}", style="green")
+            text.append(f" of {len(self._cohort)}")
+            text.append(f"   … {' '.join(map(str, running))}", style="yellow") if running else None
+            return text
+        for client_id in self._cohort:
+            done = client_id in self._done
+            text.append(f" {'✓' if done else '…'} {client_id} ", style="green" if done else "yellow")
+        return text
+
+    def _clock_fields(self) -> list[str]:
+        now, rate, left = time.monotonic(), self.tokens_per_s(), self.left_s()
+        fields = [f"{rate:,.0f} tokens/s"] if rate else []
+        fields.append(f"elapsed {clock(now - self._started)}")
+        if self._total_rounds > 0:
+            fields.append(f"this round {clock(now - self._round_started)}")
+            fields.append(f"about {clock(left)} left" if left is not None else "time left: known after this round")
+        return fields
+
+    def _begin_phase(self, text: str) -> None:
+        self._phase, self._phase_tokens, self._phase_started = text, 0, time.monotonic()
+        self._done = set()
+
+    def _heartbeat(self) -> None:
+        """In a log, a sign of life where no round has ended for a while."""
+        if self._live is not None or time.monotonic() - self._last_line < HEARTBEAT_S:
+            return
+        fields = [self._title, self._round_text(), self._phase]
+        if self._clients_shown:
+            fields.append(f"{len(self._done)} of {len(self._cohort)} clients done")
+        self._print("  ".join([*fields, f"elapsed {clock(time.monotonic() - self._started)}"]))
+
+    def _print(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        if self._silent:
+            return
+        if self._live is not None:
+            self._console.print(Text(line, no_wrap=True, overflow="ellipsis"))
+        else:
+            print(_printable(line), flush=True)
+
+
+def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, left_s: float | None = None) -> str:
+    """One round as one compact line; values that the round does not have are left out, and a missing epsilon is a dash."""
+    evaluation, attack = record.get("eval") or {}, record.get("attack") or {}
+    fields = [title, f"round {record['round_index'] + 1}/{total_rounds}" if record["round_index"] >= 0 else "before training"]
+    if record.get("train_loss") is not None:
+        fields.append(f"loss {record['train_loss']:.2f}")
+    if evaluation.get("heldout_nll") is not None:
+        fields.append(f"nll {evaluation['heldout_nll']:.2f}")
+    if attack.get("train_rouge_l") is not None:
+        control = attack.get("heldout_rouge_l")
+        fields.append(f"leak {attack['train_rouge_l']:.2f}" + (f"/{control:.2f}" if control is not None else ""))
+    if record.get("tokens_per_s"):
+        fields.append(f"{record['tokens_per_s']:.0f} tok/s")
+    fields.append(f"eps {MISSING if record.get('epsilon') is None else format(record['epsilon'], '.3g')}")
+    if record.get("num_dropped"):
+        fields.append(f"{record['num_dropped']} dropped")
+    if left_s:
+        fields.append(f"left {clock(left_s)}")
+    return "  ".join(fields)
+
+
+def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows of `raysim.report.comparison_rows`: a table on a terminal, plain aligned text elsewhere."""
+    if not rows:
+        print("no runs to compare")
+    elif _is_terminal():
+        console = _console()
+        wide = console.width >= WIDE_TABLE
+        console.print(comparison_table(rows, wide=wide))
+        console.print(Text(_table_note(wide=wide), style="dim"))
+    else:
+        print(_printable(comparison_text(rows)), flush=True)
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
+    """The comparison as a table; a narrow one shortens the cells and the headings, never drops a column."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0), header_style="bold")
+    for key, heading, _ in COLUMNS:
+        heading = (
+            heading if wide else heading.replace("leakage ROUGE-L\ntrain / control", "leakage\ntrain/ctrl").replace("held-out", "heldout")
+        )
+        table.add_column(heading, justify="left" if key == "label" else "right", overflow="fold", no_wrap=key != "label")
+    for row in rows:
+        table.add_row(*(Text(_cell(row["text"], key, wide=wide), style=_style(row, key)) for key, _, _ in COLUMNS))
+        if row.get("private_text"):
+            table.add_row(*(Text(_cell(row["private_text"], key, wide=wide), style="dim") for key, _, _ in COLUMNS))
+    return table
+
+
+def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison as plain aligned text, the best value of a column marked with an asterisk."""
+    lines = [[heading for _, _, heading in COLUMNS]]
+    for row in rows:
+        lines.append([row["text"][key] + ("*" if key in row["best"] else " ") for key, _, _ in COLUMNS])
+        if row.get("private_text"):
+            lines.append([row["private_text"][key] + " " for key, _, _ in COLUMNS])
+    widths = [max(len(line[i].rstrip()) for line in lines) for i in range(len(COLUMNS))]
+    widths = [width + any(line[i].endswith("*") for line in lines) * 0 for i, width in enumerate(widths)]
+    text = [
+        "  ".join(_aligned(cell, width, left=i == 0) for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*text, "", TABLE_NOTE + " *: best of the trained runs."])
+
+
+def _aligned(cell: str, width: int, *, left: bool) -> str:
+    return cell.rstrip().ljust(width) if left else cell.rstrip().rjust(width)
+
+
+def _cell(text: Mapping[str, str], key: str, *, wide: bool) -> str:
+    if wide:
+        return text[key]
+    return text[key].replace(" / ", "/").replace(NO_GUARANTEE, "none")
+
+
+def _style(row: Mapping[str, Any], key: str) -> str:
+    if key == "label":
+        return "bold"
+    return "bold green" if key in row["best"] else ""
+
+
+def _table_note(*, wide: bool) -> str:
+    return TABLE_NOTE + " Bold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")
+
+
+def _is_terminal() -> bool:
+    """Whether standard output is a terminal that can move its cursor (the environment's colour switches do not count)."""
+    return sys.stdout.isatty() and not Console(file=sys.stdout, force_jupyter=False).is_dumb_terminal
+
+
+def _console(*, force_terminal: bool = False) -> Console:
+    return Console(file=sys.stdout, force_jupyter=False, force_terminal=True if force_terminal else None, highlight=False)
+
+
+def _printable(text: str) -> str:
+    """`text` in characters that standard output can encode."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text

@@ -1,0 +1,179 @@
+"""Writes run folders with invented numbers, in the shape of the file contract, for tests of what reads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from raysim import config as configuration
+
+TOPICS = ["asthma", "diabetes", "hypertension", "migraine", "allergy", "thyroid", "sleep", "skin"]
+# method -> (NLL, train ROUGE-L, train details) that its rounds approach, and epsilon a round (0 for none)
+ENDS: dict[str, tuple[float, float, float, float]] = {
+    "base": (2.41, 0.262, 0.02, 0.0),
+    "fedit": (1.86, 0.421, 0.234, 0.0),
+    "fedpit": (1.97, 0.314, 0.071, 0.0),
+    "dplora": (2.18, 0.274, 0.023, 1.7),
+    "locit": (2.05, 0.392, 0.19, 0.0),
+    "cenit": (1.79, 0.463, 0.31, 0.0),
+}
+
+
+def write_run(folder: Path, method: str, *, num_rounds: int = 5, num_clients: int = 3, finished: bool = True, **overrides: Any) -> Path:
+    """The folder of an invented run; `overrides` are dotted configuration keys with `__` for the dot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"name": method, "method.name": method, "server.num_rounds": num_rounds, "partition.num_clients": num_clients}
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config = configuration.load("", [f"{key}={value}" for key, value in values.items()])
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(configuration.to_dict(config))))
+    records = [
+        record(method, i, num_clients) for i in ([-1] if method == "base" else range(num_rounds if finished else max(1, num_rounds // 2)))
+    ]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    _write(folder / "partition.json", partition(num_clients))
+    _write(
+        folder / "environment.json",
+        {"python": "3.12.3", "packages": {"torch": "2.13.0", "ray": "2.60.0"}, "num_cpus": 2, "commit": "0f3c9a1"},
+    )
+    _write(folder / "ledger.json", ledger(method, records))
+    if method == "fedpit":
+        (folder / "synthetic.jsonl").write_text("".join(json.dumps(t) + "\n" for t in synthetic(num_rounds, num_clients)))
+    if finished:
+        _write(folder / "summary.json", summary(config.name, method, records, seed=config.seed))
+    return folder
+
+
+def record(method: str, round_index: int, num_clients: int) -> dict[str, Any]:
+    """An invented round."""
+    part = 0.0 if round_index < 0 else 1 - 0.55 ** (round_index + 1)
+    trained = round_index >= 0
+    result: dict[str, Any] = {
+        "round_index": round_index,
+        "cohort": list(range(num_clients)) if trained else [],
+        "num_tokens": 5214 * trained,
+        "train_loss": 2.6 - 0.7 * part if trained else None,
+        "update_norm_median": 0.8 if trained else None,
+        "clip_fraction": 0.4 if method == "dplora" else 0.0,
+        "num_dropped": 0,
+        "noise_std": 0.1 if method == "dplora" else 0.0,
+        "signal_to_noise": 0.7 if method == "dplora" else None,
+        "epsilon": ENDS[method][3] * (round_index + 1) ** 0.7 if ENDS[method][3] else None,
+        "uplink_bytes": 0 if method in ("base", "locit", "cenit") else 3_686_400 * num_clients // 3,
+        "downlink_bytes": 0 if method in ("base", "locit", "cenit") else 3_686_400 * num_clients // 3,
+        "wall_s": 16.4,
+        "tokens_per_s": 412.6 if method == "fedpit" else 655.2 + 40 * part,
+        **released(method, part),
+    }
+    if method == "fedpit" and trained:
+        result["private"] = released("cenit", part * 0.8)
+        result["synthetic"] = {
+            "num_candidates": 48,
+            "num_kept": 29 + round_index % 3,
+            "num_rejected": {"format": 6 - round_index % 3, "copy": 3, "duplicate": 5, "score": 5},
+            "duplicate_rate": 0.031,
+        }
+    return result
+
+
+def released(method: str, part: float) -> dict[str, Any]:
+    """Invented utility and leakage of a release, `part` of the way from the base model to the method's end."""
+    nll, rouge, details = (start + part * (end - start) for start, end in zip(ENDS["base"][:3], ENDS[method][:3], strict=True))
+    control = 0.259 + 0.03 * part
+    return {
+        "eval": {"heldout_nll": nll, "heldout_perplexity": 2.718281828**nll, "heldout_rouge_l": control},
+        "attack": {
+            "train_rouge_l": rouge,
+            "train_exact_match": max(0.0, rouge - 0.33),
+            "train_details_rate": details,
+            "heldout_rouge_l": control,
+            "heldout_exact_match": 0.0,
+            "heldout_details_rate": 0.018,
+            "num_examples": 24,
+        },
+    }
+
+
+def partition(num_clients: int) -> dict[str, Any]:
+    """An invented uneven split."""
+    counts = [{topic: (7 * i + 5 * j) % 11 % 6 for j, topic in enumerate(TOPICS)} for i in range(num_clients)]
+    clients = [
+        {
+            "client_id": i,
+            "num_examples": sum(c.values()),
+            "num_tokens": 108 * sum(c.values()),
+            "label_counts": {k: v for k, v in c.items() if v},
+        }
+        for i, c in enumerate(counts)
+    ]
+    return {"sha256": f"{num_clients:02d}" + "c1a9" * 15 + "00", "num_clients": num_clients, "clients": clients}
+
+
+def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """An invented ledger."""
+    epsilon = records[-1]["epsilon"] if records else None
+    guarantee = "No formal privacy guarantee: what the attack did not find, another one may."
+    if epsilon is not None:
+        guarantee = f"With ({epsilon:.2f}, 1e-05)-differential privacy for one training example: whoever sees every release learns little more with it than without it."
+    return {
+        "unit": "example" if epsilon is not None else "none",
+        "neighbouring_relation": "add or remove one",
+        "sampler": "poisson",
+        "sampling_prob": 0.3,
+        "noise_multiplier": 1.0,
+        "clip_norm": 1.0,
+        "num_releases": len(records),
+        "delta": 1e-5,
+        "epsilon": epsilon,
+        "epsilon_rdp": None if epsilon is None else epsilon * 1.1,
+        "guarantee": guarantee,
+    }
+
+
+def summary(name: str, method: str, records: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
+    """The invented summary of invented rounds."""
+    last = records[-1]
+    return {
+        "name": name,
+        "method": method,
+        "seed": seed,
+        "num_rounds": len([r for r in records if r["round_index"] >= 0]),
+        "eval": last["eval"],
+        "attack": last["attack"],
+        "private": last.get("private"),
+        "epsilon": last["epsilon"],
+        "delta": 1e-5 if last["epsilon"] is not None else None,
+        "guarantee": ledger(method, records)["guarantee"],
+        "adapter_sha256": (method.encode().hex() * 64)[:64],
+        "num_parameters": 921_600,
+        "uplink_bytes": sum(r["uplink_bytes"] for r in records),
+        "downlink_bytes": sum(r["downlink_bytes"] for r in records),
+        "wall_s": sum(r["wall_s"] for r in records),
+        "tokens_per_s": last["tokens_per_s"],
+        "num_dropped": 0,
+    }
+
+
+def synthetic(num_rounds: int, num_clients: int) -> list[dict[str, Any]]:
+    """Invented synthetic records."""
+    texts = []
+    for i in range(16 * num_rounds * num_clients):
+        topic, verdict = TOPICS[i % 8], ("kept", "kept", "format", "copy", "kept")[i % 5]
+        texts.append(
+            {
+                "client_id": i % num_clients,
+                "round_index": i // (16 * num_clients),
+                "instruction": f"A patient with {topic} asks how often the dose number {i} should be taken.",
+                "response": f"Twice a day with food <b>and</b> water; a review after {i % 9 + 1} weeks is usual for {topic}.",
+                "kept": verdict == "kept",
+                "verdict": verdict,
+                "score": None if verdict == "format" else 0.4 + 0.01 * (i % 50),
+                "max_rouge_l": 0.2 + 0.01 * (i % 40),
+            }
+        )
+    return texts
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2))
