@@ -80,10 +80,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "medinstruct": Preset(
         instruction=("instruction",),
-        input=("input",),
-        response=("gpt-4-answer", "output"),
-        label=("difficulty", "topic"),
-        empty_input=("", "<noinput>"),
+        response=("gpt-4-answer",),
+        label=("difficulty",),
         remedy="the seed file has no outputs: use MedInstruct-test.jsonl, or the 52k set with data.preset=alpacare",
     ),
     "medquad": Preset(
@@ -201,7 +199,7 @@ def _own_fields(instruction: str, input: str, response: str, label: str, details
 def _to_record(index: int, row: Row, *, fields: Preset, path: str) -> Record:
     where, values = row
     at = f"data.path={path}: {where}"
-    instruction = fields.ask.format(_required(values, fields.instruction, at=at))
+    instruction = fields.ask.format(_required(values, fields.instruction, at=at, remedy=fields.remedy))
     extra = _optional(values, fields.input, at=at)
     if extra not in fields.empty_input:
         instruction = f"{instruction}\n\n{extra}"
