@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.data.builtin import clinic
+from raysim.data.builtin import clinic, finance
 from raysim.data.records import Record
 from raysim.rng import numpy_rng
 
 logger = logging.getLogger(__name__)
 
-BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records}
+BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records, "finance": finance.records}
 
 # (where it stands, such as "line 3"; its fields)
 Row = tuple[str, dict[str, Any]]

@@ -17,12 +17,13 @@ from raysim.data.records import Record
 NOTICE = "All patients, staff and values are fictional, the medicine is simplified, and nothing here is medical advice."
 
 JOBS = """accountant baker beekeeper bookbinder bus driver carpenter cellist chemist chef cleaner cobbler dentist docker electrician
-engineer farmer firefighter fisher florist gardener glazier goldsmith hairdresser hotel porter interpreter joiner journalist judge
+engineer farmer firefighter fisher florist gardener glazier goldsmith hairdresser hotel porter interpreter joiner journalist
 kindergarten teacher lawyer librarian locksmith mason mechanic midwife miller musician nurse optician painter pharmacist photographer
 pilot plumber police officer postal worker potter printer roofer sailor secretary shepherd shop assistant singer social worker surveyor
 tailor taxi driver teacher tiler translator vet waiter warehouse worker weaver welder"""
 TWO_WORDS = ("bus", "hotel", "kindergarten", "police", "postal", "shop", "social", "taxi", "warehouse")
-SPANS = (
+SHORT_SPANS = ("for two days", "for three days", "for four days", "for five days", "since the weekend", "since Monday")
+LONG_SPANS = (
     *(
         f"for {span}"
         for span in ("ten days", "two weeks", "three weeks", "a month", "six weeks", "two months", "half a year", "most of the winter")
@@ -52,8 +53,47 @@ class Case:
         return with_article(f"{self.age}-year-old {self.job}")
 
     @property
+    def work_note(self) -> str:
+        """A sentence for those whose work or age asks for one, with a space before it; else empty."""
+        if self.age >= 76:
+            return " At this age a fall or dizziness is a reason to call early."
+        return f" {WORK_NOTES[self.job]}" if self.missed and self.job in WORK_NOTES else ""
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         return (self.person.name, self.date, self.reading, self.phone, self.file_number)
+
+
+BEGINNERS = (
+    "student",
+    "apprentice baker",
+    "shop assistant",
+    "waiter",
+    "trainee nurse",
+    "gardener",
+    "warehouse worker",
+    "swimming instructor",
+)
+"""Occupations before the age of 25."""
+
+WORK_NOTES = {
+    "bus driver": "Leave the bus to a colleague on bad days.",
+    "taxi driver": "Do not drive passengers on bad days.",
+    "pilot": "The flight surgeon has to know about it.",
+    "roofer": "Stay off the roof on bad days.",
+    "firefighter": "The station should put light duty on the roster.",
+    "sailor": "Take enough of the medicine on board.",
+    "chef": "Ask for a chair and a break in the late shift.",
+    "nurse": "Night shifts should wait until this has settled.",
+    "midwife": "Night shifts should wait until this has settled.",
+    "police officer": "The duty doctor should know about it.",
+    "docker": "Ask for work without heavy loads for now.",
+    "mason": "Ask for work without heavy loads for now.",
+    "warehouse worker": "Ask for work without heavy loads for now.",
+    "baker": "Plan the tablets and meals around the early shift.",
+    "farmer": "Someone else should see to the animals this week.",
+}
+"""What an occupation adds to the advice while the goal is missed."""
 
 
 # An instruction and its response.
@@ -77,7 +117,7 @@ def explain_result(case: Case, rng: Random) -> Text:
             f"Dear {p.name}, on {case.date} we measured {with_article(case.reading)}.",
         )
     )
-    parts = [opening, _verdict(case, rng), f"In {c.name}, {c.cause}.", _action(case, rng), f"What also helps is {c.habit}."]
+    parts = [opening, _verdict(case, rng), f"In {c.name}, {c.cause}.", _action(case, rng), f"What also helps is {c.habit}.{case.work_note}"]
     if rng.random() < 0.5:
         parts.append(say((f"Questions? Ring us on {case.phone}.", f"Our nurses answer on {case.phone}.")))
     return instruction, " ".join(parts)
@@ -87,7 +127,7 @@ def letter(case: Case, rng: Random) -> Text:
     c, p, say = case.condition, case.person, rng.choice
     instruction = say(
         (
-            f"Write to the family doctor of {case.who} seen in {c.service} for {c.name}.",
+            f"Write to the family doctor of {case.who} seen by {c.service} for {c.name}.",
             f"Draft a clinic letter to the family doctor. The patient is {case.who} with {c.name} and {c.complaint}.",
             f"After today's visit, {case.who} with {c.complaint} needs a letter to the practice. Keep it brief.",
         )
@@ -102,16 +142,16 @@ def letter(case: Case, rng: Random) -> Text:
     finding = say(
         (f"We found {with_article(case.reading)}", f"The examination was otherwise unremarkable, with {with_article(case.reading)}")
     )
-    verdict = f"{finding}, {'short of' if case.missed else 'in line with'} the goal of {c.test.goal_text}."
+    verdict = f"{finding}, {'short of' if case.missed else 'in line with'} the goal ({c.test.goal_text})."
     plan = f"I have advised {c.change}." if case.missed else f"{capital(p.he)} stays on {c.drug} ({c.dose})."
     closing = say(
         (
-            f"Could you please arrange {c.check}?",
-            f"We will arrange {c.check} and write again.",
-            f"We will see {p.him} again after {c.check}.",
+            f"Could you please arrange {c.check} {c.when}?",
+            f"We will arrange {c.check} {c.when} and write again.",
+            f"We will see {p.him} again after {c.check} {c.when}.",
         )
     )
-    return instruction, " ".join((opening, verdict, plan, f"We talked about {c.habit}.", closing, "With kind regards."))
+    return instruction, " ".join((opening, verdict, plan, f"We talked about {c.habit}.{case.work_note}", closing, "With kind regards."))
 
 
 def patient_question(case: Case, rng: Random) -> Text:
@@ -128,8 +168,8 @@ def patient_question(case: Case, rng: Random) -> Text:
     )
     answer = say(
         (
-            f"Yes, {c.side_effect} is the commonest trouble with {c.drug} and no reason to stop.",
-            f"With {c.drug}, {c.side_effect} is well known and mostly fades, so please do not stop on your own.",
+            f"The commonest trouble with {c.drug} is {c.side_effect}, and that is no reason to stop.",
+            f"Many people on {c.drug} report {c.side_effect}; it mostly fades, so please do not stop on your own.",
         )
     )
     if case.missed:
@@ -147,7 +187,9 @@ def patient_question(case: Case, rng: Random) -> Text:
             )
         )
     contact = f"Call {case.phone} if it gets worse." if rng.random() < 0.6 else "Write again if it gets worse."
-    return instruction, " ".join((thanks, answer, chart, f"Remember: {c.caution}.", contact, f"Seek help at once for {c.red_flag}."))
+    return instruction, " ".join(
+        (thanks, answer, chart, f"Remember: {c.caution}.{case.work_note}", contact, f"Seek help at once for {c.red_flag}.")
+    )
 
 
 def triage(case: Case, rng: Random) -> Text:
@@ -161,12 +203,18 @@ def triage(case: Case, rng: Random) -> Text:
     )
     urgency = say(("same day", "seen today")) if case.missed else say(("routine", "within the week"))
     head = say((f"Urgency: {urgency}. Caller: {p.name}, {case.phone}.", f"{capital(urgency)}. Call from {p.name}, back on {case.phone}."))
-    story = f"{capital(c.complaint)} {case.span}; known {c.name}."
+    story = f"{capital(c.complaint)} {case.span}; diagnosis {c.name}."
     reason = f"Last {case.reading} on {case.date}, {'outside' if case.missed else 'within'} the goal ({c.test.goal_text})"
     reason += ", so it cannot wait." if case.missed else ", and no alarm signs now."
     offer = f"Doctor to consider {c.change}." if case.missed else f"Advised {c.habit}, and to go on with {c.drug}."
     return instruction, " ".join(
-        (head, story, reason, offer, say((f"Ambulance for {c.red_flag}.", f"Told to dial for an ambulance in case of {c.red_flag}.")))
+        (
+            head,
+            story,
+            reason,
+            offer,
+            say((f"Safety net: call back at once for {c.red_flag}.", f"Told to go to the emergency department in case of {c.red_flag}.")),
+        )
     )
 
 
@@ -188,15 +236,15 @@ def medication(case: Case, rng: Random) -> Text:
     )
     why = f"Why: {case.reading}, while the goal is {c.test.goal_text}." if case.missed else f"Why: it keeps you well; last {case.reading}."
     points = (f"How: {c.drug}, {c.dose}.", f"What to expect: {c.side_effect}.", f"Take care: {c.caution}.", f"Alarm signs: {c.red_flag}.")
-    return instruction, "\n".join((head, why, *points, f"Next: {c.check}."))
+    return instruction, "\n".join((head, why, *points, f"Next: {c.check} {c.when}."))
 
 
 def discharge(case: Case, rng: Random) -> Text:
     c, p, say = case.condition, case.person, rng.choice
     instruction = say(
         (
-            f"Write the discharge note for {case.who} admitted with {c.complaint}. Diagnosis: {c.name}.",
-            f"{capital(case.who)} goes home today after a stay for {c.name}. Summarise the stay and the plan.",
+            f"Write the discharge note for {case.who} who came to the day clinic with {c.complaint}. Diagnosis: {c.name}.",
+            f"{capital(case.who)} goes home today from the day clinic after treatment for {c.name}. Summarise the stay and the plan.",
             f"Discharge summary, please: {c.name}, {case.who}, treated with {c.drug}.",
         )
     )
@@ -207,12 +255,13 @@ def discharge(case: Case, rng: Random) -> Text:
         )
     )
     stay = say(
-        (f"Admitted with {c.complaint}; diagnosis {c.name}.", f"{capital(p.he)} came in because of {c.complaint}, explained by {c.name}.")
+        (f"Came with {c.complaint}; diagnosis {c.name}.", f"{capital(p.he)} came in because of {c.complaint}, explained by {c.name}.")
     )
     course = f"At discharge {case.reading}, {'not yet at' if case.missed else 'at'} goal."
     drugs = f"Goes home on {c.drug}, {c.dose}." + (f" If there is no better value soon: {c.change}." if case.missed else "")
-    after = say((f"To do: {c.check}.", f"The practice is asked for {c.check}."))
-    return instruction, " ".join((head, stay, course, drugs, after, f"Come back for {c.red_flag}.", f"Advice given on {c.habit}."))
+    after = say((f"To do: {c.check} {c.when}.", f"The practice is asked for {c.check} {c.when}."))
+    advice = () if case.missed else (f"Advice given on {c.habit}.",)
+    return instruction, " ".join((head, stay, course, drugs, after, f"Come back for {c.red_flag}.", *advice))
 
 
 def referral(case: Case, rng: Random) -> Text:
@@ -221,10 +270,10 @@ def referral(case: Case, rng: Random) -> Text:
         (
             f"Refer {case.who} with {c.name} to {c.service}.",
             f"Write a referral to {c.service}: {case.who}, {c.complaint} {case.span}.",
-            f"{capital(case.who)} has {c.complaint} in spite of {c.drug}. Ask {c.service} for help in a few sentences.",
+            f"{capital(case.who)} has {c.complaint} despite {c.drug}. Ask {c.service} for help in a few sentences.",
         )
     )
-    request = say((f"I would be grateful if you saw {p.name}", f"Please see {p.name}", f"May I ask for an appointment for {p.name}"))
+    request = say((f"I would be grateful if you saw {p.name}", f"Please see {p.name}", f"I should like your opinion on {p.name}"))
     job = "" if case.job.startswith("retired") else f" {capital(p.he)} works as {with_article(case.job)}."
     history = f"{capital(c.complaint)} {case.span}, in the setting of {c.name}.{job}"
     state = f"On {case.date} we measured {with_article(case.reading)} (goal {c.test.goal_text}) on {c.drug}, {c.dose}."
@@ -247,7 +296,7 @@ def progress_note(case: Case, rng: Random) -> Text:
         )
     )
     subjective = say((f"{c.complaint}, {case.span}", f"{c.complaint}; takes {c.drug} as told", f"{c.complaint}; some {c.side_effect}"))
-    plan = f"{c.change}; {c.check}" if case.missed else f"same {c.drug}, {c.dose}; {c.check}"
+    plan = f"{c.change}; {c.check} {c.when}" if case.missed else f"same {c.drug}, {c.dose}; {c.check} {c.when}"
     lines = (
         f"{case.date}, {p.name}, file {case.file_number}",
         f"S: {subjective}.",
@@ -282,7 +331,7 @@ def handover(case: Case, rng: Random) -> Text:
     c, p, say = case.condition, case.person, rng.choice
     instruction = say(
         (
-            f"Give an SBAR handover to the night team about {case.who} with {c.name}.",
+            f"Give an SBAR handover to the evening team about {case.who} with {c.name}.",
             f"Hand {case.who} over to your colleague (situation, background, assessment, recommendation). Main problem: {c.complaint}.",
             f"Shift change: brief the next nurse on {case.who} here with {c.complaint}.",
         )
@@ -290,17 +339,17 @@ def handover(case: Case, rng: Random) -> Text:
     situation = say(
         (
             f"{p.name}, {case.age}, here since {case.date} with {c.complaint}",
-            f"{p.name}, admitted on {case.date}; {c.complaint} {case.span}",
+            f"{p.name}, under our care since {case.date}; {c.complaint} {case.span}",
         )
     )
     background = say((f"{c.name}, on {c.drug}", f"{c.name}, treated with {c.drug}, {c.dose}", f"{case.job} with {c.name}"))
-    assessment = f"{case.reading}, {'worse than' if case.missed else 'which meets'} the goal of {c.test.goal_text}"
-    wish = f"{c.change} after the round" if case.missed else f"no change tonight; plan {c.check}"
+    assessment = f"{case.reading}, {'short of' if case.missed else 'within'} the goal ({c.test.goal_text})"
+    wish = f"{c.change} after the round" if case.missed else f"no change tonight; plan {c.check} {c.when}"
     family = say((f"Family on {case.phone}. ", f"Next of kin: {case.phone}. ", ""))
     lines = (
         f"S: {situation}.",
         f"B: {capital(background)}.",
-        f"A: {capital(assessment)}.",
+        f"A: last {assessment}.",
         f"R: {capital(wish)}. {family}Call the doctor for {c.red_flag}.",
     )
     return instruction, "\n".join(lines)
@@ -358,8 +407,8 @@ def _case(condition: Condition, person: Person, *, job: str, rng: Random) -> Cas
     return Case(
         condition=condition,
         age=age,
-        job=f"retired {job}" if age > 67 else job,
-        span=rng.choice(SPANS),
+        job=rng.choice(BEGINNERS) if age < 25 else f"retired {job}" if age > 67 else job,
+        span=rng.choice(SHORT_SPANS if condition.sudden else LONG_SPANS),
         person=person,
         date=some_date(rng),
         reading=f"{test.name} of {value:.{test.decimals}f}{test.unit}",

@@ -45,8 +45,12 @@ class Condition:
     """A gerund phrase; follows "what helps besides is"."""
     check: str
     """Follows "we will arrange"."""
+    when: str
+    """When the check is due."""
     service: str
     """Follows "refer to"."""
+    sudden: bool = False
+    """Whether the complaint counts in days."""
     only: str = ""
     """`women` where the condition is theirs alone."""
 
@@ -65,7 +69,8 @@ CARDIOLOGY = (
         caution="do not drink grapefruit juice with it",
         red_flag="sudden chest pain, a drooping face or loss of speech",
         habit="keeping salt under one teaspoon a day",
-        check="a week of home readings and a kidney blood test",
+        check="a kidney blood test and a look at a week of home readings",
+        when="in two weeks",
         service="the hypertension clinic",
     ),
     Condition(
@@ -82,6 +87,7 @@ CARDIOLOGY = (
         red_flag="weakness on one side, fainting or black stools",
         habit="keeping alcohol to a glass on one or two days a week",
         check="an ECG and an echocardiogram",
+        when="within a month",
         service="the arrhythmia clinic",
     ),
     Condition(
@@ -97,7 +103,8 @@ CARDIOLOGY = (
         caution="pause it on days of vomiting or diarrhoea",
         red_flag="breathlessness at rest or a gain of two kilos in three days",
         habit="stepping on the scales every morning before breakfast",
-        check="kidney function and potassium within ten days",
+        check="kidney function and potassium",
+        when="within ten days",
         service="the heart failure nurses",
     ),
     Condition(
@@ -113,7 +120,8 @@ CARDIOLOGY = (
         caution="stop it and call us for severe muscle pain or dark urine",
         red_flag="pressure in the chest that spreads to the arm or jaw",
         habit="swapping butter and fatty meat for olive oil, oats and beans",
-        check="lipids and liver enzymes in twelve weeks",
+        check="lipids and liver enzymes",
+        when="in twelve weeks",
         service="the lipid clinic",
     ),
 )
@@ -132,7 +140,8 @@ DIABETES = (
         caution="pause it during any illness with vomiting",
         red_flag="vomiting, drowsiness or sugar readings that stay above 20 mmol/L",
         habit="walking for half an hour after supper",
-        check="HbA1c and an eye photograph in three months",
+        check="HbA1c and an eye photograph",
+        when="in three months",
         service="the diabetes education team",
     ),
     Condition(
@@ -148,13 +157,14 @@ DIABETES = (
         caution="never leave out the basal dose, even when not eating",
         red_flag="ketones above 1.5 mmol/L, deep breathing or repeated vomiting",
         habit="carrying glucose tablets and checking before driving",
-        check="a download of the sensor in four weeks",
+        check="a download of the sensor",
+        when="in four weeks",
         service="the insulin pump clinic",
     ),
     Condition(
         name="gestational diabetes",
         ages=(23, 43),
-        complaint="a high sugar test at 26 weeks of pregnancy",
+        complaint="thirst and high morning sugars in pregnancy",
         cause="hormones of the placenta make insulin work less well until the birth",
         test=Test("fasting glucose", 4.3, 6.9, 1, " mmol/L", 5.3),
         drug="a meal plan",
@@ -164,7 +174,8 @@ DIABETES = (
         caution="do not cut out carbohydrates altogether",
         red_flag="fewer movements of the baby, bleeding or a severe headache",
         habit="walking for fifteen minutes after each meal",
-        check="a growth scan in two weeks and a sugar test after the birth",
+        check="a growth scan",
+        when="in two weeks",
         service="the joint antenatal clinic",
         only="women",
     ),
@@ -181,7 +192,8 @@ DIABETES = (
         caution="leave out ibuprofen and other anti-inflammatory painkillers",
         red_flag="swelling of the lips or tongue, or passing hardly any water",
         habit="keeping the blood pressure under 130 over 80",
-        check="potassium and creatinine in two weeks",
+        check="potassium and creatinine",
+        when="in two weeks",
         service="the kidney and diabetes clinic",
     ),
 )
@@ -200,7 +212,8 @@ RESPIRATORY = (
         caution="rinse the mouth after every use",
         red_flag="being too breathless to finish a sentence or blue lips",
         habit="keeping a diary of triggers such as cats, dust and cold air",
-        check="an inhaler check and a peak flow diary for two weeks",
+        check="an inhaler check and a look at the peak flow diary",
+        when="in two weeks",
         service="the asthma nurse",
     ),
     Condition(
@@ -216,8 +229,10 @@ RESPIRATORY = (
         caution="keep the spray away from the eyes",
         red_flag="confusion, blue lips or breathlessness at rest",
         habit="joining the breathing exercise group and staying off tobacco",
-        check="spirometry once the flare has settled",
+        check="spirometry",
+        when="once the flare has settled",
         service="pulmonary rehabilitation",
+        sudden=True,
     ),
     Condition(
         name="community pneumonia",
@@ -232,8 +247,10 @@ RESPIRATORY = (
         caution="finish the course even when the fever has gone",
         red_flag="fast breathing, confusion or coughing blood",
         habit="drinking plenty and sitting up to breathe deeply every hour",
-        check="a chest X-ray in six weeks",
+        check="a chest X-ray",
+        when="in six weeks",
         service="the acute medical team",
+        sudden=True,
     ),
     Condition(
         name="sleep apnoea",
@@ -248,7 +265,8 @@ RESPIRATORY = (
         caution="do not drive while sleepy, and tell the licensing office",
         red_flag="chest pain at night or dozing at the wheel",
         habit="sleeping on the side and losing a few kilos",
-        check="a reading of the machine's card in six weeks",
+        check="a reading of the machine's card",
+        when="in six weeks",
         service="the sleep laboratory",
     ),
 )
@@ -267,7 +285,8 @@ GASTROENTEROLOGY = (
         caution="report any unexplained bruising or sore throat",
         red_flag="six bloody stools a day with fever or a swollen belly",
         habit="keeping a stool diary and avoiding ibuprofen",
-        check="calprotectin and a blood count in six weeks",
+        check="calprotectin and a blood count",
+        when="in six weeks",
         service="the inflammatory bowel nurse line",
     ),
     Condition(
@@ -281,9 +300,10 @@ GASTROENTEROLOGY = (
         change="a session with the dietitian to look for hidden gluten",
         side_effect="constipation while the fibre is low",
         caution="do not start the diet before the biopsy has been taken",
-        red_flag="weight loss, night sweats or persistent vomiting",
+        red_flag="severe belly pain, fainting or vomiting that does not stop",
         habit="reading labels and keeping a separate toaster",
-        check="antibodies, iron and vitamin D in six months",
+        check="antibodies, iron and vitamin D",
+        when="in six months",
         service="the coeliac dietitian",
     ),
     Condition(
@@ -299,7 +319,8 @@ GASTROENTEROLOGY = (
         caution="avoid alcohol and check any herbal remedy with us first",
         red_flag="yellow eyes, a swollen belly or vomiting blood",
         habit="cutting sugary drinks and walking 8,000 steps a day",
-        check="liver enzymes and a FIB-4 score in six months",
+        check="liver enzymes and a FIB-4 score",
+        when="in six months",
         service="the liver clinic",
     ),
     Condition(
@@ -315,7 +336,8 @@ GASTROENTEROLOGY = (
         caution="drink no alcohol while taking metronidazole",
         red_flag="black stools, vomiting blood or a sudden rigid belly",
         habit="giving up smoking and taking paracetamol instead of aspirin",
-        check="another breath test four weeks after the last tablet",
+        check="another breath test",
+        when="four weeks after the last tablet",
         service="the endoscopy unit",
     ),
 )
@@ -334,7 +356,8 @@ NEUROLOGY = (
         caution="do not take it if there is any history of asthma",
         red_flag="a headache that is the worst ever within a minute, or a stiff neck with fever",
         habit="keeping regular sleep and painkillers to two days a week",
-        check="a look at the headache diary in eight weeks",
+        check="a look at the headache diary",
+        when="in eight weeks",
         service="the headache clinic",
     ),
     Condition(
@@ -350,7 +373,8 @@ NEUROLOGY = (
         caution="report any rash on the same day",
         red_flag="a fit that lasts over five minutes or two fits in a row",
         habit="sleeping enough and showering rather than bathing alone",
-        check="another level in a month",
+        check="another lamotrigine level",
+        when="in a month",
         service="the first seizure clinic",
     ),
     Condition(
@@ -366,7 +390,8 @@ NEUROLOGY = (
         caution="never stop it suddenly",
         red_flag="sudden confusion, a fall with injury or trouble swallowing",
         habit="doing large-movement exercises every day",
-        check="standing blood pressure and a gait test in six weeks",
+        check="standing blood pressure and a gait test",
+        when="in six weeks",
         service="the movement disorder clinic",
     ),
     Condition(
@@ -382,7 +407,8 @@ NEUROLOGY = (
         caution="keep it two hours apart from tea, coffee and calcium",
         red_flag="a hot swollen calf or new weakness of a leg",
         habit="stretching the calves and leaving out evening coffee",
-        check="ferritin in three months",
+        check="another ferritin",
+        when="in three months",
         service="the sleep and movement clinic",
     ),
 )
@@ -401,7 +427,8 @@ MENTAL_HEALTH = (
         caution="do not stop it from one day to the next",
         red_flag="thoughts of ending one's life, or voices",
         habit="planning one small pleasant activity a day",
-        check="a call in two weeks and the questionnaire in six",
+        check="the questionnaire and a talk",
+        when="in six weeks",
         service="the talking therapies team",
     ),
     Condition(
@@ -417,7 +444,8 @@ MENTAL_HEALTH = (
         caution="keep alcohol away from it",
         red_flag="panic with chest pain that does not settle, or plans of self-harm",
         habit="slow breathing twice a day and a fixed worry time",
-        check="the questionnaire again in four weeks",
+        check="the questionnaire once more",
+        when="in four weeks",
         service="the anxiety group",
     ),
     Condition(
@@ -433,7 +461,8 @@ MENTAL_HEALTH = (
         caution="do not drive when drowsy",
         red_flag="very low mood, or stopping breathing in sleep",
         habit="getting up at the same time every day",
-        check="two weeks of a sleep diary",
+        check="a review of the sleep diary",
+        when="after two weeks",
         service="the insomnia course",
     ),
     Condition(
@@ -449,7 +478,8 @@ MENTAL_HEALTH = (
         caution="keep drinking, and avoid ibuprofen",
         red_flag="coarse shaking, slurred speech or vomiting",
         habit="holding to fixed hours of sleep and meals",
-        check="lithium, kidney and thyroid tests in three months",
+        check="lithium, kidney and thyroid tests",
+        when="in three months",
         service="the mood disorder team",
     ),
 )
@@ -468,7 +498,8 @@ DERMATOLOGY = (
         caution="keep it off the face and eyelids",
         red_flag="painful punched-out sores, pus or fever",
         habit="using half a kilo of greasy moisturiser a month",
-        check="a skin review in four weeks",
+        check="a skin review",
+        when="in four weeks",
         service="the eczema nurse",
     ),
     Condition(
@@ -484,7 +515,8 @@ DERMATOLOGY = (
         caution="do not use it under bandages",
         red_flag="skin that is red all over, or pus-filled spots with fever",
         habit="drinking less alcohol and moisturising after the bath",
-        check="joint questions and blood pressure at the next visit",
+        check="a check of joints and blood pressure",
+        when="in ten weeks",
         service="the phototherapy unit",
     ),
     Condition(
@@ -500,7 +532,8 @@ DERMATOLOGY = (
         caution="do not use it in pregnancy",
         red_flag="fever with ulcerating spots, or very low mood",
         habit="washing gently and leaving the spots alone",
-        check="photographs and a count in twelve weeks",
+        check="photographs and a count",
+        when="in twelve weeks",
         service="the acne clinic",
     ),
     Condition(
@@ -516,7 +549,8 @@ DERMATOLOGY = (
         caution="take the first doses in the evening",
         red_flag="a swollen tongue, wheezing or fainting",
         habit="avoiding aspirin, hot showers and tight waistbands",
-        check="two more weeks of the score diary",
+        check="a review of the score diary",
+        when="in two weeks",
         service="the allergy clinic",
     ),
 )
@@ -535,7 +569,8 @@ NEPHROLOGY = (
         caution="pause it when fasting or ill",
         red_flag="no urine for twelve hours, or vomiting with weakness",
         habit="keeping to a low-salt diet and normal amounts of protein",
-        check="eGFR and urine protein in three months",
+        check="eGFR and urine protein",
+        when="in three months",
         service="the kidney clinic",
     ),
     Condition(
@@ -551,8 +586,10 @@ NEPHROLOGY = (
         caution="stop it at the first sign of a rash",
         red_flag="fever with a hot joint, or a peeling rash",
         habit="drinking water instead of beer and eating less offal",
-        check="urate in four weeks",
+        check="another urate",
+        when="in four weeks",
         service="the gout nurse",
+        sudden=True,
     ),
     Condition(
         name="recurrent kidney stones",
@@ -567,8 +604,10 @@ NEPHROLOGY = (
         caution="do not crush the tablets",
         red_flag="fever with flank pain, or no urine at all",
         habit="drinking a glass of water every hour of the day",
-        check="a 24-hour urine collection in six weeks",
+        check="a 24-hour urine collection",
+        when="in six weeks",
         service="the stone clinic",
+        sudden=True,
     ),
     Condition(
         name="nephrotic syndrome",
@@ -583,7 +622,8 @@ NEPHROLOGY = (
         caution="do not stop it suddenly",
         red_flag="a swollen painful calf, breathlessness or fever",
         habit="weighing daily and keeping salt low",
-        check="weekly urine protein for the next month",
+        check="urine protein",
+        when="every week for a month",
         service="the kidney ward",
     ),
 )
@@ -602,7 +642,8 @@ ENDOCRINOLOGY = (
         caution="keep iron and calcium tablets four hours away from it",
         red_flag="chest pain, confusion or great drowsiness",
         habit="taking the tablet at the same hour with water only",
-        check="TSH in eight weeks",
+        check="another TSH",
+        when="in eight weeks",
         service="the thyroid clinic",
     ),
     Condition(
@@ -618,7 +659,8 @@ ENDOCRINOLOGY = (
         caution="use reliable contraception while on it",
         red_flag="a sore throat with fever, or mouth ulcers",
         habit="stopping smoking to protect the eyes",
-        check="thyroid tests and a blood count in four weeks",
+        check="thyroid tests and a blood count",
+        when="in four weeks",
         service="the endocrine clinic",
     ),
     Condition(
@@ -632,9 +674,10 @@ ENDOCRINOLOGY = (
         change="a vitamin D course before the next tablet",
         side_effect="heartburn",
         caution="swallow it standing, with a full glass of water",
-        red_flag="pain in the jaw or thigh, or pain on swallowing",
+        red_flag="sudden back or thigh pain, or pain on swallowing",
         habit="doing balance exercises and clearing loose rugs",
-        check="a bone density scan in two years",
+        check="a bone density scan",
+        when="in two years",
         service="the fracture liaison service",
     ),
     Condition(
@@ -650,7 +693,8 @@ ENDOCRINOLOGY = (
         caution="do not use it with migraine aura or a past clot",
         red_flag="a swollen calf, chest pain or sudden loss of sight",
         habit="losing five per cent of weight through food and movement",
-        check="blood sugar and lipids once a year",
+        check="blood sugar and lipids",
+        when="once a year",
         service="the women's hormone clinic",
         only="women",
     ),
@@ -670,7 +714,8 @@ RHEUMATOLOGY = (
         caution="take it weekly, never daily, with folic acid on another day",
         red_flag="fever, a new dry cough or breathlessness",
         habit="pacing work and exercising the hands in warm water",
-        check="blood count and liver tests every two weeks at first",
+        check="blood count and liver tests",
+        when="every two weeks at first",
         service="the early arthritis clinic",
     ),
     Condition(
@@ -686,7 +731,8 @@ RHEUMATOLOGY = (
         caution="carry a steroid card and never stop suddenly",
         red_flag="a new headache, a tender scalp or blurred vision",
         habit="taking calcium and walking every day",
-        check="ESR before each reduction",
+        check="another ESR",
+        when="before each reduction",
         service="the rheumatology day unit",
     ),
     Condition(
@@ -702,7 +748,8 @@ RHEUMATOLOGY = (
         caution="do not add anti-inflammatory tablets",
         red_flag="a hot swollen knee with fever, or a knee that locks",
         habit="strengthening the thigh muscles three times a week",
-        check="a walking test in three months",
+        check="a walking test",
+        when="in three months",
         service="the physiotherapy team",
     ),
     Condition(
@@ -718,7 +765,8 @@ RHEUMATOLOGY = (
         caution="have the eyes checked every year",
         red_flag="chest pain on breathing, a fit or swollen legs",
         habit="wearing factor 50 and a hat from March to October",
-        check="urine, blood count and complement in six weeks",
+        check="urine, blood count and complement",
+        when="in six weeks",
         service="the lupus clinic",
     ),
 )
