@@ -97,8 +97,11 @@ def markers_of(methods: Sequence[str]) -> list[str]:
     return [MARKERS[list(methods[:i]).count(method) % len(MARKERS)] for i, method in enumerate(methods)]
 
 
-def by_round(lines: Sequence[Line], *, axis: str, percent: bool = False, label_format: str = "{:.2f}", note: str = "") -> Figure:
-    """Values against rounds completed, one line a run, each named at its end."""
+def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bool = False, note: str = "") -> Figure:
+    """Values against rounds completed, one line a run, each named at its end.
+
+    The value axis covers at least `least_span`, so that a difference of nothing does not look like one.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(height=3.7)
         for line in lines:
@@ -106,10 +109,10 @@ def by_round(lines: Sequence[Line], *, axis: str, percent: bool = False, label_f
         _round_axis(axes, lines)
         axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
-        _value_limits(axes, values, from_zero=percent)
-        _label_ends(axes, lines, label_format)
+        _value_limits(axes, values, least_span=least_span, from_zero=percent)
+        _label_ends(axes, lines, "{:.1%}" if percent else "{:.2f}")
         if note:
             axes.set_xlabel(f"rounds completed    ({note})")
         return figure
@@ -126,7 +129,7 @@ def trade_off(points: Sequence[Point]) -> Figure:
             axes.plot([point.nll], [point.leakage], point.marker, color=point.colour, markersize=8)
         axes.set_title("Extraction ROUGE-L (filled: training prompts, hollow: control)", loc="left", fontsize=10.5, color=MUTED, pad=10)
         axes.set_xlabel("held-out NLL (left is better)")
-        _value_limits(axes, [v for p in points for v in (p.leakage, p.control) if v is not None], from_zero=False)
+        _value_limits(axes, [v for p in points for v in (p.leakage, p.control) if v is not None], least_span=0.1, from_zero=False)
         axes.margins(x=0.18)
         heights = _spread([point.leakage for point in points], *axes.get_ylim(), at_least=0.055)
         for point, height in zip(points, heights, strict=True):
@@ -223,20 +226,22 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 def _round_axis(axes: Axes, lines: Sequence[Line]) -> None:
-    last = max([x for line in lines for x, _ in line.values] + [1])
-    first = min([x for line in lines for x, _ in line.values] + [1])
-    axes.set_xlim(first - 0.04 * max(1, last - first), last + 0.04 * max(1, last - first))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    xs = [x for line in lines for x, _ in line.values] or [0]
+    first, last = min(xs), max(xs)
+    margin = 0.04 * (last - first) or 0.5
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_xticks(range(first, last + 1, max(1, -(-(last - first) // 10))))
     axes.set_xlabel("rounds completed")
     axes.grid(axis="x", visible=False)
 
 
-def _value_limits(axes: Axes, values: Sequence[float], *, from_zero: bool) -> None:
-    if not values:
-        return
+def _value_limits(axes: Axes, values: Sequence[float], *, least_span: float, from_zero: bool) -> None:
     low, high = min(values), max(values)
-    spare = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
-    axes.set_ylim(-0.03 * (high or 0.1) if from_zero else low - spare, high + spare)
+    if from_zero:
+        axes.set_ylim(-0.03 * max(high, least_span), 1.08 * max(high, least_span))
+        return
+    spare = max(0.1 * (high - low), (least_span - (high - low)) / 2)
+    axes.set_ylim(low - spare, high + spare)
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str) -> None:
@@ -297,7 +302,7 @@ def _stacked_bars(
     """Horizontal stacked bars with the counts written where they fit and the total at the end."""
     with matplotlib.rc_context(_STYLE):
         legend_rows = -(-len(labels) // 3)
-        figure, axes = _canvas(height=min(9.0, 1.0 + 0.24 * legend_rows + 0.46 * len(names)))
+        figure, axes = _canvas(height=1.0 + 0.24 * legend_rows + min(0.46 * len(names), 2.8 + 0.03 * len(names), 7.0))
         widest = max([sum(row) for row in counts] + [1])
         lefts = [0] * len(names)
         for j, label in enumerate(labels):
@@ -305,7 +310,7 @@ def _stacked_bars(
             bars = axes.barh(
                 range(len(names)), column, left=lefts, color=colours[j % len(colours)], label=label, height=0.74, edgecolor=SURFACE
             )
-            crowded = len(names) > 24
+            crowded = len(names) > 18
             texts = [str(count) if count >= 0.035 * widest and not crowded else "" for count in column]
             axes.bar_label(bars, labels=texts, label_type="center", color=ON_LABEL, fontsize=9)
             lefts = [left + count for left, count in zip(lefts, column, strict=True)]
@@ -315,7 +320,7 @@ def _stacked_bars(
 
 
 def _finish_bars(axes: Axes, names: Sequence[str], totals: Sequence[int], widest: int, axis: str) -> None:
-    step = -(-len(names) // 24)
+    step = -(-len(names) // 16)
     axes.set_yticks(range(0, len(names), step), list(names)[::step])
     axes.tick_params(axis="y", labelcolor=INK)
     for i in range(0, len(names), step):

@@ -29,15 +29,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("label", "method", "method"),
     ("heldout_nll", "held-out\nNLL", "held-out NLL"),
     ("heldout_rouge_l", "held-out\nROUGE-L", "held-out ROUGE-L"),
-    ("leakage", "leakage ROUGE-L\ntrain / control", "leakage train/control"),
+    ("leakage", "leakage\ntrain/control", "leakage train/control"),
     ("train_exact_match", "exact\nmatch", "exact match"),
     ("train_details_rate", "details\nfound", "details found"),
     ("epsilon", "epsilon", "epsilon"),
     ("uplink_bytes", "uplink", "uplink"),
     ("tokens_per_s", "tokens/s", "tokens/s"),
 )
-TABLE_NOTE = "leakage: answers to training prompts / to held-out prompts (control: skill, not memory)."
-WIDE_TABLE = 100
+TABLE_NOTE = "leakage: ROUGE-L on training prompts / on held-out ones (control: skill)."
 LONGEST_CHIPS = 12
 HEARTBEAT_S = 30.0
 _ASCII = str.maketrans({"—": "-", "✓": "+", "…": "...", "·": "|", "└": " "})
@@ -133,7 +132,8 @@ class Progress:
         self._round_started = time.monotonic()
         self._begin_phase("waiting for the next round" if self._round_index < self._total_rounds else "finishing")
         self._clients_shown, self._cohort = False, []
-        self._print(record_line(record, title=self._title, total_rounds=self._total_rounds, left_s=self.left_s()))
+        left_s = None if self._live is not None else self.left_s()  # the live block has a clock of its own
+        self._print(record_line(record, title=self._title, total_rounds=self._total_rounds, left_s=left_s))
 
     def left_s(self) -> float | None:
         """Seconds left, from the median of the rounds so far; None before the first has ended."""
@@ -175,7 +175,11 @@ class Progress:
         if len(self._cohort) > LONGEST_CHIPS:
             text.append(f"✓ {len(self._cohort) - len(running)}", style="green")
             text.append(f" of {len(self._cohort)}")
-            text.append(f"   … {' '.join(map(str, running))}", style="yellow") if running else None
+            rest = len(running) - LONGEST_CHIPS
+            text.append(
+                f"   … {' '.join(map(str, running[:LONGEST_CHIPS]))}{f' and {rest} more' if rest > 0 else ''}" if running else "",
+                style="yellow",
+            )
             return text
         for client_id in self._cohort:
             done = client_id in self._done
@@ -209,7 +213,7 @@ class Progress:
         if self._silent:
             return
         if self._live is not None:
-            self._console.print(Text(line, no_wrap=True, overflow="ellipsis"))
+            self._console.print(line, soft_wrap=True, markup=False)
         else:
             print(_printable(line), flush=True)
 
@@ -241,7 +245,7 @@ def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         print("no runs to compare")
     elif _is_terminal():
         console = _console()
-        wide = console.width >= WIDE_TABLE
+        wide = console.measure(comparison_table(rows, wide=True), options=console.options.update(max_width=1000)).maximum <= console.width
         console.print(comparison_table(rows, wide=wide))
         console.print(Text(_table_note(wide=wide), style="dim"))
     else:
@@ -250,12 +254,12 @@ def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
     """The comparison as a table; a narrow one shortens the cells and the headings, never drops a column."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if wide else (0, 1, 0, 0), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0) if wide else 0, header_style="bold")
     for key, heading, _ in COLUMNS:
-        heading = (
-            heading if wide else heading.replace("leakage ROUGE-L\ntrain / control", "leakage\ntrain/ctrl").replace("held-out", "heldout")
-        )
-        table.add_column(heading, justify="left" if key == "label" else "right", overflow="fold", no_wrap=key != "label")
+        if key == "label":
+            table.add_column(heading, justify="left", overflow="fold", min_width=14)
+        else:
+            table.add_column(heading if wide else _short_heading(heading), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(_cell(row["text"], key, wide=wide), style=_style(row, key)) for key, _, _ in COLUMNS))
         if row.get("private_text"):
@@ -265,29 +269,27 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
 
 def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The comparison as plain aligned text, the best value of a column marked with an asterisk."""
-    lines = [[heading for _, _, heading in COLUMNS]]
+    lines = [[heading + " " for _, _, heading in COLUMNS]]
     for row in rows:
         lines.append([row["text"][key] + ("*" if key in row["best"] else " ") for key, _, _ in COLUMNS])
         if row.get("private_text"):
             lines.append([row["private_text"][key] + " " for key, _, _ in COLUMNS])
-    widths = [max(len(line[i].rstrip()) for line in lines) for i in range(len(COLUMNS))]
-    widths = [width + any(line[i].endswith("*") for line in lines) * 0 for i, width in enumerate(widths)]
-    text = [
-        "  ".join(_aligned(cell, width, left=i == 0) for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    ]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*text, "", TABLE_NOTE + " *: best of the trained runs."])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [" ".join(_aligned(cells[i], width, left=i == 0) for i, width in enumerate(widths)).rstrip() for cells in lines]
+    rule = " ".join("-" * (width - 1) + " " for width in widths)
+    return "\n".join([text[0], rule.rstrip(), *text[1:], "", TABLE_NOTE, "*: best of the trained runs."])
 
 
 def _aligned(cell: str, width: int, *, left: bool) -> str:
-    return cell.rstrip().ljust(width) if left else cell.rstrip().rjust(width)
+    return cell.ljust(width) if left else cell.rjust(width)
+
+
+def _short_heading(heading: str) -> str:
+    return heading.replace("train/control", "train/ctrl").replace("held-out", "heldout").replace("tokens/s", "tok/s")
 
 
 def _cell(text: Mapping[str, str], key: str, *, wide: bool) -> str:
-    if wide:
-        return text[key]
-    return text[key].replace(" / ", "/").replace(NO_GUARANTEE, "none")
+    return text[key] if wide else text[key].replace(" / ", "/").replace(NO_GUARANTEE, "none").replace("not sent", MISSING)
 
 
 def _style(row: Mapping[str, Any], key: str) -> str:
@@ -297,7 +299,7 @@ def _style(row: Mapping[str, Any], key: str) -> str:
 
 
 def _table_note(*, wide: bool) -> str:
-    return TABLE_NOTE + " Bold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")
+    return f"\n{TABLE_NOTE}\nBold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")
 
 
 def _is_terminal() -> bool:

@@ -9,6 +9,7 @@ import csv
 import html
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def write_run_report(run_dir: Path) -> Path:
     Errors: ValueError if the folder holds no `config.yaml`.
     """
     run = read_run(run_dir)
-    return _write_page(Path(run_dir), [run], title=f"{_labels([run.summary])[0]} · {run.summary['name']}")
+    return _write_page(Path(run_dir), [run], title=_run_title(run))
 
 
 def write_comparison_report(out_dir: Path, run_dirs: Sequence[Path]) -> Path:
@@ -262,8 +263,8 @@ def _mark_best(rows: Sequence[dict[str, Any]], summaries: Sequence[Mapping[str, 
         printed = {_printed(row, key) for row in trained}
         if len(printed) < 2 or (key == "epsilon" and len(guarantees) > 1):
             continue
-        choose = min if key in LOWER_IS_BETTER else max
-        best = _printed(choose(trained, key=lambda row, key=key: row[key]), key)
+        ranked = sorted(trained, key=operator.itemgetter(key), reverse=key in HIGHER_IS_BETTER)
+        best = _printed(ranked[0], key)
         for row in trained:
             if _printed(row, key) == best:
                 row["best"].add(key)
@@ -319,6 +320,11 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
     return path
 
 
+def _run_title(run: Run) -> str:
+    label, name = METHOD_LABELS.get(run.method, run.method), str(run.summary["name"])
+    return label if name.lower() in (run.method, label.lower()) else f"{name} ({label})"
+
+
 def _fictional(runs: Sequence[Run]) -> bool:
     return all(run.config.get("data.source") in BUILT_IN_SETS for run in runs)
 
@@ -332,39 +338,43 @@ def _cards(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _utility_card(trained: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None) -> dict[str, str]:
-    ranked = sorted((row for row in trained if row["heldout_nll"] is not None), key=lambda row: float(row["heldout_nll"]))
+    question = "How good is it?"
+    ranked = sorted((row for row in trained if row["heldout_nll"] is not None), key=operator.itemgetter("heldout_nll"))
     if not ranked:
-        return {"question": "How good is it?", "value": MISSING, "text": "Utility was not measured."}
+        return {"question": question, "value": MISSING, "text": "Utility was not measured."}
     text = f"{ranked[0]['label']} has the lowest loss on held-out records" if len(ranked) > 1 else "Loss a token on held-out records"
     if base is not None and base["heldout_nll"] is not None and base is not ranked[0]:
-        text += f"; the untrained base model has {base['heldout_nll']:.2f}"
-    others = ", ".join(f"{row['label']} {row['heldout_nll']:.2f}" for row in ranked[1:])
+        text += f"; the base model without training has {base['heldout_nll']:.2f}"
+    others = ", ".join(f"{row['label']} {row['heldout_nll']:.2f}" for row in ranked[1:4])
     return {
-        "question": "How good is it?",
+        "question": question,
         "value": f"NLL {ranked[0]['heldout_nll']:.2f}",
-        "text": text + "." + (f" Then {others}." if others else ""),
+        "text": text + "." + (f" Next: {others}." if others else ""),
     }
 
 
 def _leakage_card(trained: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None) -> dict[str, str]:
-    ranked = sorted((row for row in trained if row["leakage"] is not None), key=lambda row: -float(row["leakage"]))
+    question = "What leaks?"
+    ranked = sorted((row for row in trained if row["leakage"] is not None), key=operator.itemgetter("leakage"), reverse=True)
     if not ranked:
-        return {"question": "What leaks?", "value": MISSING, "text": "Extraction was not tried."}
-    worst = ranked[0]
-    text = f"{worst['label']} gives back most of its training answers" if len(ranked) > 1 else "ROUGE-L of extracted training answers"
+        return {"question": question, "value": MISSING, "text": "Extraction was not tried."}
+    worst, least = ranked[0], ranked[-1]
+    parts = [
+        f"{worst['label']} repeats its training answers the most."
+        if len(ranked) > 1
+        else "How close extracted answers come to the training records."
+    ]
     if worst["control"] is not None:
-        text += f"; on held-out prompts it scores {worst['control']:.2f}, which is skill and not memory"
-    text += "."
+        gap = worst["leakage"] - worst["control"]
+        meaning = "the gap is memory" if gap > 0 else "no memory shows"
+        parts.append(f"On held-out prompts it scores {worst['control']:.2f}: {meaning}.")
     if worst["train_details_rate"] is not None:
-        text += f" {100 * worst['train_details_rate']:.0f}% of the private details come out."
-    others = ", ".join(
-        f"{row['label']} {row['text']['leakage']}" for row in [*ranked[1:], *([base] if base is not None and base is not worst else [])]
-    )
-    return {
-        "question": "What leaks?",
-        "value": f"ROUGE-L {worst['leakage']:.2f}",
-        "text": text + (f" Others (training / control): {others}." if others else ""),
-    }
+        parts.append(f"{_percent(worst['train_details_rate'])} of the private details come out.")
+    if least is not worst:
+        parts.append(f"Least: {least['label']} {least['leakage']:.2f}.")
+    if base is not None and base["leakage"] is not None and base is not worst:
+        parts.append(f"Base model: {base['leakage']:.2f}.")
+    return {"question": question, "value": f"ROUGE-L {worst['leakage']:.2f}", "text": " ".join(parts)}
 
 
 def _guarantee_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str]:
@@ -389,19 +399,29 @@ def _guarantee_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str
 
 
 def _cost_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str]:
+    question = "At what cost?"
     trained = [(label, run.summary) for label, run in zip(labels, runs, strict=True) if run.method != "base"]
     seconds = sum(run.summary.get("wall_s") or 0.0 for run in runs)
     if not trained:
-        return {"question": "At what cost?", "value": clock(seconds), "text": "No training, nothing sent."}
-    parts = [f"{label} sent {human_bytes(summary.get('uplink_bytes'))} up" for label, summary in trained]
+        return {"question": question, "value": _duration(seconds), "text": "No training, nothing sent."}
+    senders: dict[str, list[str]] = {}
+    for label, summary in trained:
+        senders.setdefault(human_bytes(summary.get("uplink_bytes")), []).append(label)
+    sent = "; ".join(f"{', '.join(names)} {amount}{' each' if len(names) > 1 else ''}" for amount, names in senders.items())
     rates = [summary["tokens_per_s"] for _, summary in trained if summary.get("tokens_per_s")]
-    speed = f" Training and generation ran at {min(rates):,.0f} to {max(rates):,.0f} tokens/s." if len(rates) > 1 else ""
-    speed = f" It ran at {rates[0]:,.0f} tokens/s." if len(rates) == 1 else speed
+    speed = ""
+    if rates:
+        speed = f" Speed: {min(rates):,.0f}{f' to {max(rates):,.0f}' if max(rates) > min(rates) else ''} tokens/s."
     return {
-        "question": "At what cost?",
-        "value": f"{clock(seconds)} min" if seconds < 3600 else f"{clock(seconds)} h",
-        "text": ", ".join(parts) + "." + speed,
+        "question": question,
+        "value": _duration(seconds),
+        "text": f"{'All runs together. ' if len(runs) > 1 else ''}Sent to the server: {sent}.{speed}",
     }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
@@ -418,23 +438,21 @@ def _round_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
             "The attacker has the released adapter and true training prompts, and asks for the answers. Solid: how close the answers come "
             "to the training records (ROUGE-L, 1 is word for word). Dashed: the same for records the model never saw. Only the gap between the two is memory."
         )
-        figure = figures.by_round(leakage, axis="Extraction ROUGE-L", note="solid: training prompts, dashed: held-out control")
+        figure = figures.by_round(
+            leakage, axis="Extraction ROUGE-L", least_span=0.1, note="solid: training prompts, dashed: held-out control"
+        )
         panels.append(Panel("leakage", "Leakage by round", note, figure))
     utility = _lines(runs, labels, ("eval", "heldout_nll"), kept=("eval", "heldout_nll"))
     if utility:
-        note = "Mean loss a token (negative log-likelihood) on held-out records: lower is better. "
+        note = "Mean loss a token (negative log-likelihood) on held-out records: lower is better. Round 0 is the base model. "
         kept = any(line.kept for line in utility)
-        note += (
-            "Dotted: the adapters that clients keep for themselves and never send." if kept else "It starts from the base model at round 0."
-        )
-        figure = figures.by_round(utility, axis="Held-out NLL", note="dotted: kept by the clients" if kept else "")
+        note += "Dotted: the adapters that clients keep for themselves and never send." if kept else ""
+        figure = figures.by_round(utility, axis="Held-out NLL", least_span=0.1, note="dotted: kept by the clients" if kept else "")
         panels.append(Panel("utility", "Utility by round", note, figure))
     details = _lines(runs, labels, ("attack", "train_details_rate"), control=("attack", "heldout_details_rate"))
     if details:
         note = "Of the names, dates and values in the attacked records, how many appear in the extracted answers. Dashed: by chance, on held-out records."
-        figure = figures.by_round(
-            details, axis="Private details recovered", percent=True, label_format="{:.1%}", note="dashed: held-out control"
-        )
+        figure = figures.by_round(details, axis="Private details recovered", least_span=0.05, percent=True, note="dashed: held-out control")
         panels.append(Panel("details", "Private details recovered by round", note, figure))
     return panels
 
@@ -502,7 +520,11 @@ def _epsilon_panel(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
     if not lines:
         return []
     note = "What the guarantee costs so far: each round is another release, and epsilon grows. Smaller is stronger. Epsilons of different units do not compare."
-    return [Panel("epsilon", "Epsilon by round", note, figures.by_round(lines, axis="Epsilon spent", note="nothing released at 0"))]
+    return [
+        Panel(
+            "epsilon", "Epsilon by round", note, figures.by_round(lines, axis="Epsilon spent", least_span=0.1, note="nothing released at 0")
+        )
+    ]
 
 
 def _partition_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
@@ -587,7 +609,11 @@ def _shortened(text: str | None) -> str:
 
 def _settings(runs: Sequence[Run]) -> list[tuple[str, list[str], str]]:
     """(key, value in each run, default) of the settings that differ between runs; of a single run, from the defaults."""
-    defaults = configuration.flatten_keys(configuration.to_dict(configuration.Config()))
+    method = runs[0].config.get("method.name")
+    known = method in configuration.CHOICES["method.name"]  # a single run is compared with its own method's defaults
+    defaults = configuration.flatten_keys(
+        configuration.to_dict(configuration.load("", [f"method.name={method}"] if known and len(runs) == 1 else []))
+    )
     rows = []
     for key in sorted({key for run in runs for key in run.config}):
         if key in UNINTERESTING_KEYS:
