@@ -83,7 +83,7 @@ def noise_and_divide(total: Total, *, noise_std: float, denominator: float, seed
 def clip(update: Vector, *, clip_norm: float) -> Vector:
     """`update` scaled down to L2 norm at most `clip_norm` (over all its coordinates together); itself if it is shorter.
 
-    Guarantees: the float64 norm of the float32 result is at most `clip_norm`, for every finite input: the scaling is done
+    Guarantees: the norm of the float32 result, in exact arithmetic, is at most `clip_norm`, for every finite input: the scaling is done
     in float64, and the result is rounded toward zero.
     """
     if not clip_norm > 0.0:

@@ -1,6 +1,7 @@
 """The sensitivity of a sum of updates, for every update that can be sent, and the noise that goes with it."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -58,12 +59,12 @@ def test_sensitivity_is_reached_by_a_large_aligned_cohort(num_clients: int, clip
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40), clip_norms)
 @example([HUGE] * 40, 1.0)
 @example([DENORMAL] * 40, 1e-45)
-@example([1.0, 1.0], 1.0)
+@example([1.0, 1.0, 1.0], math.sqrt(3))
 def test_clipped_norm_is_at_most_the_bound(values: list[float], clip_norm: float) -> None:
     update = np.array(values, dtype=np.float32)
     clipped = clip(update, clip_norm=clip_norm)
     assert clipped.dtype == np.float32
-    assert math.sqrt(math.fsum(float(v) ** 2 for v in clipped)) <= clip_norm
+    assert sum(Fraction(float(v)) ** 2 for v in clipped) <= Fraction(clip_norm) ** 2, "in exact arithmetic"
     assert np.all(np.sign(clipped) * np.sign(update) >= 0)
 
 
