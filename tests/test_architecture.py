@@ -1,0 +1,399 @@
+"""The shape of the source, read with `ast`: which way imports point, who knows Ray, and what no function may do.
+
+Every rule is a function from a parsed module to a list of violations, and is itself tested on snippets that break it.
+Left out: what only running the code can show, and what ruff and mypy already refuse.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
+
+# A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("config", "rng"),
+    ("data", "adapter", "privacy", "checkpoint", "runfiles"),
+    ("base", "train", "generate", "lora", "attacks", "judge"),
+    ("synthesis", "methods", "server", "evaluate"),
+    ("experiment", "worker"),
+    ("simulate",),
+    ("actors",),
+    ("sweep",),
+    ("report", "figures", "progress"),
+    ("runner",),
+    ("cli",),
+    ("raysim", "__main__"),
+)
+LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+
+MAY_IMPORT_RAY = ("raysim.actors", "raysim.sweep", "raysim.cli")
+MAX_FUNCTION_LINES = 60
+
+# Algorithms are functions of tensors and numbers: these, with what lies under them, receive plain values.
+WITHOUT_CONFIG = (
+    "raysim.adapter",
+    "raysim.attacks",
+    "raysim.generate",
+    "raysim.lora",
+    "raysim.privacy.accounting",
+    "raysim.privacy.clipping",
+    "raysim.privacy.noise",
+    "raysim.train",
+)
+
+# (module, what it imports inside a function) -> why it is heavy and optional.
+HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
+    ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
+    ("raysim.data.sources", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",
+}
+
+# numpy.random and random hold these beside the functions that draw from the hidden global generator.
+NO_GLOBAL_STATE = {
+    "numpy.random": {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox"},
+    "random": {"Random", "SystemRandom"},
+}
+TORCH_SEEDERS = {
+    "torch.manual_seed",
+    "torch.seed",
+    "torch.random.manual_seed",
+    "torch.random.seed",
+    "torch.default_generator.manual_seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.set_rng_state",
+    "transformers.set_seed",
+    "accelerate.utils.set_seed",
+}
+TORCH_DRAWS = {f"torch.{name}" for name in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
+TORCH_DRAWS_WITHOUT_GENERATOR = {"torch.rand_like", "torch.randn_like", "torch.randint_like", "torch.poisson"}
+TENSOR_DRAWS = {"normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "geometric_", "cauchy_"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+# --- what is there
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a source file of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source_files() -> dict[str, Path]:
+    """Every module of the package with its file."""
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+FILES = source_files()
+MODULES = set(FILES)
+PACKAGES = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+
+
+def parse(module: str) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(FILES[module].read_text(), filename=str(FILES[module]))
+
+
+# --- imports
+
+
+def imported(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
+    """The modules that an import statement of `module` names, relative ones resolved.
+
+    `from raysim.privacy import noise` names `raysim.privacy.noise` where that is a module, else `raysim.privacy`.
+    """
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        parents = module.split(".")
+        kept = parents[: len(parents) - node.level + (module in PACKAGES)]
+        base = ".".join([*kept, base] if base else kept)
+    return [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+
+
+def imports_of(tree: ast.AST, module: str) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
+    """Every import in the tree with each module it names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name in imported(node, module):
+                yield node, name
+
+
+def layer_name(module: str) -> str:
+    """The name by which a module stands in LAYERS: `raysim.privacy.noise` is `privacy`."""
+    return module.split(".")[1] if "." in module else module
+
+
+def wrong_directions(tree: ast.Module, module: str) -> list[str]:
+    """Imports of a layer above the module's own, and modules that have no layer."""
+    if layer_name(module) not in LAYER_OF:
+        return [f"{module} stands in no layer"]
+    own = LAYER_OF[layer_name(module)]
+    found = []
+    for node, name in imports_of(tree, module):
+        if name.split(".")[0] != "raysim" or _is_version(node, name):
+            continue
+        if LAYER_OF.get(layer_name(name), own + 1) > own:
+            found.append(f"line {node.lineno}: {module} imports {name}, which is above it")
+    return found
+
+
+def _is_version(node: ast.Import | ast.ImportFrom, name: str) -> bool:
+    return name == "raysim" and isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["__version__"]
+
+
+def ray_imports(tree: ast.Module, module: str) -> list[str]:
+    """Imports of Ray by a module that must not know it."""
+    if module in MAY_IMPORT_RAY:
+        return []
+    return [f"line {node.lineno}: {module} imports {name}" for node, name in imports_of(tree, module) if name.split(".")[0] == "ray"]
+
+
+def config_imports(tree: ast.Module, module: str) -> list[str]:
+    """Imports of the configuration by an algorithm."""
+    if not any(module == name or module.startswith(f"{name}.") for name in WITHOUT_CONFIG):
+        return []
+    return [f"line {node.lineno}: {module} imports {name}" for node, name in imports_of(tree, module) if name == "raysim.config"]
+
+
+def hidden(tree: ast.Module, module: str) -> list[tuple[int, str]]:
+    """Line and module of every import that is made inside a function, by statement or by call."""
+    found = []
+    for function in functions(tree):
+        found += [(node.lineno, name) for node, name in imports_of(function, module)]
+        for call in calls(function):
+            if dotted(call.func, aliases(tree)) in ("importlib.import_module", "__import__"):
+                found.append((call.lineno, ast.unparse(call.args[0]).strip("'\"") if call.args else "?"))
+    return sorted(set(found))
+
+
+def hidden_imports(tree: ast.Module, module: str) -> list[str]:
+    """Imports inside functions that HIDDEN_IMPORTS gives no reason for."""
+    return [
+        f"line {line}: {module} imports {name} inside a function"
+        for line, name in hidden(tree, module)
+        if (module, name) not in HIDDEN_IMPORTS
+    ]
+
+
+def known_imports(module: str) -> set[str]:
+    """The modules of the package that `module` imports; its version, a constant, makes no dependency."""
+    return {name for node, name in imports_of(parse(module), module) if name in MODULES and not _is_version(node, name)}
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one import cycle, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+# --- functions and calls
+
+
+def functions(tree: ast.AST) -> list[Function]:
+    """Every function and method, nested ones too."""
+    return [node for node in ast.walk(tree) if isinstance(node, Function)]
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    """Every call."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def aliases(tree: ast.Module) -> dict[str, str]:
+    """What a local name stands for: `import numpy as np` gives np -> numpy."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    return names
+
+
+def dotted(node: ast.expr, names: dict[str, str]) -> str:
+    """The full dotted name of what an expression refers to, or an empty string: `np.random.rand` is numpy.random.rand."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        owner = dotted(node.value, names)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""
+
+
+def long_functions(tree: ast.Module, module: str) -> list[str]:
+    """Functions that are longer than MAX_FUNCTION_LINES, docstring included."""
+    found = []
+    for function in functions(tree):
+        assert function.end_lineno is not None
+        num_lines = function.end_lineno - function.lineno + 1
+        if num_lines > MAX_FUNCTION_LINES:
+            found.append(f"line {function.lineno}: {module}.{function.name} has {num_lines} lines")
+    return found
+
+
+def guessed_attributes(tree: ast.Module, module: str) -> list[str]:
+    """Calls of hasattr, and of getattr with a default."""
+    found = []
+    for call in calls(tree):
+        if isinstance(call.func, ast.Name) and (call.func.id == "hasattr" or (call.func.id == "getattr" and len(call.args) > 2)):
+            found.append(f"line {call.lineno}: {module} calls {ast.unparse(call)}")
+    return found
+
+
+def global_randomness(tree: ast.Module, module: str) -> list[str]:
+    """Uses of a hidden global generator, save inside `with torch.random.fork_rng()`, which puts its state back."""
+    names = aliases(tree)
+    inside_fork = {id(call) for node in ast.walk(tree) if _is_fork(node, names) for call in calls(node)}
+    return [
+        f"line {call.lineno}: {module} calls {ast.unparse(call.func)}"
+        for call in calls(tree)
+        if draws_globally(call, names) and id(call) not in inside_fork
+    ]
+
+
+def _is_fork(node: ast.AST, names: dict[str, str]) -> bool:
+    if not isinstance(node, ast.With):
+        return False
+    contexts = [item.context_expr for item in node.items]
+    return any(isinstance(c, ast.Call) and dotted(c.func, names) == "torch.random.fork_rng" for c in contexts)
+
+
+def draws_globally(call: ast.Call, names: dict[str, str]) -> bool:
+    """Whether a call draws from, or seeds, a generator that belongs to no one."""
+    name = dotted(call.func, names)
+    owner, _, leaf = name.rpartition(".")
+    has_generator = any(keyword.arg == "generator" for keyword in call.keywords)
+    if owner in NO_GLOBAL_STATE:
+        return leaf not in NO_GLOBAL_STATE[owner]
+    if name in TORCH_SEEDERS | TORCH_DRAWS_WITHOUT_GENERATOR:
+        return True
+    if isinstance(call.func, ast.Attribute) and call.func.attr in TENSOR_DRAWS:
+        return not has_generator
+    return name in TORCH_DRAWS and not has_generator
+
+
+Rule = Callable[[ast.Module, str], list[str]]
+RULES: dict[str, Rule] = {
+    "imports point one way": wrong_directions,
+    "Ray stays in its modules": ray_imports,
+    "algorithms receive plain values": config_imports,
+    "no hidden imports": hidden_imports,
+    "functions fit a screen": long_functions,
+    "no guessed attributes": guessed_attributes,
+    "no global randomness": global_randomness,
+}
+
+
+# --- the package
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+@pytest.mark.parametrize("module", FILES)
+def test_the_package_keeps(rule: Rule, module: str) -> None:
+    assert rule(parse(module), module) == []
+
+
+def test_no_import_cycle() -> None:
+    graph = {module: known_imports(module) for module in FILES}
+    assert sum(map(len, graph.values())) > 0
+    assert cycle(graph) == []
+
+
+def test_every_excuse_for_a_hidden_import_is_used() -> None:
+    used = {(module, name) for module in FILES for _, name in hidden(parse(module), module)}
+    assert set(HIDDEN_IMPORTS) <= used
+
+
+# --- the rules themselves
+
+LONG = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
+BREAKS: list[tuple[Rule, str, str]] = [
+    (wrong_directions, "raysim.train", "from raysim.simulate import simulate"),
+    (wrong_directions, "raysim.train", "import raysim.simulate"),
+    (wrong_directions, "raysim.train", "from raysim import cli"),
+    (wrong_directions, "raysim.train", "from raysim import run"),
+    (wrong_directions, "raysim.train", "from .server import step"),
+    (wrong_directions, "raysim.privacy.noise", "from ..base import load"),
+    (wrong_directions, "raysim.privacy", "from ..base import load"),
+    (wrong_directions, "raysim.config", "def f():\n    from raysim.data import sources"),
+    (wrong_directions, "raysim.simulate", "from raysim.actors import RayClients"),
+    (wrong_directions, "raysim.train", "from raysim.nowhere import f"),
+    (wrong_directions, "raysim.nowhere", "import math"),
+    (ray_imports, "raysim.simulate", "import ray"),
+    (ray_imports, "raysim.simulate", "from ray.util import placement_group"),
+    (ray_imports, "raysim.train", "def f():\n    import ray.tune as tune"),
+    (config_imports, "raysim.train", "from raysim.config import TrainConfig"),
+    (config_imports, "raysim.lora.average", "from raysim import config"),
+    (config_imports, "raysim.lora", "from .. import config"),
+    (hidden_imports, "raysim.train", "def f():\n    import pandas"),
+    (hidden_imports, "raysim.train", "class A:\n    def f(self):\n        from raysim.base import load"),
+    (hidden_imports, "raysim.train", "import importlib\ndef f():\n    importlib.import_module('pandas')"),
+    (hidden_imports, "raysim.train", "def f():\n    return __import__('pandas')"),
+    (hidden_imports, "raysim.train", "from importlib import import_module\nasync def f(x):\n    import_module(x)"),
+    (long_functions, "raysim.train", LONG),
+    (long_functions, "raysim.train", "class A:\n" + "\n".join("    " + line for line in LONG.splitlines())),
+    (guessed_attributes, "raysim.train", "getattr(x, 'y', None)"),
+    (guessed_attributes, "raysim.train", "if hasattr(x, 'y'): pass"),
+    (global_randomness, "raysim.train", "import numpy as np\nnp.random.seed(0)"),
+    (global_randomness, "raysim.train", "import numpy\nnumpy.random.normal()"),
+    (global_randomness, "raysim.train", "from numpy.random import shuffle\nshuffle(x)"),
+    (global_randomness, "raysim.train", "from numpy import random as npr\nnpr.rand(3)"),
+    (global_randomness, "raysim.train", "import random\nrandom.seed(1)"),
+    (global_randomness, "raysim.train", "from random import choice\nchoice([1])"),
+    (global_randomness, "raysim.train", "import torch\ntorch.manual_seed(0)"),
+    (global_randomness, "raysim.train", "import torch\ntorch.default_generator.manual_seed(0)"),
+    (global_randomness, "raysim.train", "import torch\ntorch.randn(3)"),
+    (global_randomness, "raysim.train", "import torch\ntorch.randn_like(x)"),
+    (global_randomness, "raysim.train", "x.normal_(0, 1)"),
+    (global_randomness, "raysim.train", "from transformers import set_seed\nset_seed(0)"),
+    (global_randomness, "raysim.train", "import torch\nwith torch.random.fork_rng():\n    pass\ntorch.manual_seed(0)"),
+]
+KEEPS: list[tuple[Rule, str, str]] = [
+    (wrong_directions, "raysim.train", "from raysim.base import load\nfrom raysim.config import Config\nimport torch"),
+    (wrong_directions, "raysim.train", "from raysim import __version__"),
+    (wrong_directions, "raysim.train", "from raysim import rng"),
+    (wrong_directions, "raysim.privacy.noise", "from .clipping import clip\nfrom ..rng import seed_for"),
+    (wrong_directions, "raysim", "from raysim.cli import run"),
+    (ray_imports, "raysim.actors", "import ray"),
+    (ray_imports, "raysim.train", "import raytracer\nfrom raysim import rng"),
+    (config_imports, "raysim.simulate", "from raysim.config import Config"),
+    (config_imports, "raysim.train", "from raysim.rng import seed_for"),
+    (hidden_imports, "raysim.train", "import pandas\ntry:\n    import torch\nexcept ImportError:\n    raise"),
+    (hidden_imports, "raysim.base", "def f():\n    from huggingface_hub import snapshot_download"),
+    (long_functions, "raysim.train", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
+    (guessed_attributes, "raysim.train", "getattr(x, name)"),
+    (global_randomness, "raysim.train", "import numpy as np\nnp.random.default_rng(0).normal()"),
+    (global_randomness, "raysim.train", "import torch\ntorch.randn(3, generator=g)\nx.normal_(generator=g)"),
+    (global_randomness, "raysim.train", "import torch\ntorch.Generator().manual_seed(0)"),
+    (global_randomness, "raysim.train", "import random\nrandom.Random(0).shuffle(x)"),
+    (
+        global_randomness,
+        "raysim.train",
+        "import torch\nwith torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)\n    torch.rand(2)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), BREAKS)
+def test_a_rule_finds_what_breaks_it(rule: Rule, module: str, source: str) -> None:
+    assert len(rule(ast.parse(source), module)) == 1
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), KEEPS)
+def test_a_rule_leaves_alone_what_keeps_it(rule: Rule, module: str, source: str) -> None:
+    assert rule(ast.parse(source), module) == []
+
+
+def test_a_cycle_is_found() -> None:
+    assert set(cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
