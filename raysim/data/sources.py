@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.data.builtin import clinic, finance
+from raysim.data.builtin import clinic, finance, general
 from raysim.data.records import Record
 from raysim.rng import numpy_rng
 
 logger = logging.getLogger(__name__)
 
-BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records, "finance": finance.records}
+BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records, "finance": finance.records, "general": general.records}
 
 # (where it stands, such as "line 3"; its fields)
 Row = tuple[str, dict[str, Any]]
@@ -193,6 +193,7 @@ def _own_fields(instruction: str, input: str, response: str, label: str, details
         label=names(label),
         details=names(details),
         group=names(group),
+        remedy="set data.preset, or the data.*_field keys",
     )
 
 
