@@ -241,9 +241,14 @@ class LanguageModel:
         """A copy of the adapter, float32 of shape (P,)."""
         return self.flat.detach().to("cpu", copy=True).numpy()
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether forward passes run in float32, without autocast."""
+        return self.compute_dtype == torch.float32
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run: autocast in bfloat16, or nothing in float32."""
-        if self.compute_dtype == torch.float32:
+        if self.is_float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 

@@ -143,8 +143,8 @@ class FedpitConfig:
     """Shorter instructions fail the format filter."""
     num_retries: int = 3
     """Attempts at a response that fits the template before the candidate is dropped."""
-    accumulate: bool = True
-    """Train on the synthetic records of all rounds so far (at most `num_kept` are new) instead of this round's only."""
+    pool_size: int = 32
+    """Synthetic records trained on in a round, the newest of this and earlier rounds; at least `num_kept`."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fedpit.share_mix": (0, 1, True),
     "fedpit.num_candidates": (0, math.inf, True),
     "fedpit.num_kept": (0, math.inf, True),
+    "fedpit.pool_size": (0, math.inf, True),
     "fedpit.num_demonstrations": (1, math.inf, True),
     "fedpit.num_response_demonstrations": (1, math.inf, True),
     "fedpit.max_rouge_l": (0, 1, True),

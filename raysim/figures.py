@@ -323,7 +323,7 @@ def _finish_bars(axes: Axes, names: Sequence[str], totals: Sequence[int], widest
     step = -(-len(names) // 16)
     axes.set_yticks(range(0, len(names), step), list(names)[::step])
     axes.tick_params(axis="y", labelcolor=INK)
-    for i in range(0, len(names), step):
+    for i in range(len(names) if step == 1 else 0):
         axes.text(totals[i] + 0.012 * widest, i, str(totals[i]), va="center", fontsize=9.5, fontweight="bold")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, widest * 1.06)

@@ -26,6 +26,7 @@ from raysim.progress import COLUMNS, METHOD_LABELS, MISSING, NO_GUARANTEE, clock
 BUILT_IN_SETS = ("clinic", "finance", "general")
 UNINTERESTING_KEYS = ("name", "out", "compare")
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
+SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_exact_match", "train_details_rate", "epsilon", "uplink_bytes")
 HIGHER_IS_BETTER = ("heldout_rouge_l", "tokens_per_s")
 
@@ -366,7 +367,7 @@ def _leakage_card(trained: Sequence[Mapping[str, Any]], base: Mapping[str, Any] 
     ]
     if worst["control"] is not None:
         gap = worst["leakage"] - worst["control"]
-        meaning = "the gap is memory" if gap > 0 else "no memory shows"
+        meaning = "the gap is memory" if gap > SMALL_GAP else "so small a gap can be chance" if gap > 0 else "no memory shows"
         parts.append(f"On held-out prompts it scores {worst['control']:.2f}: {meaning}.")
     if worst["train_details_rate"] is not None:
         parts.append(f"{_percent(worst['train_details_rate'])} of the private details come out.")

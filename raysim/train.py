@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.data.tokens import Example
+from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for, torch_rng
 
 GROUPING_WINDOW = 8
@@ -43,10 +44,14 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class PrivateSettings:
-    """What private local training needs: DP-SGD (Abadi et al. 2016, arXiv 1607.00133) with expected batch `batch_size`."""
+    """What private local training needs: DP-SGD (Abadi et al. 2016, arXiv 1607.00133).
+
+    `batch_size` is the fixed divisor B, `sampling_prob` the probability of each example to be in a step's Poisson batch.
+    """
 
     num_steps: int
     batch_size: int
+    sampling_prob: float
     lr: float
     optimizer: str
     clip_norm: float
@@ -160,25 +165,23 @@ def train_private(
     """The adapter after `num_steps` of DP-SGD on `examples`: Poisson batches, per-example clipping, noise sigma C / B.
 
     Guarantees: each step's sum of clipped gradients moves by at most `clip_norm` when one example is added or removed,
-    and carries Gaussian noise of standard deviation `noise_multiplier * clip_norm`; the divisor is the expected batch,
-    never the realised one. The loss of an example is the mean over its own response tokens.
+    and carries Gaussian noise of standard deviation `noise_multiplier * clip_norm`; the divisor is `batch_size`,
+    never the realised batch. The loss of an example is the mean over its own response tokens.
     """
     lm.set_adapter(adapter)
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=0.0)
-    probability = min(1.0, settings.batch_size / len(examples))
-    expected_batch = probability * len(examples)
     losses: list[float] = []
     num_tokens = num_clipped = 0
     with _training(lm, seed=seed):
         for step in range(settings.num_steps):
-            drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < probability)
+            drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
             chosen = [examples[i] for i in drawn]
             total, norms, batch_losses = clipped_gradient_sum(lm, chosen, clip_norm=settings.clip_norm, max_batch=settings.batch_size)
             std = settings.noise_multiplier * settings.clip_norm
-            noise = gaussian_noise(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
-            lm.flat_grad.copy_((total + noise.to(lm.device)) / expected_batch)
+            noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
+            lm.flat_grad.copy_((total + torch.from_numpy(noise).to(lm.device)) / settings.batch_size)
             optimizer.step()
             losses += batch_losses
             num_tokens += sum(example.num_tokens for example in chosen)
@@ -213,9 +216,9 @@ def train_literal(
         num_clipped += norm > settings.clip_norm
         lm.flat_grad[mask] /= max(1.0, norm / settings.clip_norm)
     std = settings.noise_multiplier * settings.clip_norm
-    noise = gaussian_noise(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", 0), secure=settings.secure_noise)
+    noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", 0), secure=settings.secure_noise)
     with torch.no_grad():
-        lm.flat.sub_(lm.flat_grad + noise.to(lm.device), alpha=settings.lr)
+        lm.flat.sub_(lm.flat_grad + torch.from_numpy(noise).to(lm.device), alpha=settings.lr)
     stats = TrainStats(
         num_tokens=sum(example.num_tokens for example in chosen),
         num_steps=1,
@@ -254,12 +257,6 @@ def clipped_gradient_sum(
         norms += norm_B.tolist()
         losses += (nll_B / count_B).tolist()
     return total, norms, losses
-
-
-def gaussian_noise(num_parameters: int, *, std: float, seed: int, secure: bool) -> torch.Tensor:
-    """Gaussian noise of standard deviation `std`, float32 of shape (P,), from the seed or the operating system."""
-    rng = np.random.default_rng() if secure else np.random.default_rng(seed)
-    return torch.from_numpy((rng.standard_normal(num_parameters) * std).astype(np.float32))
 
 
 @contextmanager

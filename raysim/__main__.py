@@ -1,0 +1,7 @@
+"""`python -m raysim`."""
+
+import sys
+
+from raysim.cli import main
+
+sys.exit(main())

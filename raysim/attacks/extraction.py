@@ -1,0 +1,44 @@
+"""Training-data extraction: who holds a release and true prompts asks for the responses it was trained on.
+
+Discoverable memorisation, Nasr et al. (2023), arXiv 2311.17035: a training record is prompt p and response y; the
+attacker gives p (or p and the first tokens of y) and compares the greedy answer with y. The same questions on held-out
+records are the control: what is answered as well there is skill, not leakage.
+What the attacker sees: the released adapter, the base model, the prompts (and the prefix). Nothing else enters here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysim.data.similarity import details_found, rouge_l
+from raysim.data.tokens import Example
+
+
+@dataclass(frozen=True)
+class ExtractionScore:
+    """Of a set of attacked records: mean ROUGE-L, share answered exactly, share of private details recovered (None if none)."""
+
+    rouge_l: float
+    exact_match: float
+    details_rate: float | None
+
+
+def attack_prompt(example: Example, *, prefix_tokens: int) -> list[int]:
+    """What the attacker submits: the prompt, then `prefix_tokens` tokens of the true response."""
+    return [*example.prompt_ids, *example.response_ids[:prefix_tokens]]
+
+
+def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Sequence[Sequence[str]]) -> ExtractionScore:
+    """The attack's figures for `answers` against the true responses (less the prefix given away) and their details.
+
+    A detail counts as recovered if it occurs in the answer; details that the prefix gave away must not be passed.
+    """
+    assert len(answers) == len(truths) == len(details) > 0, (len(answers), len(truths), len(details))
+    scores = [rouge_l(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+    exact = [answer.split() == truth.split() for answer, truth in zip(answers, truths, strict=True)]
+    wanted = sum(len(secret) for secret in details)
+    found = sum(len(details_found(answer, secret)) for answer, secret in zip(answers, details, strict=True))
+    return ExtractionScore(
+        rouge_l=sum(scores) / len(scores),
+        exact_match=sum(exact) / len(exact),
+        details_rate=found / wanted if wanted else None,
+    )

@@ -1,0 +1,140 @@
+"""Everything a run needs to go on, written after each round so that a crash at any moment loses at most that round.
+
+A checkpoint is a folder `state/round-00003`, complete or absent: it is written beside its place, flushed, and renamed;
+`manifest.json` holds a SHA-256 for each file. Client states that a round did not change are hard links to the last one.
+Left out: random generator states. There are none: every stream is named by its round, so nothing has to be restored.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+KEEP = 2
+"""Checkpoints kept: the newest, and the one to fall back to if it turns out damaged."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after `num_rounds` rounds."""
+
+    num_rounds: int
+    config_key: dict[str, Any]
+    """The part of the configuration that results depend on."""
+    adapter: np.ndarray
+    """The released adapter, float32 of shape (P,)."""
+    client_arrays: dict[int, dict[str, np.ndarray]]
+    """What each client keeps: arrays by name."""
+    client_records: dict[int, list[dict[str, Any]]]
+    """What each client keeps: records."""
+    records: list[dict[str, Any]]
+    """The lines of rounds.jsonl so far."""
+    synthetic: list[dict[str, Any]]
+    """The lines of synthetic.jsonl so far."""
+
+
+def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> None:
+    """Writes the snapshot as `state_dir/round-NNNNN`, atomically, and removes all but the newest `KEEP`.
+
+    Clients not in `changed_clients` must stand in the previous checkpoint as they are in the snapshot.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    target = state_dir / f"round-{snapshot.num_rounds:05d}"
+    scratch = state_dir / f".writing-{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    save_file({"adapter": np.ascontiguousarray(snapshot.adapter)}, scratch / "server.safetensors")
+    _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic})
+    previous = state_dir / f"round-{snapshot.num_rounds - 1:05d}"
+    for client_id in sorted(snapshot.client_arrays):
+        _save_client(scratch, client_id, snapshot, previous=None if client_id in changed_clients else previous)
+    files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+    _write_json(scratch / "manifest.json", {"num_rounds": snapshot.num_rounds, "config_key": snapshot.config_key, "files": files})
+    for path in scratch.iterdir():
+        _flush(path)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    _flush(state_dir)
+    for old in _complete(state_dir)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_latest(state_dir: Path) -> tuple[Snapshot | None, list[str]]:
+    """The newest snapshot whose checksums hold, or None; and one line for each damaged checkpoint that was passed over."""
+    problems: list[str] = []
+    for folder in reversed(_complete(state_dir)):
+        damage = _damage(folder)
+        if damage is None:
+            return _load(folder), problems
+        problems.append(f"checkpoint {folder.name} is damaged ({damage}); going back to the one before")
+    return None, problems
+
+
+def _load(folder: Path) -> Snapshot:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tables = json.loads((folder / "records.json").read_text())
+    arrays: dict[int, dict[str, np.ndarray]] = {}
+    records: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("client-*.safetensors")):
+        client_id = int(path.stem.removeprefix("client-"))
+        arrays[client_id] = load_file(path)
+        records[client_id] = json.loads(path.with_suffix(".json").read_text())
+    return Snapshot(
+        num_rounds=manifest["num_rounds"],
+        config_key=manifest["config_key"],
+        adapter=load_file(folder / "server.safetensors")["adapter"],
+        client_arrays=arrays,
+        client_records=records,
+        records=tables["records"],
+        synthetic=tables["synthetic"],
+    )
+
+
+def _save_client(scratch: Path, client_id: int, snapshot: Snapshot, *, previous: Path | None) -> None:
+    name = f"client-{client_id:05d}"
+    if previous is not None:
+        for suffix in (".safetensors", ".json"):
+            os.link(previous / (name + suffix), scratch / (name + suffix))
+        return
+    arrays = {key: np.ascontiguousarray(value) for key, value in snapshot.client_arrays[client_id].items()}
+    save_file(arrays, scratch / f"{name}.safetensors")
+    _write_json(scratch / f"{name}.json", snapshot.client_records[client_id])
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"manifest.json: {type(error).__name__}"
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{name} has another checksum"
+    return None
+
+
+def _complete(state_dir: Path) -> list[Path]:
+    return sorted(path for path in state_dir.glob("round-*") if path.is_dir())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""The command line: `raysim run | compare | report | configs`. What a user gets wrong is one line on standard error and status 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+
+from raysim import __version__
+from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
+
+EPILOG = """examples:
+  raysim compare quickstart                              the main job: base model, FEDIT, FEDPIT and DP-LoRA side by side
+  raysim run quickstart method.name=fedpit lora.rank=16  one method, into runs/quickstart
+  raysim run quickstart method.name=fedit privacy.unit=client out=runs/private
+  raysim run quickstart resources.client.num_gpus=0.25   four clients to a GPU
+  raysim report runs/quickstart                          write the page of a run or comparison again
+  raysim configs                                         shipped configurations, and every key with its default
+
+Any key of the configuration can be set as key=value; `out=DIR` chooses the folder. The same command continues a run that
+was interrupted. RAY_ADDRESS names a cluster to run on; without it, Ray is started on this machine.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0 done, 1 failed on the way (run it again to go on), 2 refused."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except ValueError as error:
+        print(f"raysim: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"raysim: {error}\nraysim: the same command continues from the last finished round", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nraysim: interrupted; the same command continues from the last finished round", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raysim",
+        description="Simulate federated LoRA fine-tuning of language models: how good, what leaks, at what epsilon, at what cost.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"raysim {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, function, text, example in (
+        ("run", _run, "run one simulation and write its folder", "raysim run quickstart method.name=fedpit lora.rank=16 out=runs/mine"),
+        ("compare", _compare, "run what a configuration's `compare` names, side by side", "raysim compare configs/quickstart.yaml seed=1"),
+    ):
+        command = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example:\n  {example}", formatter_class=parser.formatter_class
+        )
+        command.add_argument("config", help="a YAML file, or the name of a shipped configuration (see `raysim configs`)")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+        command.add_argument("--quiet", action="store_true", help="no progress display")
+        command.set_defaults(command=function)
+    report = commands.add_parser("report", help="write the page and figures of a finished run or comparison again")
+    report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
+    report.set_defaults(command=_report)
+    configs = commands.add_parser("configs", help="list shipped configurations and every key with its default")
+    configs.set_defaults(command=_configs)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config, arguments.overrides)
+    from raysim import progress, report, runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+
+    done = runner.run(config, display=False if arguments.quiet else None)
+    progress.print_comparison(report.comparison_rows([done.summary]))
+    _say_where(done.out, guarantee=done.summary["guarantee"], digest=done.summary["adapter_sha256"])
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config, arguments.overrides)
+    from raysim import progress, report, runner  # as in _run
+
+    runs = runner.compare(config, display=False if arguments.quiet else None)
+    progress.print_comparison(report.comparison_rows([run.summary for run in runs]))
+    print(f"report: {Path(config.out) / 'report.html'}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from raysim import report  # matplotlib: seconds to import
+
+    folder = Path(arguments.folder)
+    if (folder / "rounds.jsonl").is_file():
+        print(report.write_run_report(folder))
+        return 0
+    runs = sorted(path.parent for path in folder.glob("*/rounds.jsonl")) if folder.is_dir() else []
+    if not runs:
+        raise ValueError(f"{arguments.folder!r} is neither the folder of a run (no rounds.jsonl) nor of a comparison (no runs below it)")
+    print(report.write_comparison_report(folder, runs))
+    return 0
+
+
+def _configs(arguments: argparse.Namespace) -> int:
+    print("shipped configurations:")
+    for path in sorted(shipped_configs().glob("*.yaml")):
+        first = path.read_text().splitlines()[0].removeprefix("#").strip()
+        print(f"  {path.stem:<16} {first}")
+    print("\nkeys and defaults:")
+    for key, value in flatten_keys(to_dict(Config())).items():
+        print(f"  {key}={value!r}" if isinstance(value, str) else f"  {key}={value}")
+    return 0
+
+
+def _say_where(out: Path, *, guarantee: str, digest: str) -> None:
+    print(f"{guarantee}\nadapter sha256: {digest}\nreport: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

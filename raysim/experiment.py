@@ -1,0 +1,135 @@
+"""From a configuration to what a simulation runs on: records loaded, split, labelled, dealt to clients, and tokenised."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysim.base import LanguageModel
+from raysim.config import Config
+from raysim.data.partition import cluster_labels, partition_manifest, partition_records
+from raysim.data.records import Record
+from raysim.data.sources import load_records, split_records
+from raysim.data.tokens import Example, encode_records
+from raysim.privacy.mechanism import Mechanism
+from raysim.rng import numpy_rng
+from raysim.server import weights_for
+
+EMBEDDING_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The data side of a run."""
+
+    shards: tuple[tuple[Example, ...], ...]
+    """Each client's examples."""
+    heldout: tuple[Example, ...]
+    """Examples that no client has."""
+    attacked: tuple[tuple[int, Example], ...]
+    """Training examples that the attack asks for, with the client each belongs to."""
+    manifest: dict[str, Any]
+    """The content of partition.json."""
+    mechanism: Mechanism
+    weights: tuple[float, ...]
+
+
+def prepare(config: Config, lm: LanguageModel) -> Experiment:
+    """The experiment that `config` describes.
+
+    Errors: ValueError where the data, the split or the partition cannot be had as configured.
+    """
+    data = config.data
+    if data.max_length > lm.max_positions:
+        raise ValueError(f"data.max_length={data.max_length} is more than the model's context of {lm.max_positions} tokens")
+    records = load_records(
+        source=data.source,
+        path=data.path,
+        preset=data.preset,
+        instruction_field=data.instruction_field,
+        input_field=data.input_field,
+        response_field=data.response_field,
+        label_field=data.label_field,
+        details_field=data.details_field,
+        group_field=data.group_field,
+    )
+    train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
+    examples, cut = _encode(train, lm, config=config)
+    heldout_examples, heldout_cut = _encode(heldout, lm, config=config)
+    labels = [record.label for record in train]
+    if config.partition.scheme in ("dirichlet", "natural") and not all(labels):
+        labels = _cluster(lm, examples, config=config)
+        examples = [dataclasses.replace(e, record=dataclasses.replace(e.record, label=l)) for e, l in zip(examples, labels, strict=True)]
+    indices = _partition(labels, config=config)
+    shards = tuple(tuple(examples[i] for i in shard) for shard in indices)
+    manifest = partition_manifest(indices, records=[e.record for e in examples], num_tokens=[e.num_tokens for e in examples])
+    sizes = [len(shard) for shard in shards]
+    mechanism_config = config if len(shards) > 1 else dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
+    return Experiment(
+        shards=shards,
+        heldout=tuple(heldout_examples),
+        attacked=_attacked(shards, num_examples=config.attack.num_examples, seed=config.seed),
+        manifest=manifest | {"num_heldout": len(heldout), "num_cut": cut, "num_heldout_cut": heldout_cut, "max_length": data.max_length},
+        mechanism=Mechanism.from_config(mechanism_config, shard_sizes=sizes),
+        weights=weights_for(sizes, weighting=config.server.weighting),
+    )
+
+
+def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> tuple[list[Example], int]:
+    return encode_records(
+        records,
+        tokenizer=lm.tokenizer,
+        eos_token_id=lm.eos_token_ids[0],
+        max_length=config.data.max_length,
+        system_prompt=config.data.system_prompt,
+    )
+
+
+def _partition(labels: list[str], *, config: Config) -> list[list[int]]:
+    if config.method.name == "cenit":
+        return [list(range(len(labels)))]
+    partition = config.partition
+    return partition_records(
+        labels,
+        scheme=partition.scheme,
+        num_clients=partition.num_clients,
+        alpha=partition.alpha,
+        min_examples=partition.min_examples,
+        seed=config.seed,
+    )
+
+
+def _attacked(shards: Sequence[Sequence[Example]], *, num_examples: int, seed: int) -> tuple[tuple[int, Example], ...]:
+    """A seeded sample of training examples; the same records whatever the method, since it goes by record and not by client."""
+    owned = sorted(((k, example) for k, shard in enumerate(shards) for example in shard), key=lambda pair: pair[1].record.record_id)
+    chosen = numpy_rng(seed, "attacked").permutation(len(owned))[:num_examples]
+    return tuple(owned[i] for i in sorted(chosen))
+
+
+@torch.no_grad()
+def mean_hidden_states(lm: LanguageModel, examples: Sequence[Example]) -> np.ndarray:
+    """The base model's last hidden state averaged over each prompt, float32 of shape (examples, hidden size)."""
+    lm.model.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    rows: list[np.ndarray] = [np.empty(0)] * len(examples)
+    decoder = lm.model.get_base_model().get_decoder()  # type: ignore[operator]
+    for start in range(0, len(order), EMBEDDING_BATCH):
+        batch = order[start : start + EMBEDDING_BATCH]
+        width = max(len(examples[i].prompt_ids) for i in batch)
+        ids_BT = torch.full((len(batch), width), lm.pad_token_id)
+        for row, i in enumerate(batch):
+            ids_BT[row, : len(examples[i].prompt_ids)] = torch.tensor(examples[i].prompt_ids)
+        with lm.model.disable_adapter(), lm.autocast():
+            hidden_BTD = decoder(input_ids=ids_BT.to(lm.device), use_cache=False).last_hidden_state.float()
+        for row, i in enumerate(batch):
+            rows[i] = hidden_BTD[row, : len(examples[i].prompt_ids)].mean(dim=0).cpu().numpy()
+    return np.stack(rows)
+
+
+def _cluster(lm: LanguageModel, examples: Sequence[Example], *, config: Config) -> list[str]:
+    if config.partition.scheme == "natural":
+        raise ValueError("partition.scheme='natural' needs data.label_field (or a preset) to name the field that tells clients apart")
+    return cluster_labels(mean_hidden_states(lm, examples), num_clusters=config.partition.num_clusters, seed=config.seed)

@@ -1,0 +1,18 @@
+"""DP-LoRA: low-rank updates under differential privacy; Liu et al. (2023), arXiv 2312.17493.
+
+`example` is DP-SGD on the LoRA factors (per-example clipping, noise sigma C / B on the mean gradient), which protects each
+record of a client. `literal` is the published algorithm, whose noise per batch gives far less than its formula says; the
+ledger carries what an accountant makes of it. The paper's own text was not available to us: `literal` follows secondary
+sources that agree with one another.
+"""
+
+from raysim.base import LanguageModel
+from raysim.methods.call import ClientCall, ClientResult
+from raysim.train import train_literal, train_private
+
+
+def dplora(lm: LanguageModel, call: ClientCall) -> ClientResult:
+    """One round of a client: private steps from the shared adapter, send the difference."""
+    step = train_literal if call.mechanism.kind == "literal" else train_private
+    adapter, stats = step(lm, call.adapter, call.shard, settings=call.private_settings(), seed=call.seed("train"))
+    return ClientResult(update=adapter - call.adapter, stats=stats)

@@ -1,0 +1,164 @@
+"""The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysim import __version__
+from raysim.adapter import Layout, Vector, adapter_sha256, save_adapter
+from raysim.config import Config, load, result_key, to_yaml
+
+PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically; not-a-number and infinities are errors."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def check_folder(config: Config) -> Path:
+    """The output folder, which is new, empty, or holds a run (finished or not) of the same configuration.
+
+    Errors: ValueError if it belongs to another configuration or is not a run's folder.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={config.out!r} is a file; choose a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return out
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"out={config.out!r} exists and is not a run's folder; choose another, or empty it")
+    theirs, ours = result_key(load(out / "config.yaml")), result_key(config)
+    different = sorted(k for k in ours if theirs.get(k) != ours[k])
+    if different:
+        shown = ", ".join(f"{k}={theirs.get(k)!r} there and {ours[k]!r} here" for k in different[:2])
+        raise ValueError(f"out={config.out!r} belongs to another configuration ({shown}); choose another folder")
+    return out
+
+
+def write_start(out: Path, config: Config, *, manifest: dict[str, Any]) -> None:
+    """Writes what is known before the first round: config.yaml, environment.json, partition.json."""
+    write_text(out / "config.yaml", to_yaml(config))
+    write_json(out / "environment.json", environment())
+    write_json(out / "partition.json", manifest)
+
+
+def write_progress(out: Path, *, records: list[dict[str, Any]], synthetic: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
+    """Writes what grows by the round: rounds.jsonl, ledger.json, and synthetic.jsonl where there are such records."""
+    write_jsonl(out / "rounds.jsonl", records)
+    write_json(out / "ledger.json", ledger)
+    if synthetic:
+        write_jsonl(out / "synthetic.jsonl", synthetic)
+
+
+def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector, owned: dict[int, Vector], summary: dict[str, Any]) -> str:
+    """Writes adapter/ in PEFT's format with a model card, and returns the SHA-256 of what was released.
+
+    Where nothing is shared (LOCIT) there is one adapter a client, in `adapter/client-NNN`, and the hash is over all in order.
+    """
+    settings: dict[str, Any] = {
+        "base_model": config.model.name,
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "dropout": config.lora.dropout,
+        "target_modules": list(config.lora.target_modules),
+    }
+    if config.method.name == "locit":
+        for client_id, vector in sorted(owned.items()):
+            save_adapter(out / "adapter" / f"client-{client_id:03d}", vector, layout, **settings)
+        digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
+    else:
+        save_adapter(out / "adapter", adapter, layout, **settings)
+        digest = adapter_sha256(adapter)
+    write_text(out / "adapter" / "README.md", model_card(config, summary=summary, digest=digest))
+    return digest
+
+
+def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
+    """The README of a released adapter: what it is, how it was made, what is promised, how to load it."""
+    attack = summary["attack"] or {}
+    leakage = (
+        f"Extraction attack: ROUGE-L {attack['train_rouge_l']:.3f} on training prompts, {attack['heldout_rouge_l']:.3f} on held-out ones."
+        if attack
+        else "The extraction attack was not run."
+    )
+    where = "adapter/client-000" if config.method.name == "locit" else "adapter"
+    return f"""---
+base_model: {config.model.name}
+library_name: peft
+tags: [lora, federated-learning, raysim]
+---
+# LoRA adapter `{config.name}` ({config.method.name})
+
+Simulated federated fine-tuning of {config.model.name} with raysim {__version__}: {config.partition.num_clients} clients,
+{summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
+{"The built-in data are fictional and not advice." if config.data.source in ("clinic", "finance", "general") else ""}
+
+- **Guarantee**: {summary["guarantee"]}
+- **Leakage**: {leakage}
+- **SHA-256 of the weights** (float32, in order): `{digest}`
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODEL_FOLDER), "{where}")
+```
+"""
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "raysim": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "num_cpus": os.cpu_count(),
+        "gpus": gpus,
+        "packages": packages,
+    }
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,220 @@
+"""A whole run, or several side by side, from a configuration to its folder: what the command line and Python users call."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysim import actors, runfiles
+from raysim.base import BaseModel, load_base_model, resolve_dtype
+from raysim.config import Config, with_overrides
+from raysim.experiment import Experiment, prepare
+from raysim.progress import Progress
+from raysim.report import write_comparison_report, write_run_report
+from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
+from raysim.worker import Assignment, Worker
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    config: Config
+    out: Path
+    records: list[dict[str, Any]]
+    """The lines of rounds.jsonl."""
+    ledger: dict[str, Any]
+    summary: dict[str, Any]
+
+
+@dataclass
+class Backend:
+    """Where clients run: a worker in this process, and actors on Ray unless everything is to stay here."""
+
+    key: tuple[Any, ...]
+    worker: Worker
+    ray: actors.RayBackend | None
+
+    def clients(self, assignment: Assignment, experiment: Experiment) -> Clients:
+        """The clients of a run."""
+        if self.ray is None:
+            return LocalClients(self.worker, assignment, experiment)
+        return actors.RayClients(self.ray, assignment, experiment)
+
+    def server(self, assignment: Assignment) -> Server:
+        """The server of a run."""
+        return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
+
+
+def run(config: Config, *, display: bool | None = None, backend: Backend | None = None) -> Run:
+    """Runs `config` to its end and writes its folder; continues one that was interrupted, returns one that is finished.
+
+    `display` is False for silence, None for a live display on a terminal and plain lines elsewhere.
+
+    Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
+    RuntimeError naming round and client for what fails later, after which the same call continues.
+    """
+    config = resolved(config)
+    out = runfiles.check_folder(config)
+    finished = load_run(config, out)
+    if finished is not None:
+        return finished
+    with contextlib.nullcontext(backend) if backend else open_backend(config) as opened:
+        return _run(config, out, opened, display=display)
+
+
+def compare(config: Config, *, display: bool | None = None) -> list[Run]:
+    """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
+
+    Errors: as `run`; ValueError if `compare` is empty. Every entry is validated before the first starts.
+    """
+    if not config.compare:
+        raise ValueError("compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}")
+    configs = [resolved(entry) for entry in comparison(config)]
+    for entry in configs:
+        runfiles.check_folder(entry)
+    runs: list[Run] = []
+    with contextlib.ExitStack() as stack:
+        backend: Backend | None = None
+        for entry in configs:
+            finished = load_run(entry, Path(entry.out))
+            if finished is None and (backend is None or backend.key != backend_key(entry)):
+                stack.close()
+                backend = stack.enter_context(open_backend(entry))
+            runs.append(finished or run(entry, display=display, backend=backend))
+    write_comparison_report(Path(config.out), [entry.out for entry in runs])
+    return runs
+
+
+def comparison(config: Config) -> list[Config]:
+    """The configurations that `config.compare` names, each with a folder below `config.out`."""
+    entries = []
+    for name, overrides in config.compare.items():
+        plain = {"compare": {}, "privacy.unit": "auto", "server.weighting": "auto"} | dict(overrides or {})
+        try:
+            entry = with_overrides(config, plain | {"name": name, "out": str(Path(config.out) / name)})
+        except ValueError as error:
+            raise ValueError(f"compare.{name}: {error}") from None
+        entries.append(dataclasses.replace(entry, compare={}))
+    return entries
+
+
+def resolved(config: Config) -> Config:
+    """`config` with `train.dtype` decided, so that a resumed run computes as it began."""
+    dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def load_run(config: Config, out: Path) -> Run | None:
+    """The finished run in `out`, or None."""
+    if not (out / "summary.json").is_file() or not (out / "report.html").is_file():
+        return None
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    return Run(config, out, records, json.loads((out / "ledger.json").read_text()), json.loads((out / "summary.json").read_text()))
+
+
+def backend_key(config: Config) -> tuple[Any, ...]:
+    """What two runs must share to use one backend."""
+    cohort = min(config.partition.num_clients, config.server.cohort_size or config.partition.num_clients)
+    return (config.model.name, config.train.dtype, config.resources, cohort)
+
+
+@contextlib.contextmanager
+def open_backend(config: Config) -> Iterator[Backend]:
+    """A backend for `config` (its dtype resolved), closed on leaving.
+
+    Errors: ValueError if the model or the resources cannot be had.
+    """
+    resources, on_ray = config.resources, config.resources.backend == "ray"
+    num_actors = 0
+    if on_ray:
+        actors.start_ray()
+        num_actors = actors.num_client_actors(config, num_clients=config.partition.num_clients)
+    base: BaseModel = load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
+    ray_backend = actors.RayBackend(base, resources=resources, num_actors=num_actors) if on_ray else None
+    local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
+    worker = Worker(ray_backend.base if ray_backend else base, device=local_device, num_threads=resources.num_threads)
+    try:
+        yield Backend(backend_key(config), worker, ray_backend)
+    finally:
+        if ray_backend is not None:
+            ray_backend.close()
+
+
+def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -> Run:
+    lm = backend.worker.language_model(config.lora)
+    experiment = prepare(config, lm)
+    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights)
+    runfiles.write_start(out, config, manifest=experiment.manifest)
+
+    def after_round(simulation: Simulation) -> None:
+        ledger = experiment.mechanism.ledger(simulation.state.round_index)
+        runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
+
+    with Progress(config.server.num_rounds, config.name, enabled=display) as progress:
+        for line in notes(experiment):
+            progress.phase(line)
+        simulation = simulate(
+            Simulation(
+                config=config,
+                experiment=experiment,
+                clients=backend.clients(assignment, experiment),
+                server=backend.server(assignment),
+                tokenizer=lm.tokenizer,
+                progress=progress,
+                state=start(config, experiment, layout=lm.layout),
+            ),
+            state_dir=out / "state",
+            after_round=after_round,
+        )
+    return _finish(config, out, simulation, layout=lm.layout)
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """What a user should know of the data before the run: how many responses were cut."""
+    cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
+    if not cut:
+        return []
+    return [f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens"]
+
+
+def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any) -> Run:
+    ledger = simulation.experiment.mechanism.ledger(simulation.state.round_index)
+    runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
+    summary = summarize(config, simulation, ledger=ledger, num_parameters=layout.num_parameters)
+    owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
+    digest = runfiles.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
+    summary = {**summary, "adapter_sha256": digest}
+    runfiles.write_json(out / "summary.json", summary)
+    write_run_report(out)
+    return Run(config, out, simulation.records, ledger, summary)
+
+
+def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any], num_parameters: int) -> dict[str, Any]:
+    """The content of summary.json, but for the adapter's hash."""
+    records: Sequence[dict[str, Any]] = simulation.records
+    last = records[-1]
+    seconds = sum(record.get("client_s", 0.0) for record in records)
+    tokens = sum(record["num_tokens"] for record in records)
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "num_rounds": simulation.state.round_index,
+        "eval": last["eval"],
+        "attack": last["attack"],
+        "private": last.get("private"),
+        "epsilon": ledger["epsilon"],
+        "delta": ledger["delta"],
+        "guarantee": ledger["guarantee"],
+        "num_parameters": num_parameters,
+        "num_dropped": sum(record["num_dropped"] for record in records),
+        "uplink_bytes": sum(record["uplink_bytes"] for record in records),
+        "downlink_bytes": sum(record["downlink_bytes"] for record in records),
+        "num_tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "wall_s": sum(record["wall_s"] for record in records),
+    }

@@ -1,0 +1,347 @@
+"""The loop over rounds, the two seams it runs through (`Clients`, `Server`), and both of them in this process, without Ray.
+
+A round is: draw the cohort, let each chunk of it train, sum and send, step the server, measure, record, save. Because a
+client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from raysim import checkpoint
+from raysim.adapter import Vector, initial_adapter
+from raysim.checkpoint import Snapshot
+from raysim.config import Config, result_key
+from raysim.data.tokens import Example
+from raysim.evaluate import Job, Plan, mean_of, measure, plan
+from raysim.experiment import Experiment
+from raysim.methods.call import ClientState
+from raysim.privacy.clipping import ChunkSum
+from raysim.progress import Progress
+from raysim.server import ServerState, step
+from raysim.worker import Assignment, ClientReport, Worker
+
+BYTES_PER_PARAMETER = 4
+OnDone = Callable[[Sequence[ClientReport]], None]
+
+
+class Clients(Protocol):
+    """Whoever runs the clients of a round. What `run_round` returns goes to `Server.step` unopened."""
+
+    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: OnDone) -> list[Any]:
+        """The chunks' sums in the order of `chunks`; `on_done` hears of each chunk as it ends."""
+
+    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        """What these clients keep; those that keep nothing are left out."""
+
+    def restore(self, states: dict[int, ClientState]) -> None:
+        """Gives clients back what they kept."""
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """The results of evaluation jobs, each on its adapter, in order."""
+
+
+class Server(Protocol):
+    """Whoever steps the server's state."""
+
+    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+        """The next state, and the server's part of the round's record."""
+
+
+class LocalClients:
+    """All clients in turn, in this process."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment) -> None:
+        self._worker, self._assignment, self._shards = worker, assignment, experiment.shards
+        self._states: dict[int, ClientState] = {}
+
+    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: OnDone) -> list[ChunkSum]:
+        """See `Clients`."""
+        sums = []
+        for chunk in chunks:
+            shards, states = [self._shards[k] for k in chunk], [self._states.get(k) for k in chunk]
+            total, reports, new_states = self._worker.run_chunk(self._assignment, chunk, round_index, adapter, shards, states)
+            self._states.update({k: state for k, state in zip(chunk, new_states, strict=True) if state is not None})
+            sums.append(total)
+            on_done(reports)
+        return sums
+
+    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        """See `Clients`."""
+        return {k: self._states[k] for k in client_ids if k in self._states}
+
+    def restore(self, states: dict[int, ClientState]) -> None:
+        """See `Clients`."""
+        self._states = dict(states)
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """See `Clients`."""
+        results = []
+        for adapter, job in work:
+            results.append(self._worker.run_job(self._assignment.config.lora, adapter, job))
+            on_done()
+        return results
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """The server in this process."""
+
+    assignment: Assignment
+
+    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+        """See `Server`."""
+        config = self.assignment.config
+        return step(state, sums, mechanism=self.assignment.mechanism, lr=config.server.lr, seed=config.seed)
+
+
+@dataclass
+class Simulation:
+    """A run in memory: its inputs, where it runs, and how far it is."""
+
+    config: Config
+    experiment: Experiment
+    clients: Clients
+    server: Server
+    tokenizer: Any
+    progress: Progress
+    state: ServerState
+    records: list[dict[str, Any]] = field(default_factory=list)
+    synthetic: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[int, ClientState] = field(default_factory=dict)
+    """What each client keeps, as of the last checkpoint."""
+
+
+def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
+    """The state before the first round."""
+    return ServerState(round_index=0, adapter=initial_adapter(layout, seed=config.seed))
+
+
+def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
+    """Runs the rounds that are left, resuming from `state_dir` if it holds a checkpoint; `after_round` follows each save.
+
+    Errors: RuntimeError naming round and client; ValueError if the checkpoint belongs to another configuration.
+    """
+    _resume(simulation, state_dir)
+    if simulation.config.method.name == "base":
+        return _measure_base(simulation)
+    for round_index in range(simulation.state.round_index, simulation.config.server.num_rounds):
+        changed = run_round(simulation, round_index)
+        _save(simulation, state_dir, changed=changed)
+        after_round(simulation)
+    return simulation
+
+
+def run_round(simulation: Simulation, round_index: int) -> set[int]:
+    """Runs one round, appends its record, and returns the clients whose own state changed."""
+    config, experiment, progress = simulation.config, simulation.experiment, simulation.progress
+    started = time.perf_counter()
+    cohort = experiment.mechanism.sample_cohort(round_index)
+    size = experiment.mechanism.chunk_size
+    chunks = [cohort[i : i + size] for i in range(0, len(cohort), size)]
+    reports: list[ClientReport] = []
+
+    def on_done(chunk_reports: Sequence[ClientReport]) -> None:
+        reports.extend(chunk_reports)
+        for report in chunk_reports:
+            progress.client_done(report.client_id, report.stats.num_tokens)
+
+    progress.round(round_index, cohort)
+    sums = simulation.clients.run_round(chunks, round_index, simulation.state.adapter, on_done)
+    trained_s = time.perf_counter() - started
+    simulation.state, server_record = simulation.server.step(simulation.state, sums)
+    changed = simulation.clients.states(cohort)
+    simulation.kept |= changed
+
+    reports.sort(key=lambda report: report.client_id)
+    record = {"round_index": round_index, "cohort": list(cohort), **_client_record(reports, trained_s), **server_record}
+    if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
+        record["clip_fraction"] = record.pop("client_clip_fraction")
+    record |= _traffic(simulation, cohort, round_index)
+    simulation.synthetic += [
+        {"client_id": report.client_id, "round_index": round_index, **row} for report in reports for row in report.synthetic
+    ]
+    record |= _measurements(simulation, round_index)
+    record["wall_s"] = time.perf_counter() - started
+    simulation.records.append(record)
+    progress.record(record)
+    return set(changed)
+
+
+def measure_adapters(simulation: Simulation, plans: Sequence[tuple[Vector, Plan]]) -> list[tuple[Any, Any]]:
+    """The `eval` and `attack` objects of several adapters, their jobs spread over all workers at once."""
+    work = [(adapter, job) for adapter, plan_ in plans for job in plan_.jobs]
+    results = simulation.clients.evaluate(work, lambda: None)
+    measured = []
+    for _, plan_ in plans:
+        measured.append(measure(plan_, results[: len(plan_.jobs)], tokenizer=simulation.tokenizer))
+        results = results[len(plan_.jobs) :]
+    return measured
+
+
+def due(every: int, *, round_index: int, num_rounds: int) -> bool:
+    """Whether something done `every` so many rounds (0 only after the last, -1 never) is due after this one."""
+    last = round_index == num_rounds - 1
+    return every >= 0 and (last or (every > 0 and (round_index + 1) % every == 0))
+
+
+def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
+    config = simulation.config
+    num_rounds = config.server.num_rounds
+    with_eval = due(config.evaluate.every, round_index=round_index, num_rounds=num_rounds)
+    with_attack = due(config.attack.every, round_index=round_index, num_rounds=num_rounds)
+    if not (with_eval or with_attack):
+        return {"eval": None, "attack": None}
+    simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
+    private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
+    released = [] if config.method.name == "locit" else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    plans = [(simulation.state.adapter, released_plan) for released_plan in released] + private
+    measured = measure_adapters(simulation, plans)
+    own = _mean_private(measured[len(released) :])
+    if not released:
+        return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
+    utility, attack = measured[0]
+    return {"eval": utility, "attack": attack} | ({"private": own} if own else {})
+
+
+def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[Vector, Plan]]:
+    """Plans for the adapters that clients keep: after every measured round where they are the product, else after the last."""
+    last = round_index == simulation.config.server.num_rounds - 1
+    if not (last or simulation.config.method.name == "locit"):
+        return []
+    owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
+    return [(simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
+
+
+def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool) -> Plan:
+    """The plan for the release, or for the adapter that client `owner` keeps (attacked on its own examples only)."""
+    config, experiment = simulation.config, simulation.experiment
+    attacked: list[Example] = [example for k, example in experiment.attacked if owner is None or k == owner]
+    return plan(
+        heldout=experiment.heldout,
+        num_generated=config.evaluate.num_generated,
+        attacked=attacked,
+        prefix_tokens=config.attack.prefix_tokens,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=config.evaluate.batch_size,
+        with_eval=with_eval,
+        with_attack=with_attack and bool(attacked),
+    )
+
+
+def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:
+    if not measured:
+        return None
+    return {
+        "eval": mean_of([utility for utility, _ in measured if utility is not None]),
+        "attack": mean_of([attack for _, attack in measured if attack is not None]),
+    }
+
+
+def _measure_base(simulation: Simulation) -> Simulation:
+    """The record of the untouched model, with round_index -1."""
+    if simulation.records:
+        return simulation
+    started = time.perf_counter()
+    simulation.progress.phase("measuring the base model")
+    with_attack = simulation.config.attack.every >= 0
+    [(utility, attack)] = measure_adapters(
+        simulation, [(simulation.state.adapter, _plan(simulation, None, with_eval=True, with_attack=with_attack))]
+    )
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("train_loss", "update_norm_median", "clip_fraction", "signal_to_noise", "epsilon", "epsilon_rdp", "tokens_per_s")
+    )
+    record = nothing | {
+        "round_index": -1,
+        "cohort": [],
+        "num_tokens": 0,
+        "num_dropped": 0,
+        "noise_std": 0.0,
+        "uplink_bytes": 0,
+        "downlink_bytes": 0,
+        "wall_s": time.perf_counter() - started,
+        "eval": utility,
+        "attack": attack,
+    }
+    simulation.records.append(record)
+    simulation.progress.record(record)
+    return simulation
+
+
+def _client_record(reports: Sequence[ClientReport], wall_s: float) -> dict[str, Any]:
+    """What the record says of the clients: tokens trained on, mean loss by tokens, speed, and the fate of synthetic records."""
+    num_tokens = sum(report.stats.num_tokens for report in reports)
+    losses = [(report.stats.loss, report.stats.num_tokens) for report in reports if report.stats.loss is not None]
+    weight = sum(tokens for _, tokens in losses)
+    clipped = [report.stats.clip_fraction for report in reports if report.stats.clip_fraction is not None]
+    record: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "train_loss": sum(loss * tokens for loss, tokens in losses) / weight if weight else None,
+        "num_steps": sum(report.stats.num_steps for report in reports),
+        "client_clip_fraction": sum(clipped) / len(clipped) if clipped else None,
+        "client_s": wall_s,
+        "tokens_per_s": num_tokens / wall_s,
+    }
+    rows = [row for report in reports for row in report.synthetic]
+    return record | ({"synthetic": _fate(rows)} if rows else {})
+
+
+def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    rejected: dict[str, int] = {}
+    for row in rows:
+        if not row["kept"]:
+            rejected[row["verdict"]] = rejected.get(row["verdict"], 0) + 1
+    texts = [row["instruction"] for row in rows]
+    return {
+        "num_candidates": len(rows),
+        "num_kept": sum(row["kept"] for row in rows),
+        "num_rejected": rejected,
+        "duplicate_rate": 1 - len(set(texts)) / len(texts),
+    }
+
+
+def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) -> dict[str, int]:
+    """Bytes up and down in the round: an adapter each way and client; raw records, once, where data are pooled; else none."""
+    method = simulation.config.method.name
+    adapter_bytes = len(simulation.state.adapter) * BYTES_PER_PARAMETER
+    if method == "locit":
+        return {"uplink_bytes": 0, "downlink_bytes": 0}
+    if method == "cenit":
+        texts = [example.record.instruction + example.record.response for shard in simulation.experiment.shards for example in shard]
+        pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
+        return {"uplink_bytes": pooled, "downlink_bytes": 0}
+    return {"uplink_bytes": adapter_bytes * len(cohort), "downlink_bytes": adapter_bytes * len(cohort)}
+
+
+def _resume(simulation: Simulation, state_dir: Path) -> None:
+    snapshot, problems = checkpoint.load_latest(state_dir)
+    for problem in problems:
+        simulation.progress.phase(problem)
+    if snapshot is None:
+        return
+    if snapshot.config_key != result_key(simulation.config):
+        different = [k for k, v in result_key(simulation.config).items() if snapshot.config_key.get(k) != v]
+        raise ValueError(f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder")
+    assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
+    simulation.state = ServerState(round_index=snapshot.num_rounds, adapter=np.asarray(snapshot.adapter, dtype=np.float32))
+    simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic
+    simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
+    simulation.clients.restore(simulation.kept)
+    simulation.progress.phase(f"resuming after round {snapshot.num_rounds} of {simulation.config.server.num_rounds}")
+
+
+def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
+    snapshot = Snapshot(
+        num_rounds=simulation.state.round_index,
+        config_key=result_key(simulation.config),
+        adapter=simulation.state.adapter,
+        client_arrays={k: state.arrays for k, state in simulation.kept.items()},
+        client_records={k: state.records for k, state in simulation.kept.items()},
+        records=simulation.records,
+        synthetic=simulation.synthetic,
+    )
+    checkpoint.save(state_dir, snapshot, changed_clients=changed)

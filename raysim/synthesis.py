@@ -1,0 +1,195 @@
+"""Self-generation: a model writes new instruction-response pairs from a client's own examples, and filters judge them.
+
+FEDPIT (arXiv 2403.06131; its later version ACM TIST 17(5), 2026, section 3.3): a new instruction continues a numbered
+list of local ones; its response follows local pairs shown as earlier turns; format, diversity and copy filters drop what
+is malformed or too near a local record. The wording of the prompts is ours. All decoding is greedy: variety comes from
+the demonstrations drawn. Neither the filters nor the score bound what a pair tells about the demonstrations.
+Left out: differentially private generation.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from raysim.adapter import Vector
+from raysim.base import LanguageModel
+from raysim.data.records import Record
+from raysim.data.similarity import largest_rouge_l
+from raysim.data.tokens import Example, encode_chat
+from raysim.generate import Sampling, generate
+from raysim.rng import numpy_rng
+from raysim.train import mean_nll
+
+REFUSALS = ("as a ", "as an ", "sorry", "i'm sorry", "i am sorry", "i cannot", "i can't")
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """What self-generation needs; fields as in `config.FedpitConfig`."""
+
+    num_candidates: int
+    num_demonstrations: int
+    num_response_demonstrations: int
+    max_rouge_l: float
+    repetition_penalty: float
+    max_instruction_tokens: int
+    max_response_tokens: int
+    min_instruction_words: int
+    num_retries: int
+    batch_size: int
+    system_prompt: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A synthetic pair and what became of it: `verdict` is `kept`, `format`, `diversity`, `response`, `copy` or `score`."""
+
+    instruction: str
+    response: str = ""
+    verdict: str = "kept"
+    max_rouge_l: float | None = None
+    """Largest ROUGE-L with a local record, of the instruction or (if there is one) of the response."""
+    score: float | None = None
+    """Instruction-following score, lower is better."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, with a flag `kept`."""
+        return asdict(self) | {"kept": self.verdict == "kept"}
+
+
+def synthesize(
+    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: SynthesisSettings, known: Sequence[str], seed: int
+) -> list[Candidate]:
+    """`num_candidates` pairs that the model with `adapter` writes from `examples`, each with the filters' verdict.
+
+    `known` are instructions from earlier rounds, which new ones must not repeat. No examples give no candidates.
+    """
+    if not examples or not settings.num_candidates:
+        return []
+    lm.set_adapter(adapter)
+    lm.model.eval()
+    texts = write_instructions(lm, examples, settings=settings, seed=seed)
+    candidates = filter_instructions(texts, local=[e.record.instruction for e in examples], known=known, settings=settings)
+    return write_responses(lm, candidates, examples, settings=settings, seed=seed)
+
+
+def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settings: SynthesisSettings, seed: int) -> list[str]:
+    """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random."""
+    prompts = []
+    for index in range(settings.num_candidates):
+        count = min(settings.num_demonstrations, len(examples))
+        chosen = numpy_rng(seed, "instruction", index).choice(len(examples), size=count, replace=False)
+        shown = [_one_line(examples[i].record.instruction) for i in chosen]
+        prompts.append(instruction_prompt(shown))
+    ids = [lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    stop = newline_token_ids(lm.tokenizer)
+    outputs = _greedy(lm, ids, max_new_tokens=settings.max_instruction_tokens, settings=settings, penalty=1.0, stop=stop)
+    return [_one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+
+
+def instruction_prompt(shown: Sequence[str]) -> str:
+    """A numbered list of tasks that breaks off where the next one is to be written."""
+    lines = ["The following is a list of different tasks from one collection, each on a line of its own.", ""]
+    lines += [f"{number}. {text}" for number, text in enumerate(shown, start=1)]
+    return "\n".join([*lines, f"{len(shown) + 1}."])
+
+
+def filter_instructions(
+    texts: Sequence[str], *, local: Sequence[str], known: Sequence[str], settings: SynthesisSettings
+) -> list[Candidate]:
+    """The instructions as candidates: `format` drops refusals and fragments, `diversity` what is too near another one."""
+    candidates: list[Candidate] = []
+    accepted = [*local, *known]
+    for text in texts:
+        nearest = largest_rouge_l(text, accepted)
+        verdict = "kept"
+        if len(text.split()) < settings.min_instruction_words or text.lower().startswith(REFUSALS):
+            verdict = "format"
+        elif nearest > settings.max_rouge_l:
+            verdict = "diversity"
+        else:
+            accepted.append(text)
+        candidates.append(Candidate(instruction=text, verdict=verdict, max_rouge_l=nearest))
+    return candidates
+
+
+def write_responses(
+    lm: LanguageModel, candidates: Sequence[Candidate], examples: Sequence[Example], *, settings: SynthesisSettings, seed: int
+) -> list[Candidate]:
+    """The candidates with responses; one that fits the template in none of `num_retries` attempts is dropped (`response`)."""
+    results = list(candidates)
+    pending = [i for i, candidate in enumerate(results) if candidate.verdict == "kept"]
+    local = [example.record.response for example in examples]
+    for attempt in range(settings.num_retries):
+        prompts = []
+        for index in pending:
+            count = min(settings.num_response_demonstrations, len(examples))
+            chosen = numpy_rng(seed, "response", index, attempt).choice(len(examples), size=count, replace=False)
+            turns = [turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))]
+            prompts.append(encode_chat(lm.tokenizer, [*turns, ("user", results[index].instruction)], system_prompt=settings.system_prompt))
+        outputs = _greedy(lm, prompts, max_new_tokens=settings.max_response_tokens, settings=settings, penalty=settings.repetition_penalty)
+        answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
+        for index, answer in zip(pending, answers, strict=True):
+            results[index] = _judged_response(results[index], answer, local=local, max_rouge_l=settings.max_rouge_l)
+        pending = [index for index in pending if results[index].verdict == "response"]
+    return results
+
+
+def instruction_following_scores(
+    lm: LanguageModel, adapter: Vector, pairs: Sequence[Example], *, system_prompt: str | None, batch_size: int
+) -> list[float]:
+    """IFS of each pair under `adapter`: mean NLL of the response given the prompt, over its mean NLL without one.
+
+    TIST section 3.4: L(y | x) / L(y); low means that the instruction helps to predict the response.
+    """
+    lm.set_adapter(adapter)
+    bare = tuple(encode_chat(lm.tokenizer, [], system_prompt=system_prompt)) or (lm.pad_token_id,)
+    alone = [replace(pair, prompt_ids=bare) for pair in pairs]
+    given = mean_nll(lm, pairs, batch_size=batch_size)
+    direct = mean_nll(lm, alone, batch_size=batch_size)
+    return [(g / max(n, 1)) / max(d / max(m, 1), 1e-9) for (g, n), (d, m) in zip(given, direct, strict=True)]
+
+
+def as_record(candidate: Candidate, *, record_id: int) -> Record:
+    """The candidate as a training record (without private details: none are known to be in it)."""
+    return Record(record_id=record_id, instruction=candidate.instruction, response=candidate.response, label="synthetic")
+
+
+def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str], max_rouge_l: float) -> Candidate:
+    if len(answer.split()) < 3 or answer.lower().startswith(REFUSALS):
+        return replace(candidate, response=answer, verdict="response")
+    nearest = largest_rouge_l(answer, local)
+    verdict = "copy" if nearest > max_rouge_l else "kept"
+    return replace(candidate, response=answer, verdict=verdict, max_rouge_l=max(nearest, candidate.max_rouge_l or 0.0))
+
+
+def _greedy(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    settings: SynthesisSettings,
+    penalty: float,
+    stop: tuple[int, ...] = (),
+) -> list[list[int]]:
+    return generate(
+        lm.model,
+        prompts,
+        sampling=Sampling(max_new_tokens=max_new_tokens, repetition_penalty=penalty, stop_token_ids=stop),
+        eos_token_ids=lm.eos_token_ids,
+        pad_token_id=lm.pad_token_id,
+        batch_size=settings.batch_size,
+        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
+    )
+
+
+@lru_cache(maxsize=4)
+def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
+    """All tokens whose text holds a line break (cached per tokenizer)."""
+    return tuple(i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
