@@ -259,10 +259,11 @@ def _percent(value: float | None) -> str:
 
 def _mark_best(rows: Sequence[dict[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> None:
     guarantees = {(s.get("unit"), s.get("delta")) for s in summaries if s.get("epsilon") is not None}
+    comparable = len(guarantees) == 1 and all(unit is not None for unit, _ in guarantees)  # a run whose unit is unknown is not ranked
     for key in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
         trained = [row for row in rows if row["method"] != "base" and row[key] is not None]
         printed = {_printed(row, key) for row in trained}
-        if len(printed) < 2 or (key == "epsilon" and len(guarantees) > 1):
+        if len(printed) < 2 or (key == "epsilon" and not comparable):
             continue
         ranked = sorted(trained, key=operator.itemgetter(key), reverse=key in HIGHER_IS_BETTER)
         best = _printed(ranked[0], key)
@@ -445,7 +446,8 @@ def _round_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         panels.append(Panel("leakage", "Leakage by round", note, figure))
     utility = _lines(runs, labels, ("eval", "heldout_nll"), kept=("eval", "heldout_nll"))
     if utility:
-        note = "Mean loss a token (negative log-likelihood) on held-out records: lower is better. Round 0 is the base model. "
+        note = "Mean loss a token (negative log-likelihood) on held-out records: lower is better. "
+        note += "Round 0 is the base model. " if any(line.values[0][0] == 0 for line in utility) else ""
         kept = any(line.kept for line in utility)
         note += "Dotted: the adapters that clients keep for themselves and never send." if kept else ""
         figure = figures.by_round(utility, axis="Held-out NLL", least_span=0.1, note="dotted: kept by the clients" if kept else "")

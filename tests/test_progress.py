@@ -81,7 +81,9 @@ def test_time_left_is_known_after_the_first_round_and_shrinks() -> None:
     first = progress.left_s()
     assert first == pytest.approx(20, abs=0.5)
     progress.round(1, [0])
-    progress._round_started -= 10
+    progress._round_started -= 7
+    assert progress.left_s() == pytest.approx(13, abs=0.5)
+    progress._round_started -= 3
     progress.record(record("fedit", 1, 1))
     assert progress.left_s() == pytest.approx(10, abs=0.5)
     progress.record(record("fedit", 2, 1))
@@ -180,7 +182,7 @@ def test_table_fits_the_terminal(columns: int) -> None:
 def test_live_block_shows_clients_and_leaves_only_the_permanent_lines() -> None:
     script = (
         "import time\nwith Progress(2, 'fedit') as p:\n p.round(0, [0, 1]); p.client_done(1, 700); time.sleep(0.6)\n"
-        " p.record(record('fedit', 0, 2)); time.sleep(0.4)"
+        " p.record(record('fedit', 0, 2)); p._last_line -= 60; p.phase('attacking'); time.sleep(0.4)"
     )
     raw = on_a_terminal(script, 100)
     text = without_escapes(raw)
@@ -190,6 +192,8 @@ def test_live_block_shows_clients_and_leaves_only_the_permanent_lines() -> None:
     assert "elapsed" in text
     assert re.search(r"about \d+:\d\d left", text)
     assert text.count("loss ") == 1
+    assert "clients done" not in text, "signs of life are for logs"
+    assert "attacking  elapsed" not in text
 
 
 @given(st.integers(0, 10**15))

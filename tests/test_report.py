@@ -168,6 +168,7 @@ def test_epsilons_of_different_units_are_not_ranked(runs: list[Path]) -> None:
     strong, weak = read_run(runs[3]).summary | {"name": "a", "epsilon": 1.0}, read_run(runs[3]).summary | {"name": "b", "epsilon": 9.0}
     assert "epsilon" in comparison_rows([strong, weak])[0]["best"]
     assert "epsilon" not in comparison_rows([strong | {"unit": "client"}, weak])[0]["best"]
+    assert "epsilon" not in comparison_rows([strong | {"unit": None}, weak | {"unit": None}])[0]["best"]
 
 
 @pytest.mark.parametrize("names_and_seeds", [[("a", 0), ("b", 0)], [("a", 0), ("a", 1)], [("a", 0), ("a", 0)]])
