@@ -324,7 +324,8 @@ def _headline(sector: Sector, event: Event, rng: Random) -> dict[str, str]:
 
 def _reason(event: Event, story: dict[str, str], *, headline: str, rng: Random) -> str:
     """A reason that cites no figure but those of the headline."""
-    fitting = [text for text in event.reasons if all(story[key] in headline for key in ("a", "b", "pct") if f"{{{key}}}" in text)]
+    unseen = [key for key, figure in (("a", story["a"]), ("b", story["b"]), ("pct", f"{story['pct']}%")) if figure not in headline]
+    fitting = [text for text in event.reasons if not any(f"{{{key}}}" in text for key in unseen)]
     return rng.choice(fitting).format(**story)
 
 
@@ -334,7 +335,7 @@ def _sure(event: Event, sector: Sector, rng: Random) -> str:
         return rng.choice(
             (
                 "Wait for the next report.",
-                f"{sector.remark} None of that is touched.",
+                f"{sector.remark} This line changes none of that.",
                 "There is nothing to trade on.",
                 f"Demand for {sector.product} is the same as yesterday.",
                 "Read it and move on.",
