@@ -241,7 +241,7 @@ def _value_limits(axes: Axes, values: Sequence[float], *, least_span: float, fro
         axes.set_ylim(-0.03 * max(high, least_span), 1.08 * max(high, least_span))
         return
     spare = max(0.1 * (high - low), (least_span - (high - low)) / 2)
-    axes.set_ylim(low - spare, high + spare)
+    axes.set_ylim(max(low - spare, -0.1 * spare) if low >= 0 else low - spare, high + spare)  # nothing drawn here falls below zero
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str) -> None:

@@ -361,18 +361,21 @@ def _leakage_card(trained: Sequence[Mapping[str, Any]], base: Mapping[str, Any] 
     if not ranked:
         return {"question": question, "value": MISSING, "text": "Extraction was not tried."}
     worst, least = ranked[0], ranked[-1]
+    same = f"{worst['leakage']:.2f}" == f"{least['leakage']:.2f}"
     parts = [
         f"{worst['label']} repeats its training answers the most."
-        if len(ranked) > 1
+        if not same
         else "How close extracted answers come to the training records."
     ]
+    if same and len(ranked) > 1:
+        parts = ["No run repeats its training answers more than another."]
     if worst["control"] is not None:
         gap = worst["leakage"] - worst["control"]
         meaning = "the gap is memory" if gap > SMALL_GAP else "so small a gap can be chance" if gap > 0 else "no memory shows"
         parts.append(f"On held-out prompts it scores {worst['control']:.2f}: {meaning}.")
     if worst["train_details_rate"] is not None:
         parts.append(f"{_percent(worst['train_details_rate'])} of the private details come out.")
-    if least is not worst:
+    if not same:
         parts.append(f"Least: {least['label']} {least['leakage']:.2f}.")
     if base is not None and base["leakage"] is not None and base is not worst:
         parts.append(f"Base model: {base['leakage']:.2f}.")
@@ -572,7 +575,7 @@ def _candidate_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]
             if (record.get("synthetic") or {}).get("duplicate_rate") is not None
         ]
         if duplicates:
-            note += f" Duplicates among the kept: {100 * duplicates[-1]:.1f}%."
+            note += f" Candidates that repeat another one, in the last round: {100 * duplicates[-1]:.1f}%."
         name = "candidates" if i == 0 else f"candidates-{i + 1}"
         panels.append(Panel(name, f"Synthetic candidates of {label}", note, figures.candidates(_fates(run))))
     return panels

@@ -164,6 +164,15 @@ def test_best_is_taken_among_trained_runs_and_only_where_they_differ(runs: list[
     assert not any("uplink_bytes" in row["best"] for row in rows.values()), "all trained runs sent the same"
 
 
+def test_headline_names_the_run_that_leaks_most_only_where_one_does(runs: list[Path], page: Page, tmp_path: Path) -> None:
+    assert "FEDIT repeats its training answers the most" in page.text
+    assert "Least: DP-LoRA" in page.text
+    folders = [write_run(tmp_path / name, "fedit", name=name) for name in ("one", "two")]
+    text = Page(write_comparison_report(tmp_path, folders).read_text(encoding="utf-8")).text
+    assert "No run repeats its training answers more than another" in text
+    assert "the most" not in text
+
+
 def test_epsilons_of_different_units_are_not_ranked(runs: list[Path]) -> None:
     strong, weak = read_run(runs[3]).summary | {"name": "a", "epsilon": 1.0}, read_run(runs[3]).summary | {"name": "b", "epsilon": 9.0}
     assert "epsilon" in comparison_rows([strong, weak])[0]["best"]
