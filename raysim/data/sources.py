@@ -5,9 +5,11 @@ Left out: downloading by URL and scripts of data sets (nothing from a data sourc
 """
 
 import csv
+import dataclasses
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,9 @@ def _by_score(value: str) -> str:
     try:
         score = float(value)
     except ValueError:
-        raise ValueError(f"{value!r} is neither a score in [-1, 1] nor negative, neutral or positive") from None
+        score = math.nan
+    if not -1 <= score <= 1:
+        raise ValueError(f"{value!r} is neither a score in [-1, 1] nor negative, neutral or positive")
     return "neutral" if abs(score) < 0.1 else "positive" if score > 0 else "negative"
 
 
@@ -147,13 +151,17 @@ def load_records(
     if preset and preset not in PRESETS:
         raise ValueError(f"data.preset={preset!r} is none of {', '.join(PRESETS)}")
     fields = (
-        PRESETS[preset] if preset else _own_fields(instruction_field, input_field, response_field, label_field, details_field, group_field)
+        PRESETS[preset]
+        if preset
+        else _own_fields(
+            instruction_field, input=input_field, response=response_field, label=label_field, details=details_field, group=group_field
+        )
     )
     rows = _file_rows(Path(path)) if source == "jsonl" else _hub_rows(path)
     records = [_to_record(index, row, fields=fields, path=path) for index, row in enumerate(rows)]
     if not records:
         raise ValueError(f"data.path={path}: holds no records; give a file with at least one")
-    return records
+    return _with_leakable_details(records, path=path)
 
 
 def split_records(records: list[Record], *, num_train: int, num_heldout: int, seed: int) -> tuple[list[Record], list[Record]]:
@@ -182,7 +190,7 @@ def split_records(records: list[Record], *, num_train: int, num_heldout: int, se
     return [records[i] for i in sorted(train)], [records[i] for i in sorted(heldout[:num_heldout])]
 
 
-def _own_fields(instruction: str, input: str, response: str, label: str, details: str, group: str) -> Preset:
+def _own_fields(instruction: str, *, input: str, response: str, label: str, details: str, group: str) -> Preset:
     def names(name: str) -> tuple[str, ...]:
         return (name,) if name else ()
 
@@ -211,11 +219,22 @@ def _to_record(index: int, row: Row, *, fields: Preset, path: str) -> Record:
         label = fields.read_response(label) if fields.label == fields.response else label
     except ValueError as error:
         raise ValueError(f"{at}: {error}") from None
-    details = _details(values, fields.details, at=at)
-    kept = tuple(detail for detail in details if detail in response and detail not in instruction)
-    if len(kept) < len(details):
-        logger.warning("%s: %d of %d details are not in the response alone and are left out", at, len(details) - len(kept), len(details))
-    return Record(index, instruction, response, label=label, details=kept, group=_optional(values, fields.group, at=at))
+    details = tuple(_details(values, fields.details, at=at))
+    return Record(index, instruction, response, label=label, details=details, group=_optional(values, fields.group, at=at))
+
+
+def _with_leakable_details(records: list[Record], *, path: str) -> list[Record]:
+    """The records with those details only that the response has and the instruction has not."""
+    result = []
+    for record in records:
+        details = tuple(detail for detail in record.details if detail in record.response and detail not in record.instruction)
+        result.append(dataclasses.replace(record, details=details))
+    num_given, num_kept = (sum(len(record.details) for record in side) for side in (records, result))
+    if num_kept < num_given:
+        logger.warning(
+            "data.path=%s: %d of %d details are left out, since they are not in the response alone", path, num_given - num_kept, num_given
+        )
+    return result
 
 
 def _find(values: dict[str, Any], names: tuple[str, ...], *, at: str, remedy: str = "") -> Any:
