@@ -1,3 +1,24 @@
-"""Federated LoRA fine-tuning of language models, simulated on Ray with privacy that can be checked."""
+"""Federated LoRA fine-tuning of language models, simulated on Ray with privacy that can be checked.
+
+`raysim.run(raysim.load("quickstart", ["method.name=fedpit", "lora.rank=16"]))` runs a simulation and returns its records;
+`raysim.compare` runs several side by side.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from raysim.config import Config, load
+
+if TYPE_CHECKING:
+    from raysim.runner import Run, compare, run
 
 __version__ = "0.1.0"
+__all__ = ["Config", "Run", "__version__", "compare", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the runner when it is first asked for: with torch and Ray it takes seconds that checking a config need not."""
+    if name not in ("Run", "compare", "run"):
+        raise AttributeError(f"module 'raysim' has no attribute {name!r}")
+    from raysim import runner  # heavy, and not needed by who only reads configurations
+
+    return {"Run": runner.Run, "compare": runner.compare, "run": runner.run}[name]

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from raysim.adapter import Vector
 from raysim.base import BaseModel
-from raysim.config import ClientResources, Config, ResourcesConfig
+from raysim.config import ClientResources, Config, LoraConfig, ResourcesConfig
 from raysim.data.tokens import Example
 from raysim.evaluate import Job
 from raysim.experiment import Experiment
@@ -32,25 +32,30 @@ GIB = 2**30
 class ClientActor:
     """A `Worker` whose calls return a chunk's sum, its reports, and each client's state as objects of their own."""
 
-    def __init__(self, base_refs: list[Any], *, num_threads: int, num_gpus: float) -> None:
-        base: BaseModel = ray.get(base_refs[0])  # in a list, so that a restarted actor asks for it again
+    def __init__(self, *, num_threads: int, num_gpus: float) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        device = "cuda" if num_gpus > 0 else "cpu"
+        self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
+        self._worker: Worker | None = None
         if 0 < num_gpus < 1:
             torch.cuda.set_per_process_memory_fraction(num_gpus)
-        self._worker = Worker(base, device=device, num_threads=num_threads)
 
     def run_chunk(
-        self, assignment: Assignment, client_ids: Sequence[int], round_index: int, adapter: Vector, *shards_and_states: Any
+        self, base: BaseModel, assignment: Assignment, client_ids: Sequence[int], round_index: int, adapter: Vector, *shards_and_states: Any
     ) -> tuple[Any, ...]:
         """`Worker.run_chunk` flattened: sum, reports, then the state of each client (shards come first, then states)."""
         shards, states = shards_and_states[: len(client_ids)], shards_and_states[len(client_ids) :]
-        total, reports, new_states = self._worker.run_chunk(assignment, client_ids, round_index, adapter, shards, states)
+        total, reports, new_states = self._on(base).run_chunk(assignment, client_ids, round_index, adapter, shards, states)
         return (total, reports, *new_states)
 
-    def run_job(self, lora: Any, adapter: Vector, job: Job) -> list[Any]:
+    def run_job(self, base: BaseModel, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """See `Worker.run_job`."""
-        return self._worker.run_job(lora, adapter, job)
+        return self._on(base).run_job(lora, adapter, job)
+
+    def _on(self, base: BaseModel) -> Worker:
+        """The worker over `base`, made by the first call of this process (which may be a restarted one)."""
+        if self._worker is None:
+            self._worker = Worker(base, device=self._device, num_threads=self._num_threads)
+        return self._worker
 
     def pid(self) -> int:
         """This actor's process id."""
@@ -73,16 +78,14 @@ class RayBackend:
     """Client actors and a server actor over one base model, reused by every run that shares model and resources."""
 
     def __init__(self, base: BaseModel, *, resources: ResourcesConfig, num_actors: int) -> None:
-        self._base_ref = ray.put(base)
-        self.base: BaseModel = ray.get(self._base_ref)  # the shared copy, in place of the driver's own
+        self.base_ref = ray.put(base)
+        self.base: BaseModel = ray.get(self.base_ref)  # the shared copy, in place of the driver's own
         client = resources.client
         options: dict[str, Any] = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, "max_restarts": -1, "max_task_retries": -1}
         if client.memory_gb > 0:
             options["memory"] = int(client.memory_gb * GIB)
         actor_class = ray.remote(ClientActor).options(**options)
-        self.actors = [
-            actor_class.remote([self._base_ref], num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
-        ]
+        self.actors = [actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)]
         self.server = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
@@ -127,7 +130,7 @@ class RayClients:
             chunk = chunks[index]
             shards, states = [self._shard_refs[k] for k in chunk], [self._states.get(k) for k in chunk]
             call = actor.run_chunk.options(num_returns=2 + len(chunk))
-            outputs[index] = call.remote(self._assignment_ref, chunk, round_index, adapter_ref, *shards, *states)
+            outputs[index] = call.remote(self._backend.base_ref, self._assignment_ref, chunk, round_index, adapter_ref, *shards, *states)
             return outputs[index][1]
 
         def done(index: int, reports: Any) -> None:
@@ -155,7 +158,7 @@ class RayClients:
 
         def submit(actor: Any, index: int) -> Any:
             adapter, job = work[index]
-            return actor.run_job.remote(self._config.lora, adapters[id(adapter)], job)
+            return actor.run_job.remote(self._backend.base_ref, self._config.lora, adapters[id(adapter)], job)
 
         def done(index: int, result: Any) -> None:
             results[index] = result
