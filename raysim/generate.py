@@ -6,7 +6,8 @@ taken in another order, so only a tie of the last few bits could tell them apart
 
 The fast path differs from `model.generate` in three ways. Rows that have ended leave the batch, and waiting prompts
 take their place. Keys and values live in preallocated blocks that are written in place instead of being concatenated at
-every step. Prompts are prefilled in groups of like length.
+every step. Prompts are prefilled in groups of like length, and
+what all of them begin with (a system prompt) is computed once.
 
 Left out: beam search, sliding-window and recurrent layers (refused), and kernels that take no mask (flash attention 2).
 
@@ -88,6 +89,7 @@ def generate(
     batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=autocast_dtype or model.dtype)
     autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
     with _eval_mode(model), torch.inference_mode(), autocast:
+        batch.share_prefix(_common_prefix(prompts))
         while waiting or batch.requests:
             group = batch.next_group(waiting)
             logits_BV = batch.prefill(group) if group else batch.step()
@@ -134,6 +136,15 @@ def _check_requests(
         )
 
 
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with, less than the whole of any of them; nothing where there is no second prompt to share it."""
+    longest = min(len(prompt) for prompt in prompts) - 1 if len(prompts) > 1 else 0
+    first, last = list(min(prompts, key=list)), list(max(prompts, key=list))
+    # What the first and the last in lexical order share, all between them share.
+    differing = (index for index in range(longest) if first[index] != last[index])
+    return first[: next(differing, longest)]
+
+
 @contextlib.contextmanager
 def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
@@ -147,11 +158,16 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Window:
-    """Where the forward pass at hand stands in the cache: its rows, the first column it sees, and those it writes."""
+    """Where the forward pass at hand stands in the cache."""
 
     rows: slice
+    """Its rows."""
     first: int
+    """The first column it sees."""
     write: slice
+    """The columns it writes; it sees no later ones."""
+    prefix_starts: list[int]
+    """In a prefill, the column at which the shared prefix of each row begins; otherwise empty."""
 
 
 class _BlockLayer(DynamicLayer):
@@ -162,6 +178,8 @@ class _BlockLayer(DynamicLayer):
         self.window = window
         self.max_rows = max_rows
         self.dtype = dtype
+        self.prefix_keys: torch.Tensor | None = None
+        self.prefix_values: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         shape = (self.max_rows, key_states.shape[1], self.window.write.stop + BLOCK_COLUMNS, key_states.shape[3])
@@ -181,6 +199,11 @@ class _BlockLayer(DynamicLayer):
         assert write.stop <= self.keys.shape[2], (write, self.keys.shape)
         self.keys[rows, :, write] = key_states
         self.values[rows, :, write] = value_states
+        if self.prefix_keys is not None and self.prefix_values is not None:
+            # After the write, whose padding on the left reaches into the prefix of the shorter rows.
+            for row, start in enumerate(self.window.prefix_starts, start=rows.start):
+                self.keys[row, :, start : start + self.prefix_keys.shape[1]] = self.prefix_keys
+                self.values[row, :, start : start + self.prefix_values.shape[1]] = self.prefix_values
         seen = slice(self.window.first, write.stop)
         return self.keys[rows, :, seen], self.values[rows, :, seen]
 
@@ -218,13 +241,28 @@ class _Batch:
         self.max_rows = max_rows
         self.pad_token_id = pad_token_id
         self.dtype = dtype
-        self.window = _Window(slice(0, 0), 0, slice(0, 0))
+        self.window = _Window(slice(0, 0), 0, slice(0, 0), [])
         self.layers = [_BlockLayer(self.window, max_rows=max_rows, dtype=dtype) for _ in range(model.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.layers))
         self.requests: list[_Request] = []
         self.starts: list[int] = []
         self.end = 0
         self.capacity = 0
+        self.num_shared = 0
+
+    def share_prefix(self, prefix: list[int]) -> None:
+        """Computes the keys and values of what all prompts begin with; every row then gets a copy."""
+        if not prefix:
+            return
+        cache = DynamicCache(config=self.model.config)
+        tokens_1T = torch.tensor([prefix], device=self.model.device)
+        self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for layer, computed in zip(self.layers, cache.layers, strict=True):
+            assert isinstance(computed, DynamicLayer), computed
+            assert computed.keys is not None
+            assert computed.values is not None
+            layer.prefix_keys, layer.prefix_values = computed.keys[0].to(self.dtype), computed.values[0].to(self.dtype)
+        self.num_shared = len(prefix)
 
     def next_group(self, waiting: deque[_Request]) -> list[_Request]:
         """The waiting prompts to prefill now (taken from `waiting`), or none while too few rows are free to be worth a pass."""
@@ -232,31 +270,36 @@ class _Batch:
         if not waiting or (self.requests and num_free < max(1, min(self.max_rows // 8, len(waiting)))):
             return []
         longest = len(waiting[0].prompt)
+        shortest = self.num_shared + 0.8 * (longest - self.num_shared)
         num_rows = min(num_free, max(1, MAX_PREFILL_TOKENS // longest))
         group: list[_Request] = []
-        while waiting and len(group) < num_rows and len(waiting[0].prompt) >= 0.8 * longest:
+        while waiting and len(group) < num_rows and len(waiting[0].prompt) >= shortest:
             group.append(waiting.popleft())
         return group
 
     def prefill(self, group: list[_Request]) -> torch.Tensor:
         """Adds rows for `group` and returns the float32 logits BV of their first new tokens."""
-        length, num_rows = len(group[0].prompt), len(self.requests)
+        longest, num_rows = len(group[0].prompt), len(self.requests)
         if not self.requests:
-            self.end = length
-        assert length <= self.end - min(self.starts, default=0), (length, self.end, self.starts)
-        pads = [length - len(request.prompt) for request in group]
-        tokens_BT = torch.tensor([[self.pad_token_id] * pad + list(request.prompt) for pad, request in zip(pads, group, strict=True)])
-        pads_B1 = torch.tensor(pads)[:, None]
-        column_T = torch.arange(length)
-        causal_TC = column_T[:, None] >= column_T
-        allowed_BTC = (causal_TC & (column_T >= pads_B1)[:, None]) | torch.eye(length, dtype=torch.bool)
+            self.end = longest
+        first = self.end - longest
+        assert first >= min(self.starts, default=0), (first, self.starts)
+        starts = [self.end - len(request.prompt) for request in group]
+        own = [list(request.prompt[self.num_shared :]) for request in group]
+        tokens_BT = torch.tensor([[self.pad_token_id] * (len(own[0]) - len(tokens)) + tokens for tokens in own])
+        starts_B1 = torch.tensor(starts)[:, None]
+        column_C = torch.arange(first, self.end)
+        query_T1 = column_C[self.num_shared :, None]
+        # A padding position sees itself, so that no row of the mask is empty.
+        allowed_BTC = ((column_C <= query_T1) & (column_C >= starts_B1)[:, None]) | (column_C == query_T1)
         self.window.rows = slice(num_rows, num_rows + len(group))
-        self.window.first = self.end - length
-        self.window.write = slice(self.end - length, self.end)
+        self.window.first = first
+        self.window.write = slice(first + self.num_shared, self.end)
+        self.window.prefix_starts = starts
         self.requests.extend(group)
-        self.starts.extend(self.window.first + pad for pad in pads)
+        self.starts.extend(starts)
         self.capacity = self.capacity or self.end + BLOCK_COLUMNS
-        return self._forward(tokens_BT, (column_T - pads_B1).clamp_min(0), allowed_BTC)
+        return self._forward(tokens_BT, (query_T1.T - starts_B1).clamp_min(0), allowed_BTC)
 
     def step(self) -> torch.Tensor:
         """Feeds every row its last token and returns the float32 logits BV of the next ones."""
@@ -268,6 +311,7 @@ class _Batch:
         self.window.rows = slice(0, len(self.requests))
         self.window.first = first
         self.window.write = slice(self.end, self.end + 1)
+        self.window.prefix_starts = []
         self.end += 1
         allowed_BC = torch.arange(first, self.end) >= starts_B1
         return self._forward(tokens_B1, self.end - 1 - starts_B1, allowed_BC[:, None])

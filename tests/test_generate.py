@@ -83,6 +83,18 @@ def test_a_batch_gives_what_each_prompt_alone_gives(model: LlamaForCausalLM, sam
         assert max(lengths) > BLOCK_COLUMNS, "no row outlived a block of the cache"
 
 
+@pytest.mark.parametrize("shortest", [0, 1, 5])
+def test_a_shared_beginning_changes_nothing(model: LlamaForCausalLM, shortest: int) -> None:
+    """Prompts that share a beginning, one of them nothing else, and copies of one prompt."""
+    shared = random_prompts(1, longest=60, seed=14)[0] + [50] * 20
+    tails = random_prompts(9, longest=50, seed=15)
+    prompts = [shared + tail for tail in [tails[0][:shortest], *tails[1:]]]
+    prompts += [prompts[3], prompts[3]]
+    expected = [by_forward_passes(model, prompt, num_tokens=30, end=END) for prompt in prompts]
+    assert run(model, prompts, Sampling(30), batch_size=6) == expected
+    assert run(model, [prompts[3]] * 3, Sampling(30)) == [expected[3]] * 3
+
+
 def test_greedy_equals_decoding_without_cache_and_padding(model: LlamaForCausalLM) -> None:
     prompts = random_prompts(12, seed=3)
     expected = [by_forward_passes(model, prompt, num_tokens=90, end=END) for prompt in prompts]
