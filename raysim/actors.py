@@ -18,7 +18,6 @@ from ray.exceptions import RayTaskError
 from raysim.adapter import Vector
 from raysim.base import BaseModel
 from raysim.config import ClientResources, Config, LoraConfig, ResourcesConfig
-from raysim.data.tokens import Example
 from raysim.evaluate import Job
 from raysim.experiment import Experiment
 from raysim.methods.call import ClientState
@@ -85,8 +84,10 @@ class RayBackend:
         if client.memory_gb > 0:
             options["memory"] = int(client.memory_gb * GIB)
         actor_class = ray.remote(ClientActor).options(**options)
-        self.actors = [actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)]
-        self.server = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        self.actors: list[Any] = [
+            actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
+        ]
+        self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
         """Ends the actors."""

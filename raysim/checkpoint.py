@@ -1,7 +1,7 @@
 """Everything a run needs to go on, written after each round so that a crash at any moment loses at most that round.
 
 A checkpoint is a folder `state/round-00003`, complete or absent: it is written beside its place, flushed, and renamed;
-`manifest.json` holds a SHA-256 for each file. Client states that a round did not change are hard links to the last one.
+`manifest.json` holds a SHA-256 for each file and one for itself. Client states that a round did not change are hard links to the last one.
 Left out: random generator states. There are none: every stream is named by its round, so nothing has to be restored.
 """
 
@@ -55,13 +55,16 @@ def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> N
     for client_id in sorted(snapshot.client_arrays):
         _save_client(scratch, client_id, snapshot, previous=None if client_id in changed_clients else previous)
     files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
-    _write_json(scratch / "manifest.json", {"num_rounds": snapshot.num_rounds, "config_key": snapshot.config_key, "files": files})
+    manifest = {"num_rounds": snapshot.num_rounds, "config_key": snapshot.config_key, "files": files}
+    _write_json(scratch / "manifest.json", manifest | {"sha256": _json_sha256(manifest)})
     for path in scratch.iterdir():
         _flush(path)
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     _flush(state_dir)
-    for old in _complete(state_dir)[:-KEEP]:
+    complete = _complete(state_dir)
+    newer = [path for path in complete if path.name > target.name]  # damaged ones, passed over when this run resumed
+    for old in [*complete[: -KEEP - len(newer)], *newer]:
         shutil.rmtree(old)
 
 
@@ -109,9 +112,12 @@ def _save_client(scratch: Path, client_id: int, snapshot: Snapshot, *, previous:
 
 def _damage(folder: Path) -> str | None:
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        expected, files = manifest.pop("sha256"), manifest["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"manifest.json: {type(error).__name__}"
+    if _json_sha256(manifest) != expected:
+        return "manifest.json has another checksum"
     for name, expected in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -126,6 +132,10 @@ def _complete(state_dir: Path) -> list[Path]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

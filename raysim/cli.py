@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 
 from raysim import __version__
 from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
+from raysim.progress import print_comparison
 
 EPILOG = """examples:
   raysim compare quickstart                              the main job: base model, FEDIT, FEDPIT and DP-LoRA side by side
@@ -55,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", _compare, "run what a configuration's `compare` names, side by side", "raysim compare configs/quickstart.yaml seed=1"),
     ):
         command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example:\n  {example}", formatter_class=parser.formatter_class
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=parser.formatter_class,
         )
         command.add_argument("config", help="a YAML file, or the name of a shipped configuration (see `raysim configs`)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
@@ -71,20 +76,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
-    from raysim import progress, report, runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    from raysim import report, runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     done = runner.run(config, display=False if arguments.quiet else None)
-    progress.print_comparison(report.comparison_rows([done.summary]))
+    print_comparison(report.comparison_rows([done.summary]))
     _say_where(done.out, guarantee=done.summary["guarantee"], digest=done.summary["adapter_sha256"])
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
-    from raysim import progress, report, runner  # as in _run
+    from raysim import report, runner  # as in _run
 
     runs = runner.compare(config, display=False if arguments.quiet else None)
-    progress.print_comparison(report.comparison_rows([run.summary for run in runs]))
+    print_comparison(report.comparison_rows([run.summary for run in runs]))
     print(f"report: {Path(config.out) / 'report.html'}")
     return 0
 

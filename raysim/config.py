@@ -358,8 +358,7 @@ def from_layers(layers: list[DictConfig]) -> Config:
         try:
             merged = OmegaConf.merge(merged, layer)  # type: ignore[assignment]  # a DictConfig in, a DictConfig out
         except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None) or "configuration"
-            raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return validate(_resolve_auto(config))
@@ -455,15 +454,21 @@ def _check_combinations(config: Config) -> None:
     if unit == "example" and method != "dplora":
         raise ValueError(f"privacy.unit='example' needs method.name='dplora' (method.name={method!r} does not clip per example)")
     if method == "dplora" and unit != "example":
-        raise ValueError(f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit")
+        raise ValueError(
+            f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit"
+        )
     if unit == "client" and method != "fedit":
         raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")
     if unit == "client" and config.server.weighting == "examples":
-        raise ValueError("server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform")
+        raise ValueError(
+            "server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform"
+        )
     if method == "dplora" and config.train.prox_mu > 0:
         raise ValueError("train.prox_mu > 0 has no place in dplora's private step; set it to 0")
     if config.data.source in ("jsonl", "hub") and not config.data.path:
-        raise ValueError(f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}")
+        raise ValueError(
+            f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
+        )
     actors = config.resources.num_actors
     if actors != "auto" and not (actors.isdigit() and int(actors) >= 1):
         raise ValueError(f"resources.num_actors={actors!r} must be 'auto' or a number of at least 1")
@@ -496,10 +501,12 @@ def _defaults() -> DictConfig:
 
 def _thaw(node: Any) -> None:
     """Clears the read-only flag that OmegaConf derives from frozen dataclasses (the result is frozen again)."""
-    if isinstance(node, DictConfig | ListConfig):
+    if isinstance(node, DictConfig):
         OmegaConf.set_readonly(node, None)
-        for key in node if isinstance(node, DictConfig) else range(len(node)):
+        for key in node:
             _thaw(node._get_node(key))
+    elif isinstance(node, ListConfig):
+        OmegaConf.set_readonly(node, None)
 
 
 def _read(path: Path) -> DictConfig:
@@ -531,7 +538,9 @@ def _refuse_unknown_keys(layer: DictConfig, schema: DictConfig) -> None:
         if key in known:
             continue
         if key in sections:
-            raise ValueError(f"{key} is a section, not a value; set one of its keys, such as {min(k for k in known if k.startswith(key + '.'))}")
+            raise ValueError(
+                f"{key} is a section, not a value; set one of its keys, such as {min(k for k in known if k.startswith(key + '.'))}"
+            )
         leaf = {k.rsplit(".", 1)[-1]: k for k in known}
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
             leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)

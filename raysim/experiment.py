@@ -62,7 +62,9 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
     labels = [record.label for record in train]
     if config.partition.scheme in ("dirichlet", "natural") and not all(labels):
         labels = _cluster(lm, examples, config=config)
-        examples = [dataclasses.replace(e, record=dataclasses.replace(e.record, label=l)) for e, l in zip(examples, labels, strict=True)]
+        examples = [
+            dataclasses.replace(e, record=dataclasses.replace(e.record, label=label)) for e, label in zip(examples, labels, strict=True)
+        ]
     indices = _partition(labels, config=config)
     shards = tuple(tuple(examples[i] for i in shard) for shard in indices)
     manifest = partition_manifest(indices, records=[e.record for e in examples], num_tokens=[e.num_tokens for e in examples])

@@ -128,7 +128,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODE
 
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = version(name)

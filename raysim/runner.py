@@ -72,7 +72,9 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     Errors: as `run`; ValueError if `compare` is empty. Every entry is validated before the first starts.
     """
     if not config.compare:
-        raise ValueError("compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}")
+        raise ValueError(
+            "compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}"
+        )
     configs = [resolved(entry) for entry in comparison(config)]
     for entry in configs:
         runfiles.check_folder(entry)
@@ -207,6 +209,7 @@ def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any],
         "eval": last["eval"],
         "attack": last["attack"],
         "private": last.get("private"),
+        "unit": ledger["unit"],
         "epsilon": ledger["epsilon"],
         "delta": ledger["delta"],
         "guarantee": ledger["guarantee"],

@@ -138,7 +138,7 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
 
 def run_round(simulation: Simulation, round_index: int) -> set[int]:
     """Runs one round, appends its record, and returns the clients whose own state changed."""
-    config, experiment, progress = simulation.config, simulation.experiment, simulation.progress
+    experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     cohort = experiment.mechanism.sample_cohort(round_index)
     size = experiment.mechanism.chunk_size
@@ -325,7 +325,9 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
         return
     if snapshot.config_key != result_key(simulation.config):
         different = [k for k, v in result_key(simulation.config).items() if snapshot.config_key.get(k) != v]
-        raise ValueError(f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder")
+        raise ValueError(
+            f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
+        )
     assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
     simulation.state = ServerState(round_index=snapshot.num_rounds, adapter=np.asarray(snapshot.adapter, dtype=np.float32))
     simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic

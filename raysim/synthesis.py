@@ -17,7 +17,7 @@ from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
-from raysim.data.tokens import Example, encode_chat
+from raysim.data.tokens import Example, encode_chat, encode_opening
 from raysim.generate import Sampling, generate
 from raysim.rng import numpy_rng
 from raysim.train import mean_nll
@@ -50,7 +50,7 @@ class Candidate:
     response: str = ""
     verdict: str = "kept"
     max_rouge_l: float | None = None
-    """Largest ROUGE-L with a local record, of the instruction or (if there is one) of the response."""
+    """Largest ROUGE-L of the instruction with one it must differ from, or of the response with a local one if that is larger."""
     score: float | None = None
     """Instruction-following score, lower is better."""
 
@@ -127,7 +127,9 @@ def write_responses(
         for index in pending:
             count = min(settings.num_response_demonstrations, len(examples))
             chosen = numpy_rng(seed, "response", index, attempt).choice(len(examples), size=count, replace=False)
-            turns = [turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))]
+            turns = [
+                turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))
+            ]
             prompts.append(encode_chat(lm.tokenizer, [*turns, ("user", results[index].instruction)], system_prompt=settings.system_prompt))
         outputs = _greedy(lm, prompts, max_new_tokens=settings.max_response_tokens, settings=settings, penalty=settings.repetition_penalty)
         answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
@@ -137,15 +139,13 @@ def write_responses(
     return results
 
 
-def instruction_following_scores(
-    lm: LanguageModel, adapter: Vector, pairs: Sequence[Example], *, system_prompt: str | None, batch_size: int
-) -> list[float]:
+def instruction_following_scores(lm: LanguageModel, adapter: Vector, pairs: Sequence[Example], *, batch_size: int) -> list[float]:
     """IFS of each pair under `adapter`: mean NLL of the response given the prompt, over its mean NLL without one.
 
     TIST section 3.4: L(y | x) / L(y); low means that the instruction helps to predict the response.
     """
     lm.set_adapter(adapter)
-    bare = tuple(encode_chat(lm.tokenizer, [], system_prompt=system_prompt)) or (lm.pad_token_id,)
+    bare = tuple(encode_opening(lm.tokenizer)) or (lm.pad_token_id,)
     alone = [replace(pair, prompt_ids=bare) for pair in pairs]
     given = mean_nll(lm, pairs, batch_size=batch_size)
     direct = mean_nll(lm, alone, batch_size=batch_size)

@@ -177,7 +177,7 @@ def train_private(
     with _training(lm, seed=seed):
         for step in range(settings.num_steps):
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
-            chosen = [examples[i] for i in drawn]
+            chosen = [examples[i] for i in drawn.tolist()]
             total, norms, batch_losses = clipped_gradient_sum(lm, chosen, clip_norm=settings.clip_norm, max_batch=settings.batch_size)
             std = settings.noise_multiplier * settings.clip_norm
             noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)

@@ -14,11 +14,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import hypothesis
 import pytest
 import ray
 import torch
 
 from raysim.config import Config, load
+
+# How long an example takes depends on what else the machine does, and says nothing about the property.
+hypothesis.settings.register_profile("raysim", deadline=None)
+hypothesis.settings.load_profile("raysim")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "rng"),
+    ("config", "rng", "progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "train", "generate", "lora", "attacks", "judge"),
     ("synthesis", "methods", "server", "evaluate"),
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulate",),
     ("actors",),
     ("sweep",),
-    ("report", "figures", "progress"),
+    ("report", "figures"),
     ("runner",),
     ("cli",),
     ("raysim", "__main__"),
@@ -47,6 +47,9 @@ WITHOUT_CONFIG = (
 
 # (module, what it imports inside a function) -> why it is heavy and optional.
 HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
+    ("raysim", "raysim.runner"): "torch and Ray take seconds to import, and who only reads configurations needs neither",
+    ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
+    ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.data.sources", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",
 }

@@ -38,6 +38,20 @@ def encode_chat(tokenizer: Any, turns: Sequence[tuple[str, str]], *, system_prom
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def encode_opening(tokenizer: Any) -> list[int]:
+    """Token ids that open the assistant's turn, with nothing said before: what stands before a response without its prompt.
+
+    A chat template cannot render an empty conversation, so this is what it appends to one; empty if it appends nothing.
+    """
+    if tokenizer.chat_template is None:
+        text = "### Response:\n"
+    else:
+        conversation = [{"role": "user", "content": ""}]
+        closed, opened = (tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=flag) for flag in (False, True))
+        text = opened.removeprefix(closed)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def encode_records(
     records: Sequence[Record], *, tokenizer: Any, eos_token_id: int, max_length: int, system_prompt: str | None
 ) -> tuple[list[Example], int]:

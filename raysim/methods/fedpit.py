@@ -69,8 +69,7 @@ def select(lm: LanguageModel, scorer: Vector, candidates: list[Candidate], *, ca
     results = list(candidates)
     if fedpit_config.scorer == "ifs" and passed:
         pairs = _encode(lm, [_stored(candidates[i]) for i in passed], call=call)
-        batch_size, system = call.config.train.batch_size, call.config.data.system_prompt
-        scores = instruction_following_scores(lm, scorer, pairs, system_prompt=system, batch_size=batch_size)
+        scores = instruction_following_scores(lm, scorer, pairs, batch_size=call.config.train.batch_size)
         for index, score in zip(passed, scores, strict=True):
             results[index] = dataclasses.replace(results[index], score=score)
         ranked = sorted(passed, key=lambda i: (results[i].score, i))
@@ -109,5 +108,7 @@ def _total(*parts: TrainStats) -> TrainStats:
     """The stats of several trainings as one; the loss is that of the first with any (what is sent), tokens and steps add up."""
     losses = [part.loss for part in parts if part.loss is not None]
     return TrainStats(
-        num_tokens=sum(part.num_tokens for part in parts), num_steps=sum(part.num_steps for part in parts), loss=losses[0] if losses else None
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_steps=sum(part.num_steps for part in parts),
+        loss=losses[0] if losses else None,
     )
