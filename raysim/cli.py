@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
@@ -15,7 +16,7 @@ from raysim.progress import print_comparison
 
 EPILOG = """examples:
   raysim compare quickstart                              the main job: base model, FEDIT, FEDPIT and DP-LoRA side by side
-  raysim run quickstart method.name=fedpit lora.rank=16  one method, into runs/quickstart
+  raysim run quickstart method.name=fedpit lora.rank=16  one method, into runs/quickstart-fedpit
   raysim run quickstart method.name=fedit privacy.unit=client out=runs/private
   raysim run quickstart resources.client.num_gpus=0.25   four clients to a GPU
   raysim report runs/quickstart                          write the page of a run or comparison again
@@ -55,22 +56,30 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "run one simulation and write its folder", "raysim run quickstart method.name=fedpit lora.rank=16 out=runs/mine"),
         ("compare", _compare, "run what a configuration's `compare` names, side by side", "raysim compare configs/quickstart.yaml seed=1"),
     ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example:\n  {example}",
-            formatter_class=parser.formatter_class,
-        )
+        command = _command(commands, name, text, example=example)
         command.add_argument("config", help="a YAML file, or the name of a shipped configuration (see `raysim configs`)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
         command.add_argument("--quiet", action="store_true", help="no progress display")
         command.set_defaults(command=function)
-    report = commands.add_parser("report", help="write the page and figures of a finished run or comparison again")
+    text = "write the page and figures of a run or comparison again"
+    report = _command(commands, "report", text, example="raysim report runs/quickstart")
     report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
     report.set_defaults(command=_report)
-    configs = commands.add_parser("configs", help="list shipped configurations and every key with its default")
+    configs = _command(
+        commands, "configs", "list shipped configurations and every key with its default", example="raysim configs | grep fedpit"
+    )
     configs.set_defaults(command=_configs)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, *, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     return parser
 
 
@@ -90,7 +99,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     runs = runner.compare(config, display=False if arguments.quiet else None)
     print_comparison(report.comparison_rows([run.summary for run in runs]))
-    print(f"report: {Path(config.out) / 'report.html'}")
+    print(f"report: {runner.comparison_folder(config) / 'report.html'}")
     return 0
 
 

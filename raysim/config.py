@@ -236,11 +236,11 @@ class Config:
     """A whole run."""
 
     name: str = "run"
-    """Name of the run, shown in reports; `runs/<name>` is the default output folder."""
+    """Name of the run, shown in reports."""
     seed: int = 0
     """Root of every random stream."""
     out: str = ""
-    """Output folder; empty means runs/<name>."""
+    """Output folder; empty means runs/<name>-<method> for a run and runs/<name> for a comparison."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
@@ -477,19 +477,32 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(f"resources.client.num_gpus={gpus:g} must be a fraction up to 1, or a whole number")
 
 
+def unresolved(config: Config) -> dict[str, Any]:
+    """The overrides that make `auto` again of what `auto` had decided for this method, for use with another method."""
+    again = {}
+    if config.privacy.unit == _auto_unit(config.method.name):
+        again["privacy.unit"] = "auto"
+    if config.server.weighting == _auto_weighting(config.privacy.unit):
+        again["server.weighting"] = "auto"
+    return again
+
+
 def _resolve_auto(config: Config) -> Config:
-    unit = config.privacy.unit
-    if unit == "auto":
-        unit = "example" if config.method.name == "dplora" else "none"
-    weighting = config.server.weighting
-    if weighting == "auto":
-        weighting = "examples" if unit == "none" else "uniform"
+    unit = _auto_unit(config.method.name) if config.privacy.unit == "auto" else config.privacy.unit
+    weighting = _auto_weighting(unit) if config.server.weighting == "auto" else config.server.weighting
     return dataclasses.replace(
         config,
         privacy=dataclasses.replace(config.privacy, unit=unit),
         server=dataclasses.replace(config.server, weighting=weighting),
-        out=config.out or str(Path("runs") / config.name),
     )
+
+
+def _auto_unit(method: str) -> str:
+    return "example" if method == "dplora" else "none"
+
+
+def _auto_weighting(unit: str) -> str:
+    return "examples" if unit == "none" else "uniform"
 
 
 def _defaults() -> DictConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysim import actors, runfiles
 from raysim.base import BaseModel, load_base_model, resolve_dtype
-from raysim.config import Config, with_overrides
+from raysim.config import Config, unresolved, with_overrides
 from raysim.experiment import Experiment, prepare
 from raysim.progress import Progress
 from raysim.report import write_comparison_report, write_run_report
@@ -87,7 +87,7 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
                 stack.close()
                 backend = stack.enter_context(open_backend(entry))
             runs.append(finished or run(entry, display=display, backend=backend))
-    write_comparison_report(Path(config.out), [entry.out for entry in runs])
+    write_comparison_report(comparison_folder(config), [entry.out for entry in runs])
     return runs
 
 
@@ -95,19 +95,25 @@ def comparison(config: Config) -> list[Config]:
     """The configurations that `config.compare` names, each with a folder below `config.out`."""
     entries = []
     for name, overrides in config.compare.items():
-        plain = {"compare": {}, "privacy.unit": "auto", "server.weighting": "auto"} | dict(overrides or {})
+        values = unresolved(config) | dict(overrides or {}) | {"name": name, "out": str(comparison_folder(config) / name)}
         try:
-            entry = with_overrides(config, plain | {"name": name, "out": str(Path(config.out) / name)})
+            entry = with_overrides(config, values)
         except ValueError as error:
             raise ValueError(f"compare.{name}: {error}") from None
         entries.append(dataclasses.replace(entry, compare={}))
     return entries
 
 
+def comparison_folder(config: Config) -> Path:
+    """Where a comparison goes."""
+    return Path(config.out or f"runs/{config.name}")
+
+
 def resolved(config: Config) -> Config:
-    """`config` with `train.dtype` decided, so that a resumed run computes as it began."""
+    """`config` with its output folder and `train.dtype` decided, so that a resumed run computes as it began."""
     dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+    out = config.out or f"runs/{config.name}-{config.method.name}"
+    return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
 
 
 def load_run(config: Config, out: Path) -> Run | None:

@@ -27,6 +27,9 @@ from raysim.rng import numpy_rng, seed_for, torch_rng
 GROUPING_WINDOW = 8
 """Batches among which examples are sorted by length: the fewer, the more random; the more, the less padding."""
 
+MARGIN = 1.0 - 2.0**-40
+"""Gradients are scaled to this share of the clipping bound, so that rounding cannot lift them over it."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -156,7 +159,7 @@ def train_adapter(
             num_tokens += sum(example.num_tokens for example in chosen)
             total_nll += float(nll_B.detach().sum())
             scored += int(count_B.sum())
-    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=total_nll / scored)
+    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=_finite_mean(total_nll, scored))
 
 
 def train_private(
@@ -186,7 +189,7 @@ def train_private(
             losses += batch_losses
             num_tokens += sum(example.num_tokens for example in chosen)
             num_clipped += sum(norm > settings.clip_norm for norm in norms)
-    loss = sum(losses) / len(losses) if losses else None
+    loss = _finite_mean(sum(losses), len(losses)) if losses else None
     clip_fraction = num_clipped / len(losses) if losses else None
     return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=settings.num_steps, loss=loss, clip_fraction=clip_fraction)
 
@@ -222,7 +225,7 @@ def train_literal(
     stats = TrainStats(
         num_tokens=sum(example.num_tokens for example in chosen),
         num_steps=1,
-        loss=float(nll_B.detach().sum() / count_B.sum()),
+        loss=_finite_mean(float(nll_B.detach().sum()), int(count_B.sum())),
         clip_fraction=num_clipped / 2,
     )
     return lm.get_adapter(), stats
@@ -231,16 +234,17 @@ def train_literal(
 def clipped_gradient_sum(
     lm: LanguageModel, examples: Sequence[Example], *, clip_norm: float, max_batch: int
 ) -> tuple[torch.Tensor, list[float], list[float]]:
-    """The sum over examples of their gradients clipped to `clip_norm`, shape (P,); the norms; the losses (nats a token).
+    """The sum over examples of their gradients clipped to `clip_norm`, float64 of shape (P,); the norms; the losses (nats a token).
 
     The gradient of a LoRA factor for one example is the product of what went into the factor and of the gradient at its
     output, both of which one ordinary backward pass has anyway: no per-example gradient of the base model exists.
-    Equal to clipping each example's own backward pass. An example with a non-finite gradient contributes zero.
-    Examples are processed `max_batch` at a time, which bounds memory and changes no sum but in its last bits.
+    Equal to clipping each example's own backward pass. An example with a non-finite gradient contributes zero, and its norm
+    and loss are left out. The sum is taken in float64: in float32 its rounding, or a scale below the smallest normal number,
+    could exceed the bound. Examples are processed `max_batch` at a time, which bounds memory and changes no sum but in its last bits.
     """
     if not clip_norm > 0:
         raise ValueError(f"privacy.clip_norm={clip_norm!r} must be greater than 0")
-    total = torch.zeros_like(lm.flat)
+    total = torch.zeros_like(lm.flat, dtype=torch.float64)
     norms: list[float] = []
     losses: list[float] = []
     for start in range(0, len(examples), max_batch):
@@ -250,12 +254,11 @@ def clipped_gradient_sum(
             nll_B, count_B = response_nll(lm, batch)
             (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]
         finite_B = per_example.isfinite().all(dim=1)
-        per_example[~finite_B] = 0.0
-        norm_B = per_example.double().norm(dim=1)
-        scale_B = (clip_norm / norm_B.clamp(min=1e-300)).clamp(max=1.0) * (1 - 1e-6)
-        total += scale_B.float() @ per_example
+        exact = per_example[finite_B].double()
+        norm_B = exact.norm(dim=1)
+        total += (clip_norm / norm_B.clamp(min=clip_norm) * MARGIN) @ exact
         norms += norm_B.tolist()
-        losses += (nll_B / count_B).tolist()
+        losses += (nll_B / count_B)[finite_B].tolist()
     return total, norms, losses
 
 
@@ -301,6 +304,11 @@ def _training(lm: LanguageModel, *, seed: int) -> Iterator[None]:
             yield
     finally:
         lm.model.eval()
+
+
+def _finite_mean(total: float, count: int) -> float | None:
+    """None for a training that diverged: its update is dropped, and no record of a run holds a NaN."""
+    return total / count if math.isfinite(total) else None
 
 
 def _optimizer(lm: LanguageModel, name: str, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:

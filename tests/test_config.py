@@ -26,6 +26,7 @@ from raysim.config import (
     shipped_configs,
     to_dict,
     to_yaml,
+    unresolved,
     with_overrides,
 )
 
@@ -57,7 +58,7 @@ def test_defaults_load_and_equal_the_dataclasses_but_for_what_is_resolved() -> N
     resolved = flatten_keys(to_dict(load()))
     changed = {key: resolved[key] for key in FLAT if resolved[key] != FLAT[key]}
     assert resolved.keys() == FLAT.keys()
-    assert changed == {"out": "runs/run", "privacy.unit": "none", "server.weighting": "examples"}
+    assert changed == {"privacy.unit": "none", "server.weighting": "examples"}
 
 
 def test_every_default_can_be_given_by_hand() -> None:
@@ -91,8 +92,16 @@ def test_auto_follows_the_method_and_the_guarantee() -> None:
     assert load("", ["method.name=dplora"]).server.weighting == "uniform"
     assert load("", ["privacy.unit=client"]).server.weighting == "uniform"
     assert load("", ["method.name=fedpit"]).server.weighting == "examples"
-    assert load("", ["name=mine"]).out == "runs/mine"
-    assert load("", ["name=mine", "out=elsewhere"]).out == "elsewhere"
+    assert load("", ["out=elsewhere"]).out == "elsewhere"
+
+
+def test_what_auto_decided_can_be_decided_again_for_another_method() -> None:
+    fedit = load("", ["method.name=fedit"])
+    assert with_overrides(fedit, unresolved(fedit) | {"method.name": "dplora"}).privacy.unit == "example"
+    private = load("", ["privacy.unit=client"])
+    assert with_overrides(private, unresolved(private)) == private
+    with pytest.raises(ValueError, match="privacy.unit"):
+        with_overrides(private, unresolved(private) | {"method.name": "dplora"})
 
 
 # --- refusals
