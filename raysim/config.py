@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources as package_resources
 from pathlib import Path
 from typing import Any
@@ -352,13 +353,12 @@ def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -
 
 def from_layers(layers: list[DictConfig]) -> Config:
     """The validated configuration made of the defaults and `layers`, the later ones winning."""
-    merged = _defaults()
     for layer in layers:
-        _refuse_unknown_keys(layer, merged)
-        try:
-            merged = OmegaConf.merge(merged, layer)  # type: ignore[assignment]  # a DictConfig in, a DictConfig out
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+        _refuse_unknown_keys(layer)
+    try:
+        merged = OmegaConf.merge(_defaults(), *layers)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return validate(_resolve_auto(config))
@@ -505,7 +505,9 @@ def _auto_weighting(unit: str) -> str:
     return "examples" if unit == "none" else "uniform"
 
 
+@cache
 def _defaults() -> DictConfig:
+    """The schema with its defaults (a merge copies it)."""
     merged = OmegaConf.structured(Config)
     _thaw(merged)
     assert isinstance(merged, DictConfig)
@@ -542,8 +544,13 @@ def _parse_override(item: str) -> DictConfig:
         raise ValueError(f"{key}: cannot read the value in {item!r}: {str(error).splitlines()[0]}") from None
 
 
-def _refuse_unknown_keys(layer: DictConfig, schema: DictConfig) -> None:
-    known = set(flatten_keys({k: v for k, v in to_dict(Config()).items() if k != "compare"}))
+@cache
+def _known_keys() -> frozenset[str]:
+    return frozenset(flatten_keys({k: v for k, v in to_dict(Config()).items() if k != "compare"}))
+
+
+def _refuse_unknown_keys(layer: DictConfig) -> None:
+    known = _known_keys()
     sections = {key.rsplit(".", n)[0] for key in known for n in range(1, key.count(".") + 1)}
     plain = OmegaConf.to_container(layer)
     assert isinstance(plain, dict)

@@ -118,19 +118,19 @@ def filter_instructions(
 def write_responses(
     lm: LanguageModel, candidates: Sequence[Candidate], examples: Sequence[Example], *, settings: SynthesisSettings, seed: int
 ) -> list[Candidate]:
-    """The candidates with responses; one that fits the template in none of `num_retries` attempts is dropped (`response`)."""
+    """The candidates with responses; one that fits the template in none of `num_retries` attempts is dropped (`response`).
+
+    The pairs shown are drawn anew for each attempt, and are the same for all candidates of it: the model reads them once.
+    """
     results = list(candidates)
     pending = [i for i, candidate in enumerate(results) if candidate.verdict == "kept"]
     local = [example.record.response for example in examples]
     for attempt in range(settings.num_retries):
-        prompts = []
-        for index in pending:
-            count = min(settings.num_response_demonstrations, len(examples))
-            chosen = numpy_rng(seed, "response", index, attempt).choice(len(examples), size=count, replace=False)
-            turns = [
-                turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))
-            ]
-            prompts.append(encode_chat(lm.tokenizer, [*turns, ("user", results[index].instruction)], system_prompt=settings.system_prompt))
+        count = min(settings.num_response_demonstrations, len(examples))
+        chosen = numpy_rng(seed, "response", attempt).choice(len(examples), size=count, replace=False)
+        shown = [turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))]
+        conversations = [[*shown, ("user", results[index].instruction)] for index in pending]
+        prompts = [encode_chat(lm.tokenizer, turns, system_prompt=settings.system_prompt) for turns in conversations]
         outputs = _greedy(lm, prompts, max_new_tokens=settings.max_response_tokens, settings=settings, penalty=settings.repetition_penalty)
         answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
         for index, answer in zip(pending, answers, strict=True):
