@@ -1,0 +1,196 @@
+"""Equal bits wherever a run runs: in this process, on one to three client actors, and after actors were killed.
+
+The backends of these tests are one set of actors, of which a run gets the first few: starting an actor takes seconds.
+"""
+
+import copy
+import dataclasses
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from safetensors.numpy import load_file
+
+from raysim.actors import ServerActor
+from raysim.runner import Backend, open_backend, run
+from raysim.server import ServerState
+from raysim.worker import Assignment
+from tests.small_runs import results, small
+
+FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]
+RAY = ["resources.backend=ray", "resources.num_actors=3"]
+
+
+@pytest.fixture(scope="module")
+def backend(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Three client actors and a server actor over the tiny model."""
+    with open_backend(small("fedit", *RAY, out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def in_process(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function to the folder of a run in this process, each made once."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def make(method: str, *more: str) -> Path:
+        if (method, *more) not in folders:
+            out = tmp_path_factory.mktemp("local") / "run"
+            run(small(method, *more, out=out), display=False, backend=dataclasses.replace(backend, ray=None))
+            folders[method, *more] = out
+        return folders[method, *more]
+
+    return make
+
+
+def first(backend: Backend, num_actors: int) -> Backend:
+    """The backend with its first `num_actors` client actors only."""
+    assert backend.ray is not None
+    assert len(backend.ray.actors) >= num_actors, (len(backend.ray.actors), num_actors)
+    fewer = copy.copy(backend.ray)
+    fewer.actors = backend.ray.actors[:num_actors]
+    return dataclasses.replace(backend, ray=fewer)
+
+
+@pytest.mark.parametrize("method", FEDERATED)
+def test_the_number_of_actors_changes_nothing(backend: Backend, in_process: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    expected = results(in_process(method))
+    for num_actors in (1, 2, 3):
+        out = tmp_path / str(num_actors)
+        run(small(method, *RAY[:1], f"resources.num_actors={num_actors}", out=out), display=False, backend=first(backend, num_actors))
+        assert results(out) == expected, f"{num_actors} actors"
+
+
+def test_the_runs_that_are_compared_differ_from_one_another_and_from_another_seed(in_process: Callable[..., Path]) -> None:
+    runs = [results(in_process(method))["adapter_sha256"] for method in FEDERATED]
+    runs.append(results(in_process("fedit", "seed=1"))["adapter_sha256"])
+    assert len(set(runs)) == len(runs)
+    assert any('"kept": true' in line for line in results(in_process("fedpit"))["synthetic"].splitlines())
+
+
+def test_killed_client_actors_change_nothing(backend: Backend, in_process: Callable[..., Path], tmp_path: Path) -> None:
+    busy = ["train.num_epochs=12", "evaluate.every=0", "attack.every=-1"]
+    expected = results(in_process("fedit", *busy))
+    two = first(backend, 2)
+    before = pids(two)
+    with killing(before["clients"], once=tmp_path / "run" / "state" / "round-00001", after_s=0.1):
+        run(small("fedit", *RAY, *busy, out=tmp_path / "run"), display=False, backend=two)
+    assert not set(pids(two)["clients"]) & set(before["clients"]), "the actors that ran were the ones that were to be killed"
+    assert results(tmp_path / "run") == expected
+
+
+def test_killed_actors_of_clients_that_keep_a_state_change_nothing(
+    backend: Backend, in_process: Callable[..., Path], tmp_path: Path
+) -> None:
+    expected = results(in_process("fedpit"))
+    one = first(backend, 1)
+    before = pids(one)
+    with killing(before["clients"], once=tmp_path / "run" / "state" / "round-00001", after_s=0.05):
+        run(small("fedpit", *RAY, out=tmp_path / "run"), display=False, backend=one)
+    assert not set(pids(one)["clients"]) & set(before["clients"]), "the actor that ran was the one that was to be killed"
+    assert results(tmp_path / "run") == expected
+
+
+def test_a_killed_server_actor_changes_nothing(backend: Backend, in_process: Callable[..., Path], tmp_path: Path) -> None:
+    expected = results(in_process("fedit-client"))
+    before = pids(backend)
+    with killing(before["server"], once=tmp_path / "run" / "state" / "round-00001", after_s=0.0):
+        run(small("fedit-client", *RAY, out=tmp_path / "run"), display=False, backend=backend)
+    assert not set(pids(backend)["server"]) & set(before["server"]), "the server that stepped was the one that was to be killed"
+    assert results(tmp_path / "run") == expected
+
+
+def test_the_order_of_evaluation_jobs_changes_nothing(backend: Backend, tmp_path: Path) -> None:
+    every = ["data.num_heldout=8", "evaluate.num_generated=8", "evaluate.batch_size=2", "attack.num_examples=8"]
+    out = tmp_path / "forward"
+    run(small("fedit", *every, out=out), display=False, backend=dataclasses.replace(backend, ray=None))
+    config = small("fedit", *RAY, *every, out=tmp_path / "backward")
+    run(config, display=False, backend=dataclasses.replace(backend, ray=Backward(backend.ray)))
+    assert results(tmp_path / "backward") == results(out)
+
+
+class Backward:
+    """A Ray backend that hands work out in the opposite order, to one actor."""
+
+    def __init__(self, inner: Any) -> None:
+        self.base_ref, self.server = inner.base_ref, inner.server
+        self._inner = copy.copy(inner)
+        self._inner.actors = inner.actors[:1]
+
+    def run(self, items: Any, submit: Any, done: Any) -> None:
+        """See `RayBackend.run`."""
+        self._inner.run([(-cost, item) for cost, item in reversed(items)], submit, done)
+
+
+def test_the_server_process_never_holds_what_a_client_keeps(backend: Backend, tmp_path: Path) -> None:
+    assert backend.ray is not None
+    listening = copy.copy(backend.ray)
+    listening.server = ray.remote(recording_server()).options(num_cpus=0).remote()
+    run(small("fedpit", *RAY, out=tmp_path / "run"), display=False, backend=dataclasses.replace(backend, ray=listening))
+    calls: list[tuple[list[str], bytes]] = ray.get(listening.server.seen.remote())
+    ray.kill(listening.server)
+    assert [names for names, _ in calls] == [["Assignment", "ServerState", "ChunkSum", "ChunkSum", "ChunkSum"]] * 2
+    received = b"".join(data for _, data in calls)
+    saved = [load_file(path) for path in sorted((tmp_path / "run" / "state").glob("round-*/client-*.safetensors"))]
+    released = [load_file(path)["adapter"] for path in sorted((tmp_path / "run" / "state").glob("round-*/server.safetensors"))]
+    assert len(saved) == 6
+    assert len(released) == 2
+    assert released[0].tobytes() in received, "the search must find an adapter that the server was given"
+    for state in saved:
+        assert state["adapter"].tobytes() not in received
+        assert state["adapter"].tobytes()[:256] not in received
+
+
+def recording_server() -> type:
+    """A server actor that remembers the types and the bytes of what its `step` was given (defined here, so that Ray ships its code)."""
+
+    class RecordingServer(ServerActor):
+        def __init__(self) -> None:
+            self._calls: list[tuple[list[str], bytes]] = []
+
+        def step(self, assignment: Assignment, state: ServerState, *sums: Any) -> tuple[ServerState, dict[str, Any]]:
+            given = (assignment, state, *sums)
+            self._calls.append(([type(value).__name__ for value in given], pickle.dumps(given, protocol=5)))
+            return super().step(assignment, state, *sums)
+
+        def seen(self) -> list[tuple[list[str], bytes]]:
+            return self._calls
+
+    return RecordingServer
+
+
+def pids(backend: Backend) -> dict[str, list[int]]:
+    """The processes of a backend's client actors and of its server."""
+    assert backend.ray is not None
+    return {"clients": ray.get([actor.pid.remote() for actor in backend.ray.actors]), "server": [ray.get(backend.ray.server.pid.remote())]}
+
+
+class killing:
+    """While open, a thread that waits for the folder `once`, then `after_s` seconds, and kills the processes."""
+
+    def __init__(self, victims: list[int], *, once: Path, after_s: float) -> None:
+        self._victims, self._once, self._after_s = victims, once, after_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._kill)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _kill(self) -> None:
+        while not self._once.is_dir():
+            if self._stop.wait(0.01):
+                return
+        time.sleep(self._after_s)
+        for pid in self._victims:
+            os.kill(pid, signal.SIGKILL)

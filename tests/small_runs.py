@@ -1,0 +1,71 @@
+"""Small runs of every method, in this process and as a command, and what two runs of the same results must share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysim.config import Config, load
+from tests.conftest import ROOT, SMALL
+
+# Bytes from a random model rarely make words: these settings let some of its synthetic records through the filters.
+FEDPIT = [
+    "method.name=fedpit",
+    "fedpit.min_instruction_words=1",
+    "fedpit.max_rouge_l=1",
+    "fedpit.repetition_penalty=20",
+    "fedpit.max_response_tokens=64",
+]
+METHODS = {
+    "fedit": ["method.name=fedit"],
+    "fedpit": FEDPIT,
+    "dplora-example": ["method.name=dplora", "dplora.mode=example"],
+    "dplora-literal": ["method.name=dplora", "dplora.mode=literal"],
+    "fedit-client": ["method.name=fedit", "privacy.unit=client"],
+    "locit": ["method.name=locit"],
+    "cenit": ["method.name=cenit"],
+    "base": ["method.name=base"],
+}
+TIMES = ("wall_s", "client_s", "tokens_per_s")
+"""Keys of a round's record that say how fast it was; every other one is a result."""
+
+
+def overrides(method: str, *more: str, out: Path) -> list[str]:
+    """The `key=value` settings of a small run of a method into the folder `out`."""
+    return [*SMALL, *METHODS[method], f"out={out}", *more]
+
+
+def small(method: str, *more: str, out: Path) -> Config:
+    """The configuration of a small run of a method into the folder `out`."""
+    return load("", overrides(method, *more, out=out))
+
+
+def results(out: Path) -> dict[str, Any]:
+    """All results in a run's folder, without the times it took."""
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    synthetic = out / "synthetic.jsonl"
+    return {
+        "adapter_sha256": json.loads((out / "summary.json").read_text())["adapter_sha256"],
+        "ledger": json.loads((out / "ledger.json").read_text()),
+        "partition": json.loads((out / "partition.json").read_text()),
+        "rounds": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
+        "synthetic": synthetic.read_text() if synthetic.is_file() else None,
+    }
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line `raysim ARGUMENTS`, as a module of this interpreter."""
+    return [sys.executable, "-m", "raysim", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with the package of this source tree and one thread, and with no cluster to connect to."""
+    outside = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONWARNINGS")}
+    return {**outside, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The finished command `raysim ARGUMENTS`, run in the folder `cwd`."""
+    return subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False)
