@@ -18,17 +18,8 @@ import hypothesis
 import pytest
 import ray
 import torch
-from hypothesis import settings
 
 from raysim.config import Config, load
-
-# How long an example takes depends on what else the machine does, and says nothing about the property.
-hypothesis.settings.register_profile("raysim", deadline=None)
-hypothesis.settings.load_profile("raysim")
-
-# How long an example takes says nothing about it on a machine that does other work too; pytest-timeout bounds the test.
-settings.register_profile("raysim", deadline=None)
-settings.load_profile("raysim")
 
 ROOT = Path(__file__).resolve().parent.parent
 

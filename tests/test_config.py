@@ -100,7 +100,7 @@ def test_what_auto_decided_can_be_decided_again_for_another_method() -> None:
     assert with_overrides(fedit, unresolved(fedit) | {"method.name": "dplora"}).privacy.unit == "example"
     private = load("", ["privacy.unit=client"])
     assert with_overrides(private, unresolved(private)) == private
-    with pytest.raises(ValueError, match="privacy.unit"):
+    with pytest.raises(ValueError, match=r"privacy\.unit"):
         with_overrides(private, unresolved(private) | {"method.name": "dplora"})
 
 
