@@ -21,6 +21,10 @@ import torch
 
 from raysim.config import Config, load
 
+# How long an example takes depends on what else the machine does, and says nothing about the property.
+hypothesis.settings.register_profile("raysim", deadline=None)
+hypothesis.settings.load_profile("raysim")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = [
