@@ -5,6 +5,7 @@ call draw the same numbers.
 """
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
@@ -18,8 +19,15 @@ def seed_for(root: int, *key: Key) -> int:
     Guarantees: equal arguments give equal seeds on every machine; distinct names give unrelated seeds
     (SHA-256 of an unambiguous encoding, so `("a", "b")` and `("ab",)` differ, and so do `1` and `"1"`).
     """
-    text = "|".join([str(int(root)), *(f"{type(part).__name__}:{len(str(part))}:{part}" for part in key)])
+    text = "|".join([str(int(root)), *(_encoded(part) for part in key)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _encoded(part: Key) -> str:
+    """A part of a stream's name with its kind and length; numpy's integers count as the integers they are."""
+    kind = "str" if isinstance(part, str) else "int"
+    value = part if isinstance(part, str) else operator.index(part)
+    return f"{kind}:{len(str(value))}:{value}"
 
 
 def numpy_rng(root: int, *key: Key) -> np.random.Generator:

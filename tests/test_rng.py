@@ -111,3 +111,9 @@ def _bits_look_random(seeds: list[int]) -> bool:
     """Whether every one of the 63 bits is set in half of the seeds, to five standard errors."""
     bits_NB = np.array([[seed >> bit & 1 for bit in range(63)] for seed in seeds])
     return bool(np.all(np.abs(bits_NB.mean(axis=0) - 0.5) < 5 * 0.5 / len(seeds) ** 0.5))
+
+
+def test_numpy_integers_name_the_same_stream_and_fractions_none() -> None:
+    assert seed_for(0, "client", np.int64(3)) == seed_for(0, "client", 3)
+    with pytest.raises(TypeError):
+        seed_for(0, "client", 3.0)  # type: ignore[arg-type]  # what a caller without types might do
