@@ -1,0 +1,151 @@
+"""A run that is killed in the middle of any round and started again ends as one that was left alone."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raysim.config import Config, load, to_yaml
+from raysim.runner import Backend, open_backend, run
+from tests.small_runs import command, environment, raysim, results, small
+
+NUM_ROUNDS = 4
+ROUNDS = [f"server.num_rounds={NUM_ROUNDS}", "train.num_epochs=4"]
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The tiny model in this process."""
+    with open_backend(small("fedit", out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def undisturbed(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function to the folder of a method's run that was left alone, each made once."""
+    folders: dict[str, Path] = {}
+
+    def make(method: str) -> Path:
+        if method not in folders:
+            folders[method] = tmp_path_factory.mktemp("undisturbed") / "run"
+            run(small(method, *ROUNDS, out=folders[method]), display=False, backend=backend)
+        return folders[method]
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["fedit", "fedpit", "dplora-example"])
+def test_a_run_killed_in_its_first_and_in_later_rounds_ends_like_an_undisturbed_one(
+    undisturbed: Callable[[str], Path], tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "run"
+    config = saved(small(method, *ROUNDS, out=out), tmp_path)
+    for reached in (out / "partition.json", out / "state" / "round-00002"):
+        kill_when(reached, config, out=out)
+    finish(config, tmp_path)
+    assert results(out) == results(undisturbed(method))
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_that_is_killed_ends_like_an_undisturbed_one_in_process(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = saved(small("fedpit", *ROUNDS, "resources.backend=ray", "resources.num_actors=2", out=out), tmp_path)
+    kill_when(out / "state" / "round-00001", config, out=out)
+    finish(config, tmp_path)
+    assert results(out) == results(undisturbed("fedpit"))
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "client-00001.safetensors", "records.json", "manifest.json"])
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over_for_the_one_before(
+    backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    out = unfinished(undisturbed("fedpit"), tmp_path / "run")
+    damaged = out / "state" / f"round-{NUM_ROUNDS:05d}" / name
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(bytes(data))
+    before = (out / "state" / f"round-{NUM_ROUNDS - 1:05d}" / "manifest.json").stat().st_mtime_ns
+    run(small("fedpit", *ROUNDS, out=out), display=False, backend=backend)
+    assert results(out) == results(undisturbed("fedpit"))
+    assert (out / "state" / f"round-{NUM_ROUNDS - 1:05d}" / "manifest.json").stat().st_mtime_ns == before, "one round is repeated, not two"
+
+
+def test_without_a_sound_checkpoint_a_run_starts_over(backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    out = unfinished(undisturbed("fedit"), tmp_path / "run")
+    for folder in (out / "state").iterdir():
+        (folder / "server.safetensors").unlink()
+    run(small("fedit", *ROUNDS, out=out), display=False, backend=backend)
+    assert results(out) == results(undisturbed("fedit"))
+
+
+def test_a_finished_run_is_not_run_again(backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed("fedit"), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = run(small("fedit", *ROUNDS, out=out), display=False, backend=None)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert again.summary == json.loads((out / "summary.json").read_text())
+    assert [record["round_index"] for record in again.records] == list(range(NUM_ROUNDS))
+    assert again.ledger == json.loads((out / "ledger.json").read_text())
+
+
+def test_a_run_continues_where_and_how_fast_another_way_but_not_with_other_settings(
+    backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = unfinished(undisturbed("fedit"), tmp_path / "run", keep=NUM_ROUNDS - 1)
+    neutral = ["name=other", "resources.client.num_cpus=0.25", "resources.num_actors=2"]
+    for different in ("train.lr=1e-3", "seed=1", "server.num_rounds=9", "resources.num_threads=2"):
+        with pytest.raises(ValueError, match=different.split("=")[0]):
+            run(small("fedit", *ROUNDS, different, out=out), display=False, backend=backend)
+    run(small("fedit", *ROUNDS, *neutral, out=out), display=False, backend=backend)
+    assert results(out) == results(undisturbed("fedit"))
+
+
+def saved(config: Config, folder: Path) -> Path:
+    """The configuration as a file for the command line."""
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load(path) == dataclasses.replace(config), "the file says what the configuration says"
+    return path
+
+
+def kill_when(reached: Path, config: Path, *, out: Path) -> None:
+    """Starts the run and kills it with all it started at a random moment of the round after `reached` appears."""
+    process = subprocess.Popen(
+        command("run", str(config)), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{reached} did not appear"
+        time.sleep(0.005)
+    time.sleep(random.uniform(0.0, 0.15))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "summary.json").exists(), "the run was over before it was killed"
+
+
+def finish(config: Path, folder: Path) -> None:
+    """Gives the same command again, which must succeed."""
+    done = raysim("run", str(config), "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def unfinished(finished: Path, out: Path, *, keep: int = NUM_ROUNDS) -> Path:
+    """A copy of a run's folder as it was before its end, with checkpoints up to round `keep`."""
+    shutil.copytree(finished, out)
+    for name in ("summary.json", "report.html", "rounds.jsonl", "ledger.json"):
+        (out / name).unlink()
+    for number in range(keep + 1, NUM_ROUNDS + 1):
+        shutil.rmtree(out / "state" / f"round-{number:05d}")
+    return out
