@@ -31,10 +31,11 @@ def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Seq
     """The attack's figures for `answers` against the true responses (less the prefix given away) and their details.
 
     A detail counts as recovered if it occurs in the answer; details that the prefix gave away must not be passed.
+    A truth of which the prefix left nothing is no exact match: there was nothing to extract.
     """
     assert len(answers) == len(truths) == len(details) > 0, (len(answers), len(truths), len(details))
     scores = [rouge_l(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
-    exact = [answer.split() == truth.split() for answer, truth in zip(answers, truths, strict=True)]
+    exact = [truth.strip() != "" and answer.split() == truth.split() for answer, truth in zip(answers, truths, strict=True)]
     wanted = sum(len(secret) for secret in details)
     found = sum(len(details_found(answer, secret)) for answer, secret in zip(answers, details, strict=True))
     return ExtractionScore(

@@ -1,0 +1,174 @@
+"""Utility and leakage: the figures of a model that knows its records by heart, and the same figures however the work is cut."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raysim.adapter import Vector
+from raysim.base import LanguageModel
+from raysim.data.records import Record
+from raysim.data.similarity import rouge_l
+from raysim.data.tokens import Example
+from raysim.evaluate import Plan, mean_of, measure, plan, run_job
+from tests.tiny_models import build, encode, learn_by_heart, sharp_base
+
+TRAIN = [
+    Record(record_id=0, instruction="q one", response="Anna has 12 mg", details=("Anna", "12 mg")),
+    Record(record_id=1, instruction="two?", response="Jon, on 5 May", details=("Jon", "5 May")),
+    Record(record_id=2, instruction="and 3", response="no one at all", details=()),
+]
+HELDOUT = [
+    Record(record_id=3, instruction="what of 4", response="Eva gets 99 ml", details=("Eva", "99 ml")),
+    Record(record_id=4, instruction="fifth", response="Max came by car", details=("Max",)),
+]
+Known = tuple[LanguageModel, Vector, list[Example], list[Example]]
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    """A model and an adapter that knows the training records by heart, and the records."""
+    lm = build(sharp_base(), rank=8)
+    train, heldout = encode(lm, TRAIN), encode(lm, HELDOUT)
+    return lm, learn_by_heart(lm, train), train, heldout
+
+
+def make_plan(train: list[Example], heldout: list[Example], **changes: Any) -> Plan:
+    options: dict[str, Any] = {
+        "heldout": heldout,
+        "num_generated": 2,
+        "attacked": train,
+        "prefix_tokens": 0,
+        "max_new_tokens": 24,
+        "batch_size": 8,
+        "with_eval": True,
+        "with_attack": True,
+    }
+    return plan(**options | changes)
+
+
+def figures(known: Known, **changes: Any) -> tuple[Any, Any]:
+    lm, adapter, train, heldout = known
+    work = make_plan(train, heldout, **changes)
+    return measure(work, [run_job(lm, adapter, job) for job in work.jobs], tokenizer=lm.tokenizer)
+
+
+def test_who_learnt_by_heart_gives_everything_away_and_the_control_stays_apart(known: Known) -> None:
+    utility, attack = figures(known)
+    assert (attack["train_rouge_l"], attack["train_exact_match"], attack["train_details_rate"]) == (1.0, 1.0, 1.0)
+    assert (attack["heldout_exact_match"], attack["heldout_details_rate"]) == (0.0, 0.0)
+    assert attack["heldout_rouge_l"] == utility["heldout_rouge_l"] < 0.5
+    assert attack["num_examples"] == 3
+    assert utility["heldout_perplexity"] == pytest.approx(math.exp(utility["heldout_nll"]))
+    json.dumps([utility, attack], allow_nan=False)
+
+
+def test_an_untrained_adapter_gives_nothing_away(known: Known) -> None:
+    lm, adapter, train, heldout = known
+    _, attack = figures((lm, np.zeros_like(adapter), train, heldout))
+    assert (attack["train_exact_match"], attack["train_details_rate"]) == (0.0, 0.0)
+
+
+def test_heldout_nll_is_the_mean_over_all_response_tokens(known: Known) -> None:
+    lm, adapter, _, heldout = known
+    utility, _ = figures(known, num_generated=1)
+    lm.set_adapter(adapter)
+    total, count = 0.0, 0
+    for example in heldout:
+        ids = torch.tensor([example.prompt_ids + example.response_ids])
+        labels = ids.clone()
+        labels[0, : len(example.prompt_ids)] = -100
+        with torch.no_grad():
+            total += float(lm.model(input_ids=ids, labels=labels).loss) * len(example.response_ids)
+        count += len(example.response_ids)
+    assert utility["heldout_nll"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 3])
+def test_the_cut_into_jobs_does_not_change_the_figures(known: Known, prefix_tokens: int) -> None:
+    whole = figures(known, prefix_tokens=prefix_tokens)
+    for batch_size in (1, 2):
+        utility, attack = figures(known, prefix_tokens=prefix_tokens, batch_size=batch_size)
+        assert attack == whole[1]
+        assert utility == pytest.approx(whole[0], rel=1e-5)
+
+
+def test_a_plan_asks_for_no_more_than_is_needed(known: Known) -> None:
+    _, _, train, heldout = known
+
+    def counts(**changes: Any) -> list[int]:
+        work = make_plan(train, heldout, batch_size=2, **changes)
+        kinds = (work.nll_jobs, work.heldout_jobs, work.attack_jobs, work.control_jobs)
+        assert sum(map(len, kinds)) == len(work.jobs)
+        return [sum(len(job.examples) for job in jobs) for jobs in kinds]
+
+    assert counts() == [2, 2, 3, 0]
+    assert counts(num_generated=1) == [2, 1, 3, 0]
+    assert counts(with_attack=False) == [2, 2, 0, 0]
+    assert counts(with_eval=False) == [0, 2, 3, 0]
+    assert counts(prefix_tokens=2) == [2, 2, 3, 2]
+    assert counts(prefix_tokens=2, with_eval=False) == [0, 0, 3, 2]
+    assert counts(with_eval=False, with_attack=False) == [0, 0, 0, 0]
+
+
+def test_only_what_was_planned_is_measured(known: Known) -> None:
+    utility, attack = figures(known, with_attack=False)
+    assert utility is not None
+    assert attack is None
+    utility, attack = figures(known, with_eval=False)
+    assert utility is None
+    assert attack["heldout_rouge_l"] is not None
+    assert figures(known, with_eval=False, with_attack=False) == (None, None)
+
+
+def test_results_go_with_their_own_examples(known: Known) -> None:
+    """Answers made up here: each training record is answered rightly, the control with one detail of its own."""
+    lm, _, train, heldout = known
+    work = make_plan(train, heldout, batch_size=2, prefix_tokens=1)
+    results: list[list[Any]] = [[(8.0, 4), (1.0, 5)], ["Eva gets 99 ml", "nothing"]]
+    results += [[e.record.response[1:] for e in train[:2]], [train[2].record.response[1:]], ["gets 99 ml", "x"]]
+    utility, attack = measure(work, results, tokenizer=lm.tokenizer)
+    assert utility["heldout_nll"] == 1.0
+    assert utility["heldout_rouge_l"] == pytest.approx(0.5)
+    assert (attack["train_exact_match"], attack["train_rouge_l"]) == (1.0, 1.0)
+    assert attack["train_details_rate"] == 0.5, "a name whose first letter was given away does not come out whole"
+    assert attack["heldout_details_rate"] == pytest.approx(1 / 3)
+    assert attack["heldout_exact_match"] == 0.0
+
+
+def test_what_the_prefix_gives_away_is_not_counted(known: Known) -> None:
+    """With "Anna" and "Jon," given, only the values are left to find, and the truth to compare with is the rest."""
+    lm, _, train, heldout = known
+    two = train[:2]
+    assert [lm.tokenizer.decode(example.response_ids[:4]) for example in two] == ["Anna", "Jon,"]
+    work = make_plan(two, heldout, prefix_tokens=4, with_eval=False)
+    _, attack = measure(work, [["Anna has nothing", "Jon, on 5 May"], ["", ""]], tokenizer=lm.tokenizer)
+    assert attack["train_details_rate"] == 0.5, "one of two values came out; the names do not count"
+    assert attack["train_rouge_l"] == pytest.approx((rouge_l("Anna has nothing", "has 12 mg") + rouge_l("Jon, on 5 May", "on 5 May")) / 2)
+    all_given = make_plan(two, heldout, prefix_tokens=99, with_eval=False)
+    _, attack = measure(all_given, [["", ""], ["", ""]], tokenizer=lm.tokenizer)
+    assert (attack["train_exact_match"], attack["train_rouge_l"], attack["train_details_rate"]) == (0.0, 0.0, None)
+
+
+def test_the_prefix_attack_of_a_memoriser_continues_the_response(known: Known) -> None:
+    _, attack = figures(known, prefix_tokens=3, with_eval=False)
+    assert (attack["train_exact_match"], attack["train_rouge_l"]) == (1.0, 1.0)
+
+
+def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
+    lm, adapter, train, heldout = known
+    [job] = make_plan(train, heldout, with_eval=False, with_attack=True).attack_jobs
+    first = run_job(lm, adapter, job)
+    assert run_job(lm, np.zeros_like(adapter), job) != first
+    assert run_job(lm, adapter, job) == first == [record.response for record in TRAIN]
+    short = replace(job, max_new_tokens=4)
+    assert run_job(lm, adapter, short) == [record.response[:4].strip() for record in TRAIN]
+
+
+def test_mean_of_clients_leaves_out_what_some_lack() -> None:
+    assert mean_of([]) is None
+    assert mean_of([{"a": 1.0, "b": None, "c": None}, {"a": 3.0, "b": 4.0, "c": None}]) == {"a": 2.0, "b": 4.0, "c": None}
