@@ -1,0 +1,45 @@
+"""Client calls for the tests of methods: a small configuration, its mechanism, and a shard."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from raysim.adapter import Vector
+from raysim.base import LanguageModel
+from raysim.config import load
+from raysim.data.records import Record
+from raysim.methods.call import ClientCall
+from raysim.privacy.mechanism import Mechanism
+from tests.conftest import SMALL
+from tests.tiny_models import encode
+
+RECORDS = [
+    Record(record_id=i, instruction=f"Question {i} of many, with {i * i} words?", response=f"The answer is {i * 37} or {'no ' * i}then")
+    for i in range(6)
+]
+
+
+def some_adapter(lm: LanguageModel, *, seed: int = 0) -> Vector:
+    """An adapter in which B is not zero."""
+    return (0.1 * np.random.default_rng(seed).standard_normal(lm.layout.num_parameters)).astype(np.float32)
+
+
+def make_call(lm: LanguageModel, *overrides: str, records: Sequence[Record] = tuple(RECORDS), client_id: int = 0) -> ClientCall:
+    """A call in round 0 to a client with these records, one of three clients of that size."""
+    config = load("", [*SMALL, *overrides])
+    mechanism = Mechanism.from_config(config, shard_sizes=[max(1, len(records))] * 3)
+    return ClientCall(
+        config=config,
+        mechanism=mechanism,
+        client_id=client_id,
+        round_index=0,
+        adapter=some_adapter(lm),
+        shard=tuple(encode(lm, records)),
+        state=None,
+    )
+
+
+def other_responses(records: Sequence[Record]) -> list[Record]:
+    """The same questions with other answers."""
+    return [replace(record, response=f"Quite another reply, number {record.record_id}") for record in records]
