@@ -276,7 +276,9 @@ def build_language_model(
     core = _core_model(base, device=device)
     _check_targets(core, target_modules)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM")  # type: ignore[arg-type]  # alpha may be fractional
-    model = get_peft_model(core, lora, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft's own business
+        model = get_peft_model(core, lora, autocast_adapter_dtype=True)
     tokenizer = _unpack_tokenizer(base)
     layout, flat, flat_grad = _flat_parameters(model, device=device)
     eos = model.config.eos_token_id

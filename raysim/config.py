@@ -134,6 +134,8 @@ class FedpitConfig:
     """Local instruction-response pairs shown when it writes a response."""
     max_rouge_l: float = 0.7
     """A candidate is dropped if its ROUGE-L with any local record exceeds this (diversity and copy filters)."""
+    temperature: float = 0.0
+    """Sampling temperature of responses; 0 is greedy (TIST). At 1 a response is a fair draw, which trains without sharpening."""
     repetition_penalty: float = 1.1
     """Divides the logits of tokens already produced (Keskar et al. 2019); 1 for none."""
     max_instruction_tokens: int = 48
@@ -305,6 +307,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fedpit.num_demonstrations": (1, math.inf, True),
     "fedpit.num_response_demonstrations": (1, math.inf, True),
     "fedpit.max_rouge_l": (0, 1, True),
+    "fedpit.temperature": (0, math.inf, True),
     "fedpit.repetition_penalty": (1, math.inf, True),
     "fedpit.max_instruction_tokens": (1, math.inf, True),
     "fedpit.max_response_tokens": (1, math.inf, True),

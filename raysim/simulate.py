@@ -4,6 +4,7 @@ A round is: draw the cohort, let each chunk of it train, sum and send, step the 
 client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -205,6 +206,8 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     if not released:
         return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
     utility, attack = measured[0]
+    if utility is not None and not math.isfinite(utility["heldout_nll"]):
+        raise RuntimeError(f"round {round_index}: the held-out loss of the new adapter is not finite; lower train.lr or server.lr")
     return {"eval": utility, "attack": attack} | ({"private": own} if own else {})
 
 
@@ -275,7 +278,8 @@ def _measure_base(simulation: Simulation) -> Simulation:
 def _client_record(reports: Sequence[ClientReport], wall_s: float) -> dict[str, Any]:
     """What the record says of the clients: tokens trained on, mean loss by tokens, speed, and the fate of synthetic records."""
     num_tokens = sum(report.stats.num_tokens for report in reports)
-    losses = [(report.stats.loss, report.stats.num_tokens) for report in reports if report.stats.loss is not None]
+    all_losses = [(report.stats.loss, report.stats.num_tokens) for report in reports if report.stats.loss is not None]
+    losses = [(loss, tokens) for loss, tokens in all_losses if math.isfinite(loss)]  # of a diverged client, whose update is dropped
     weight = sum(tokens for _, tokens in losses)
     clipped = [report.stats.clip_fraction for report in reports if report.stats.clip_fraction is not None]
     record: dict[str, Any] = {

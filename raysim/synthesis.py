@@ -2,8 +2,8 @@
 
 FEDPIT (arXiv 2403.06131; its later version ACM TIST 17(5), 2026, section 3.3): a new instruction continues a numbered
 list of local ones; its response follows local pairs shown as earlier turns; format, diversity and copy filters drop what
-is malformed or too near a local record. The wording of the prompts is ours. All decoding is greedy: variety comes from
-the demonstrations drawn. Neither the filters nor the score bound what a pair tells about the demonstrations.
+is malformed or too near a local record. The wording of the prompts is ours. Instructions are decoded greedily: their
+variety comes from the demonstrations drawn. Neither the filters nor the score bound what a pair tells about the demonstrations.
 Left out: differentially private generation.
 """
 
@@ -19,7 +19,7 @@ from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat, encode_opening
 from raysim.generate import Sampling, generate
-from raysim.rng import numpy_rng
+from raysim.rng import numpy_rng, seed_for
 from raysim.train import mean_nll
 
 REFUSALS = ("as a ", "as an ", "sorry", "i'm sorry", "i am sorry", "i cannot", "i can't")
@@ -33,6 +33,7 @@ class SynthesisSettings:
     num_demonstrations: int
     num_response_demonstrations: int
     max_rouge_l: float
+    temperature: float
     repetition_penalty: float
     max_instruction_tokens: int
     max_response_tokens: int
@@ -84,8 +85,8 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
         shown = [_one_line(examples[i].record.instruction) for i in chosen]
         prompts.append(instruction_prompt(shown))
     ids = [lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    stop = newline_token_ids(lm.tokenizer)
-    outputs = _greedy(lm, ids, max_new_tokens=settings.max_instruction_tokens, settings=settings, penalty=1.0, stop=stop)
+    sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
+    outputs = _generate(lm, ids, sampling=sampling, seeds=None, batch_size=settings.batch_size)
     return [_one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
 
 
@@ -131,7 +132,17 @@ def write_responses(
         shown = [turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))]
         conversations = [[*shown, ("user", results[index].instruction)] for index in pending]
         prompts = [encode_chat(lm.tokenizer, turns, system_prompt=settings.system_prompt) for turns in conversations]
-        outputs = _greedy(lm, prompts, max_new_tokens=settings.max_response_tokens, settings=settings, penalty=settings.repetition_penalty)
+        outputs = _generate(
+            lm,
+            prompts,
+            sampling=Sampling(
+                max_new_tokens=settings.max_response_tokens,
+                temperature=settings.temperature,
+                repetition_penalty=settings.repetition_penalty,
+            ),
+            seeds=[seed_for(seed, "tokens", index, attempt) for index in pending],
+            batch_size=settings.batch_size,
+        )
         answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
         for index, answer in zip(pending, answers, strict=True):
             results[index] = _judged_response(results[index], answer, local=local, max_rouge_l=settings.max_rouge_l)
@@ -165,22 +176,17 @@ def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str],
     return replace(candidate, response=answer, verdict=verdict, max_rouge_l=max(nearest, candidate.max_rouge_l or 0.0))
 
 
-def _greedy(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    settings: SynthesisSettings,
-    penalty: float,
-    stop: tuple[int, ...] = (),
+def _generate(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int] | None, batch_size: int
 ) -> list[list[int]]:
     return generate(
         lm.model,
         prompts,
-        sampling=Sampling(max_new_tokens=max_new_tokens, repetition_penalty=penalty, stop_token_ids=stop),
+        sampling=sampling,
         eos_token_ids=lm.eos_token_ids,
         pad_token_id=lm.pad_token_id,
-        batch_size=settings.batch_size,
+        seeds=seeds,
+        batch_size=batch_size,
         autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
     )
 
