@@ -31,6 +31,7 @@ SETTINGS = SynthesisSettings(
     num_demonstrations=2,
     num_response_demonstrations=2,
     max_rouge_l=0.7,
+    temperature=0.0,
     repetition_penalty=1.1,
     max_instruction_tokens=40,
     max_response_tokens=40,
