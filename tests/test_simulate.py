@@ -1,0 +1,192 @@
+"""The loop: when it measures, what it records, which clients keep what, and what a client's failure does."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from raysim import simulate as loop
+from raysim.adapter import Vector
+from raysim.experiment import Experiment
+from raysim.privacy.clipping import clip_and_sum
+from raysim.runner import Backend, Run, open_backend, run
+from raysim.simulate import LocalClients, due
+from raysim.worker import Assignment, Worker
+from tests.small_runs import small
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The tiny model in this process."""
+    with open_backend(small("fedit", out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@dataclasses.dataclass
+class Seam(Backend):
+    """A backend in this process whose clients are made by a function."""
+
+    make: Callable[[Assignment, Experiment], LocalClients]
+
+    def clients(self, assignment: Assignment, experiment: Experiment) -> LocalClients:
+        """The clients of a run."""
+        return self.make(assignment, experiment)
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds"),
+    [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [1, 3, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6]), (0, [6]), (-1, [])],
+)
+def test_what_is_done_every_so_many_rounds_is_also_done_after_the_last(every: int, rounds: list[int]) -> None:
+    assert [i for i in range(7) if due(every, round_index=i, num_rounds=7)] == rounds
+
+
+def test_utility_and_attack_are_measured_when_due_and_only_then(backend: Backend, tmp_path: Path) -> None:
+    settings = ["server.num_rounds=3", "evaluate.every=2", "attack.every=-1"]
+    records = finished("fedit", *settings, backend=backend, out=tmp_path / "run").records
+    assert [record["eval"] is not None for record in records] == [False, True, True]
+    assert [record["attack"] for record in records] == [None] * 3
+
+
+def test_traffic_is_an_adapter_each_way_for_each_client_of_the_cohort(backend: Backend, tmp_path: Path) -> None:
+    cohort = ["partition.num_clients=4", "server.cohort_size=2"]
+    done = finished("fedit", *cohort, backend=backend, out=tmp_path / "fedit")
+    adapter_bytes = 4 * done.summary["num_parameters"]
+    assert [record["uplink_bytes"] for record in done.records] == [2 * adapter_bytes] * 2
+    assert [record["downlink_bytes"] for record in done.records] == [2 * adapter_bytes] * 2
+    alone = finished("locit", *cohort, backend=backend, out=tmp_path / "locit")
+    assert alone.summary["uplink_bytes"] == alone.summary["downlink_bytes"] == 0
+    pooled = finished("cenit", backend=backend, out=tmp_path / "cenit").records
+    assert pooled[0]["uplink_bytes"] > 12 * 20, "twelve records as text, once"
+    assert pooled[1]["uplink_bytes"] == 0
+
+
+@pytest.mark.parametrize("method", ["fedpit", "locit"])
+def test_a_client_that_sits_out_keeps_what_it_kept(backend: Backend, tmp_path: Path, method: str) -> None:
+    out = tmp_path / "run"
+    settings = ["partition.num_clients=4", "server.cohort_size=2", "server.num_rounds=3", "evaluate.every=0"]
+    done = finished(method, *settings, backend=backend, out=out)
+    cohorts = [set(record["cohort"]) for record in done.records]
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    assert len(set(map(frozenset, cohorts))) > 1, "the cohorts of this seed must differ for the test to say anything"
+    before, after = kept(out, 2), kept(out, 3)
+    assert set(before) == cohorts[0] | cohorts[1]
+    assert set(after) == set(before) | cohorts[2]
+    for client_id in before:
+        assert np.array_equal(before[client_id], after[client_id]) == (client_id not in cohorts[2])
+
+
+def test_a_round_in_which_no_client_takes_part_still_adds_its_noise_and_is_accounted(backend: Backend, tmp_path: Path) -> None:
+    settings = ["partition.num_clients=4", "server.cohort_size=1", "server.num_rounds=6", "evaluate.every=0", "attack.every=-1"]
+    done = finished("fedit-client", *settings, backend=backend, out=tmp_path / "run")
+    empty = [record for record in done.records if not record["cohort"]]
+    assert empty, "the cohorts of this seed must include an empty one for the test to say anything"
+    assert len({len(record["cohort"]) for record in done.records}) > 1, "a Poisson cohort varies in size"
+    for record in empty:
+        assert record["empty_round"]
+        assert record["num_tokens"] == record["num_steps"] == record["uplink_bytes"] == 0
+        assert record["train_loss"] is record["update_norm_median"] is None
+        assert record["noise_std"] == 1.0
+    epsilons = [record["epsilon"] for record in done.records]
+    assert epsilons == sorted(set(epsilons)), "every round costs, also one without clients"
+    assert done.ledger["num_releases"] == 6
+
+
+def test_a_record_adds_up_what_its_clients_did(backend: Backend, tmp_path: Path) -> None:
+    reports: list[Any] = []
+    wrapped = listening(reports)
+    other = Seam(backend.key, backend.worker, None, partial(wrapped, backend.worker))
+    done = finished("fedpit", "server.num_rounds=1", backend=other, out=tmp_path / "run")
+    [record] = done.records
+    stats = [report.stats for report in reports]
+    assert record["num_tokens"] == sum(s.num_tokens for s in stats) > 0
+    assert record["num_steps"] == sum(s.num_steps for s in stats) > 0
+    assert record["train_loss"] == pytest.approx(np.average([s.loss for s in stats], weights=[s.num_tokens for s in stats]))
+    assert record["tokens_per_s"] == pytest.approx(record["num_tokens"] / record["client_s"])
+    assert record["client_s"] <= record["wall_s"]
+    rows = [row for report in reports for row in report.synthetic]
+    assert record["synthetic"]["num_candidates"] == len(rows)
+    assert record["synthetic"]["num_kept"] == sum(row["kept"] for row in rows) > 0
+    assert record["synthetic"]["num_kept"] + sum(record["synthetic"]["num_rejected"].values()) == len(rows)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    assert lines == [{"client_id": r.client_id, "round_index": 0, **row} for r in reports for row in r.synthetic]
+
+
+def listening(reports: list[Any]) -> type[LocalClients]:
+    """Local clients whose reports are also written down."""
+
+    class ListeningClients(LocalClients):
+        def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: loop.OnDone) -> list[Any]:
+            def both(chunk_reports: Sequence[Any]) -> None:
+                reports.extend(chunk_reports)
+                on_done(chunk_reports)
+
+            return super().run_round(chunks, round_index, adapter, both)
+
+    return ListeningClients
+
+
+@pytest.mark.parametrize(("method", "value"), [("fedit", np.nan), ("fedit-client", np.nan), ("fedit-client", -np.inf)])
+def test_an_update_that_is_not_finite_is_dropped_and_counted_and_costs_no_privacy(
+    backend: Backend, tmp_path: Path, method: str, value: float
+) -> None:
+    healthy = finished(method, backend=backend, out=tmp_path / "healthy")
+    other = Seam(backend.key, backend.worker, None, partial(Diverging, backend.worker, value=value))
+    done = finished(method, backend=other, out=tmp_path / "diverged")
+    assert [record["num_dropped"] for record in done.records] == [1, 1]
+    assert [record["num_contributed"] for record in done.records] == [2, 2]
+    assert done.summary["num_dropped"] == 2
+    assert healthy.summary["num_dropped"] == 0
+    assert done.ledger == healthy.ledger
+    assert (done.ledger["epsilon"] is None) == (method == "fedit")
+    assert done.summary["adapter_sha256"] != healthy.summary["adapter_sha256"]
+    assert np.isfinite(load_file(tmp_path / "diverged" / "state" / "round-00002" / "server.safetensors")["adapter"]).all()
+
+
+class Diverging(LocalClients):
+    """Local clients of which client 1 sends an update with one coordinate that is not a number."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment, *, value: float) -> None:
+        super().__init__(worker, assignment, experiment)
+        self._mechanism, self._assigned, self._value = experiment.mechanism, assignment, value
+
+    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: loop.OnDone) -> list[Any]:
+        """See `Clients`."""
+        sums = super().run_round(chunks, round_index, adapter, on_done)
+        spoilt = np.zeros_like(adapter)
+        spoilt[3] = self._value
+        weights = [self._assigned.weights[1]]
+        sums[chunks.index((1,))] = clip_and_sum([spoilt], weights=weights, clip_norm=self._mechanism.update_clip_norm)
+        return sums
+
+
+def test_an_error_in_a_client_names_round_and_client(backend: Backend, tmp_path: Path) -> None:
+    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
+        return LocalClients(backend.worker, assignment, broken(experiment))
+
+    with pytest.raises(RuntimeError, match="round 0, client 2: "):
+        finished("fedit", backend=Seam(backend.key, backend.worker, None, make), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def broken(experiment: Experiment) -> Experiment:
+    """The experiment with a token in client 2's shard that the model does not know."""
+    example = dataclasses.replace(experiment.shards[2][0], response_ids=(10**6,))
+    return dataclasses.replace(experiment, shards=(*experiment.shards[:2], (example,)))
+
+
+def kept(out: Path, num_rounds: int) -> dict[int, Vector]:
+    """The adapter that each client keeps after so many rounds."""
+    paths = sorted((out / "state" / f"round-{num_rounds:05d}").glob("client-*.safetensors"))
+    return {int(path.stem.removeprefix("client-")): load_file(path)["adapter"] for path in paths}
+
+
+def finished(method: str, *settings: str, backend: Backend, out: Path) -> Run:
+    """A small run to its end."""
+    return run(small(method, *settings, out=out), display=False, backend=backend)
