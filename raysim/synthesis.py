@@ -8,10 +8,10 @@ Left out: differentially private generation.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
@@ -21,6 +21,8 @@ from raysim.data.tokens import Example, encode_chat, encode_opening
 from raysim.generate import Sampling, generate
 from raysim.rng import numpy_rng, seed_for
 from raysim.train import mean_nll
+
+T = TypeVar("T")
 
 REFUSALS = ("as a ", "as an ", "sorry", "i'm sorry", "i am sorry", "i cannot", "i can't")
 
@@ -78,15 +80,18 @@ def synthesize(
 
 def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settings: SynthesisSettings, seed: int) -> list[str]:
     """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random."""
+
+    def render(shown: Sequence[str]) -> list[int]:
+        return list(lm.tokenizer(instruction_prompt(shown), add_special_tokens=False)["input_ids"])
+
     prompts = []
     for index in range(settings.num_candidates):
         count = min(settings.num_demonstrations, len(examples))
         chosen = numpy_rng(seed, "instruction", index).choice(len(examples), size=count, replace=False)
         shown = [_one_line(examples[i].record.instruction) for i in chosen]
-        prompts.append(instruction_prompt(shown))
-    ids = [lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        prompts.append(_fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
     sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
-    outputs = _generate(lm, ids, sampling=sampling, seeds=None, batch_size=settings.batch_size)
+    outputs = _generate(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
     return [_one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
 
 
@@ -129,9 +134,11 @@ def write_responses(
     for attempt in range(settings.num_retries):
         count = min(settings.num_response_demonstrations, len(examples))
         chosen = numpy_rng(seed, "response", attempt).choice(len(examples), size=count, replace=False)
-        shown = [turn for i in chosen for turn in (("user", examples[i].record.instruction), ("assistant", examples[i].record.response))]
-        conversations = [[*shown, ("user", results[index].instruction)] for index in pending]
-        prompts = [encode_chat(lm.tokenizer, turns, system_prompt=settings.system_prompt) for turns in conversations]
+        shown, room = [examples[i] for i in chosen], lm.max_positions - settings.max_response_tokens
+        prompts = []
+        for index in pending:
+            render = partial(_response_prompt, lm, instruction=results[index].instruction, system_prompt=settings.system_prompt)
+            prompts.append(_fitting(shown, render, room=room))
         outputs = _generate(
             lm,
             prompts,
@@ -166,6 +173,21 @@ def instruction_following_scores(lm: LanguageModel, adapter: Vector, pairs: Sequ
 def as_record(candidate: Candidate, *, record_id: int) -> Record:
     """The candidate as a training record (without private details: none are known to be in it)."""
     return Record(record_id=record_id, instruction=candidate.instruction, response=candidate.response, label="synthetic")
+
+
+def _response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, system_prompt: str | None) -> list[int]:
+    turns = [turn for example in shown for turn in (("user", example.record.instruction), ("assistant", example.record.response))]
+    return encode_chat(lm.tokenizer, [*turns, ("user", instruction)], system_prompt=system_prompt)
+
+
+def _fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, room: int) -> list[int]:
+    """The rendered prompt with as many of the demonstrations as fit the context, the first ones left out first."""
+    ids = render(shown)
+    for start in range(1, len(shown) + 1):
+        if len(ids) <= room:
+            break
+        ids = render(shown[start:])
+    return ids
 
 
 def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str], max_rouge_l: float) -> Candidate:

@@ -192,6 +192,16 @@ def test_fewer_examples_than_demonstrations_serve(speller: LanguageModel) -> Non
     assert run(speller, LOCAL[:1], num_demonstrations=8, num_response_demonstrations=4)[0].verdict == "kept"
 
 
+def test_demonstrations_that_do_not_fit_the_context_are_left_out() -> None:
+    """Long local records: as many are shown as leave room for what is to be written, down to none."""
+    base = spelling_base(INSTRUCTION, ANSWER)
+    lm = build(replace(base, config=base.config | {"max_position_embeddings": 330}))
+    long = [replace(record, instruction=record.instruction + " please" * 20, response=record.response + " etc" * 30) for record in LOCAL]
+    assert lm.max_positions == 330
+    first = run(lm, long)[0]
+    assert (first.verdict, first.instruction, first.response) == ("kept", "Do my le", "Big\rcat runs")
+
+
 def test_the_seed_decides_what_is_written() -> None:
     """A random model, whose text depends on the demonstrations drawn."""
     lm = build(sharp_base())

@@ -9,6 +9,7 @@ Protection is empirical only: synthetic records are written from private demonst
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,10 @@ def mix(private: Vector, public: Vector, *, share: float) -> Vector:
 
 
 def select(lm: LanguageModel, scorer: Vector, candidates: list[Candidate], *, call: ClientCall) -> list[Candidate]:
-    """The candidates with scores under the adapter `scorer`; of those that passed the filters the best `num_kept` stay kept."""
+    """The candidates with scores under the adapter `scorer`; of those that passed the filters the best `num_kept` stay kept.
+
+    A score that is not finite (the scorer diverged) is no score and ranks last.
+    """
     fedpit_config = call.config.fedpit
     passed = [i for i, candidate in enumerate(candidates) if candidate.verdict == "kept"]
     ranked = passed
@@ -71,8 +75,8 @@ def select(lm: LanguageModel, scorer: Vector, candidates: list[Candidate], *, ca
         pairs = _encode(lm, [_stored(candidates[i]) for i in passed], call=call)
         scores = instruction_following_scores(lm, scorer, pairs, batch_size=call.config.train.batch_size)
         for index, score in zip(passed, scores, strict=True):
-            results[index] = dataclasses.replace(results[index], score=score)
-        ranked = sorted(passed, key=lambda i: (results[i].score, i))
+            results[index] = dataclasses.replace(results[index], score=score if math.isfinite(score) else None)
+        ranked = sorted(passed, key=lambda i: (results[i].score is None, results[i].score or 0.0, i))
     for index in ranked[fedpit_config.num_kept :]:
         results[index] = dataclasses.replace(results[index], verdict="score")
     return results

@@ -1,5 +1,6 @@
 """FEDPIT: FEDIT at one end of its mix, synthetic records alone at the other, and a private adapter that stays private."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_selection_keeps_the_lowest_scores(num_kept: int) -> None:
     assert {i: results[i].score for i in passed} == scores
     assert results[2] == CANDIDATES[2]
     assert sorted(passed, key=scores.__getitem__) != passed, "the order of scores is the order of generation: nothing is tested"
+
+
+def test_a_scorer_that_diverged_gives_no_scores() -> None:
+    """No NaN reaches a file, and the first candidates are kept."""
+    lm = build(sharp_base())
+    diverged = np.full(lm.layout.num_parameters, np.inf, dtype=np.float32)
+    results = select(lm, diverged, CANDIDATES, call=make_call(lm, *FEDPIT, "fedpit.num_kept=2"))
+    assert [candidate.verdict for candidate in results] == ["kept", "kept", "copy", "score", "score"]
+    json.dumps([candidate.as_dict() for candidate in results], allow_nan=False)
 
 
 def test_without_a_scorer_the_first_are_kept() -> None:
