@@ -43,8 +43,8 @@ def check_folder(config: Config) -> Path:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return out
+    if not out.is_dir() or all(path.name.startswith(".config.yaml.") for path in out.iterdir()):
+        return out  # at most the scratch of a run that was killed before its first file stood
     if not (out / "config.yaml").is_file():
         raise ValueError(f"out={config.out!r} exists and is not a run's folder; choose another, or empty it")
     theirs, ours = result_key(load(out / "config.yaml")), result_key(config)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from raysim import checkpoint
 from raysim.config import Config, load, to_yaml
 from raysim.runner import Backend, open_backend, run
 from tests.small_runs import command, environment, raysim, results, small
@@ -77,6 +78,17 @@ def test_a_checkpoint_with_a_flipped_bit_is_passed_over_for_the_one_before(
     run(small("fedpit", *ROUNDS, out=out), display=False, backend=backend)
     assert results(out) == results(undisturbed("fedpit"))
     assert (out / "state" / f"round-{NUM_ROUNDS - 1:05d}" / "manifest.json").stat().st_mtime_ns == before, "one round is repeated, not two"
+
+
+def test_a_bit_flipped_anywhere_in_a_checkpoints_list_of_files_is_seen(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    state = shutil.copytree(undisturbed("fedit") / "state", tmp_path / "state")
+    manifest = state / f"round-{NUM_ROUNDS:05d}" / "manifest.json"
+    sound = manifest.read_bytes()
+    for position in range(0, len(sound) - 1, 13):
+        manifest.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        snapshot, problems = checkpoint.load_latest(state)
+        assert snapshot is not None
+        assert (snapshot.num_rounds, len(problems)) == (NUM_ROUNDS - 1, 1), sound[position - 20 : position + 20]
 
 
 def test_without_a_sound_checkpoint_a_run_starts_over(backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
