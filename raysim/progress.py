@@ -123,6 +123,10 @@ class Progress:
         self._clients_shown = False
         self._heartbeat()
 
+    def note(self, text: str) -> None:
+        """Prints one permanent line, for what a user must not miss."""
+        self._print(f"{self._title}  {text}")
+
     def record(self, record: Mapping[str, Any]) -> None:
         """Ends a round: prints one permanent line of its record, and learns how long a round takes."""
         self._last_tokens_per_s = record.get("tokens_per_s") or self._last_tokens_per_s

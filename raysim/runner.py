@@ -164,7 +164,7 @@ def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -
 
     with Progress(config.server.num_rounds, config.name, enabled=display) as progress:
         for line in notes(experiment):
-            progress.phase(line)
+            progress.note(line)
         simulation = simulate(
             Simulation(
                 config=config,

@@ -324,7 +324,7 @@ def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) ->
 def _resume(simulation: Simulation, state_dir: Path) -> None:
     snapshot, problems = checkpoint.load_latest(state_dir)
     for problem in problems:
-        simulation.progress.phase(problem)
+        simulation.progress.note(problem)
     if snapshot is None:
         return
     if snapshot.config_key != result_key(simulation.config):
@@ -337,7 +337,7 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
     simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
-    simulation.progress.phase(f"resuming after round {snapshot.num_rounds} of {simulation.config.server.num_rounds}")
+    simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.config.server.num_rounds}")
 
 
 def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
