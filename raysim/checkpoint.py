@@ -46,8 +46,9 @@ def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> N
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     target = state_dir / f"round-{snapshot.num_rounds:05d}"
+    for left in state_dir.glob(".writing-*"):  # by a process that was killed: a folder has one run at a time
+        shutil.rmtree(left)
     scratch = state_dir / f".writing-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     save_file({"adapter": np.ascontiguousarray(snapshot.adapter)}, scratch / "server.safetensors")
     _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic})
