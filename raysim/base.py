@@ -285,6 +285,10 @@ def build_language_model(
     eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_ids:
         eos_ids = (*eos_ids, int(tokenizer.eos_token_id))
+    if not eos_ids:
+        raise ValueError(
+            f"model.name={base.name!r}: neither the model nor its tokenizer has an end-of-sequence token; set one in its config.json"
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return LanguageModel(
         model=model,

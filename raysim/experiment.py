@@ -43,8 +43,11 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
     Errors: ValueError where the data, the split or the partition cannot be had as configured.
     """
     data = config.data
-    if data.max_length > lm.max_positions:
-        raise ValueError(f"data.max_length={data.max_length} is more than the model's context of {lm.max_positions} tokens")
+    if data.max_length + config.evaluate.max_new_tokens > lm.max_positions:
+        raise ValueError(
+            f"data.max_length={data.max_length} with evaluate.max_new_tokens={config.evaluate.max_new_tokens} is more than the model's "
+            f"context of {lm.max_positions} tokens"
+        )
     records = load_records(
         source=data.source,
         path=data.path,
