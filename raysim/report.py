@@ -96,6 +96,8 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         values = _values(summary)
         row: dict[str, Any] = {"label": label, "method": summary["method"], **values, "best": set()}
         row["text"] = {"label": label + ("" if summary.get("finished", True) else " (unfinished)"), **_texts(values)}
+        if summary["method"] == "base":
+            row["text"]["epsilon"] = MISSING  # it has seen no record, so there is nothing to guarantee
         private = summary.get("private")
         if private:
             kept = dict.fromkeys(values) | _measured(private)

@@ -62,7 +62,7 @@ def run(config: Config, *, display: bool | None = None, backend: Backend | None 
     finished = load_run(config, out)
     if finished is not None:
         return finished
-    with contextlib.nullcontext(backend) if backend else open_backend(config) as opened:
+    with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
         return _run(config, out, opened, display=display)
 
 
@@ -85,7 +85,7 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
             finished = load_run(entry, Path(entry.out))
             if finished is None and (backend is None or backend.key != backend_key(entry)):
                 stack.close()
-                backend = stack.enter_context(open_backend(entry))
+                backend = stack.enter_context(open_backend(entry, display=display))
             runs.append(finished or run(entry, display=display, backend=backend))
     write_comparison_report(comparison_folder(config), [entry.out for entry in runs])
     return runs
@@ -131,8 +131,8 @@ def backend_key(config: Config) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def open_backend(config: Config) -> Iterator[Backend]:
-    """A backend for `config` (its dtype resolved), closed on leaving.
+def open_backend(config: Config, *, display: bool | None = False) -> Iterator[Backend]:
+    """A backend for `config` (its dtype resolved), closed on leaving; says what it starts unless `display` is False.
 
     Errors: ValueError if the model or the resources cannot be had.
     """
@@ -141,6 +141,9 @@ def open_backend(config: Config) -> Iterator[Backend]:
     if on_ray:
         actors.start_ray()
         num_actors = actors.num_client_actors(config, num_clients=config.partition.num_clients)
+    if display is not False:
+        place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
+        print(f"loading {config.model.name} in {config.train.dtype}, {place} with {resources.num_threads} threads each", flush=True)
     base: BaseModel = load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
     ray_backend = actors.RayBackend(base, resources=resources, num_actors=num_actors) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
