@@ -143,7 +143,7 @@ def open_backend(config: Config, *, display: bool | None = False) -> Iterator[Ba
         num_actors = actors.num_client_actors(config, num_clients=config.partition.num_clients)
     if display is not False:
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
-        print(f"loading {config.model.name} in {config.train.dtype}, {place} with {resources.num_threads} threads each", flush=True)
+        print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
     base: BaseModel = load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
     ray_backend = actors.RayBackend(base, resources=resources, num_actors=num_actors) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
