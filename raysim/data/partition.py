@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from raysim.data.records import Record
 from raysim.rng import numpy_rng, seed_for
@@ -117,6 +116,8 @@ def cluster_labels(embeddings: np.ndarray, *, num_clusters: int, seed: int) -> l
 
     Errors: ValueError where there are fewer rows than clusters.
     """
+    from sklearn.cluster import KMeans  # with pandas and pyarrow, 100 MB that an actor never needs
+
     if num_clusters > len(embeddings):
         raise ValueError(f"partition.num_clusters={num_clusters} is more than the {len(embeddings)} training records; lower it")
     model = KMeans(n_clusters=num_clusters, n_init=10, random_state=seed_for(seed, "clusters") % 2**32)
