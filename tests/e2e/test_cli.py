@@ -74,7 +74,7 @@ import json, sys
 from raysim.cli import main
 for arguments in json.load(open(sys.argv[1])):
     status = main(arguments)
-    print(json.dumps(status), flush=True)
+    print("status", json.dumps(status), flush=True)
     print("--", file=sys.stderr, flush=True)
 """
 
@@ -108,7 +108,8 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     assert done.returncode == 0, done.stderr
     assert sorted(folder.rglob("*")) == before, "a refusal writes nothing"
     said = done.stderr.split("--\n")[:-1]
-    return {case: (int(status), text) for case, status, text in zip(IN_TURN, done.stdout.split(), said, strict=True)}
+    statuses = [line.removeprefix("status ") for line in done.stdout.splitlines() if line.startswith("status ")]
+    return {case: (int(status), text) for case, status, text in zip(IN_TURN, statuses, said, strict=True)}
 
 
 @pytest.mark.parametrize("case", IN_TURN)
