@@ -322,7 +322,7 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
         )
     core.requires_grad_(False)
     core.eval()
-    return core.to(device)  # type: ignore[no-any-return]
+    return core.to(device)  # type: ignore[no-any-return]  # transformers has no type here
 
 
 def _check_targets(core: torch.nn.Module, target_modules: list[str]) -> None:

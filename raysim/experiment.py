@@ -120,7 +120,7 @@ def mean_hidden_states(lm: LanguageModel, examples: Sequence[Example]) -> np.nda
     lm.model.eval()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
     rows: list[np.ndarray] = [np.empty(0)] * len(examples)
-    decoder = lm.model.get_base_model().get_decoder()  # type: ignore[operator]
+    decoder = lm.model.get_base_model().get_decoder()  # type: ignore[operator]  # torch types any attribute as a tensor
     for start in range(0, len(order), EMBEDDING_BATCH):
         batch = order[start : start + EMBEDDING_BATCH]
         width = max(len(examples[i].prompt_ids) for i in batch)

@@ -107,8 +107,8 @@ def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.
     row_N, column_N = torch.tensor(rows, device=lm.device), torch.tensor(columns, device=lm.device)
     core = lm.model.get_base_model()
     with lm.autocast():
-        hidden_BTD = core.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
-        logits_NV = core.get_output_embeddings()(hidden_BTD[row_N, column_N - 1])  # type: ignore[operator]
+        hidden_BTD = core.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]  # torch types any attribute as a tensor
+        logits_NV = core.get_output_embeddings()(hidden_BTD[row_N, column_N - 1])  # type: ignore[operator]  # torch types any attribute as a tensor
     nll_N = F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none")
     nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
     return nll_B, torch.tensor([len(example.response_ids) for example in examples], device=lm.device)
@@ -149,7 +149,7 @@ def train_adapter(
             chosen = [examples[i] for i in batch]
             lm.flat_grad.zero_()
             nll_B, count_B = response_nll(lm, chosen)
-            (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]
+            (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
             if settings.max_grad_norm > 0:
@@ -211,7 +211,7 @@ def train_literal(
     with _training(lm, seed=seed):
         lm.flat_grad.zero_()
         nll_B, count_B = response_nll(lm, chosen)
-        (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]
+        (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
     num_clipped = 0
     for group in ("A", "B"):
         mask = torch.from_numpy(lm.layout.group_mask(group)).to(lm.device)
@@ -252,7 +252,7 @@ def clipped_gradient_sum(
         per_example = torch.zeros(len(batch), lm.layout.num_parameters, device=lm.device)
         with _per_example_gradients(lm, per_example):
             nll_B, count_B = response_nll(lm, batch)
-            (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]
+            (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
         finite_B = per_example.isfinite().all(dim=1)
         exact = per_example[finite_B].double()
         norm_B = exact.norm(dim=1)
@@ -278,7 +278,7 @@ def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iter
                 product = torch.einsum("bto,bti->boi", grad_BTR.float(), x_BTD.float())
                 per_example[:, start:end] += product.reshape(len(product), -1)
 
-            output.register_hook(backward_hook)  # type: ignore[no-untyped-call]
+            output.register_hook(backward_hook)  # type: ignore[no-untyped-call]  # untyped in torch
 
         handles.append(module.register_forward_hook(forward_hook))
 
