@@ -4,10 +4,10 @@ A request's tokens depend on its prompt and its seed, not on its neighbours: eve
 stream of random numbers. In float32 a batch therefore gives, token for token, what each prompt alone gives (sums are
 taken in another order, so only a tie of the last few bits could tell them apart).
 
-The fast path differs from `model.generate` in three ways. Rows that have ended leave the batch, and waiting prompts
+The fast path differs from `model.generate` in four ways. Rows that have ended leave the batch, and waiting prompts
 take their place. Keys and values live in preallocated blocks that are written in place instead of being concatenated at
-every step. Prompts are prefilled in groups of like length, and
-what all of them begin with (a system prompt) is computed once.
+every step. Prompts are prefilled in groups of like length, and what all of them begin with (a system prompt) is computed
+once. On a processor, float32 products of few rows go to oneDNN.
 
 Left out: beam search, sliding-window and recurrent layers (refused), and kernels that take no mask (flash attention 2).
 
@@ -17,12 +17,14 @@ Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H k
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -88,7 +90,7 @@ def generate(
     stop = frozenset(eos_token_ids) | frozenset(sampling.stop_token_ids)
     batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=autocast_dtype or model.dtype)
     autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-    with _eval_mode(model), torch.inference_mode(), autocast:
+    with _eval_mode(model), torch.inference_mode(), autocast, _linear_kernel(model, batch.dtype):
         batch.share_prefix(_common_prefix(prompts))
         while waiting or batch.requests:
             group = batch.next_group(waiting)
@@ -154,6 +156,23 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+class _OneDnnLinear(TorchFunctionMode):
+    """Sends linear layers to oneDNN, which multiplies a few rows by a large float32 matrix 2 to 3 times as fast as MKL on AMD processors."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.linear and not kwargs:
+            bias = args[2] if len(args) == 3 else None
+            return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+
+def _linear_kernel(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    usable = model.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # untyped in torch
+    return _OneDnnLinear() if usable else contextlib.nullcontext()
 
 
 @dataclass
@@ -256,7 +275,7 @@ class _Batch:
             return
         cache = DynamicCache(config=self.model.config)
         tokens_1T = torch.tensor([prefix], device=self.model.device)
-        self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=self._last(tokens_1T))
         for layer, computed in zip(self.layers, cache.layers, strict=True):
             assert isinstance(computed, DynamicLayer), computed
             assert computed.keys is not None
@@ -349,10 +368,15 @@ class _Batch:
             position_ids=positions_BT.to(device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=self._last(tokens_BT),
         )
         logits_BV: torch.Tensor = output.logits[:, -1].float()
         return logits_BV
+
+    def _last(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """The last position as an index: it gathers the hidden states, where the number 1 would give the output layer a strided
+        view, for which PyTorch copies the layer's weights once a row."""
+        return torch.tensor([tokens_BT.shape[1] - 1], device=self.model.device)
 
 
 def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> None:
