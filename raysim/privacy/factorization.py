@@ -10,7 +10,8 @@ With as many bands in C as there are rounds between two participations of a clie
 participation is orthogonal to what it changes at another (Choquette-Choo et al. 2023, arXiv 2306.08153), so
 k participations cost a factor of sqrt(k) and no more. C is the banded square root of the prefix-sum matrix (Kalinin and
 Lampert 2024, arXiv 2405.13763; without bands Fichtenberger, Henzinger and Upadhyay 2023, arXiv 2202.11205): a closed form
-that comes near the optimum without an optimiser.
+whose error, as a variance, is 5% above that of optimised Toeplitz bands for 100 rounds and one participation, and 27% above
+for 1000 rounds in 25 bands.
 
 There is no amplification by sampling here: who comes when is fixed and known. In units: multiply z by noise_multiplier times
 clip_norm times `sensitivity`, and account one Gaussian release of noise_multiplier for all rounds together.

@@ -5,12 +5,13 @@ client of the cohort it shares a mask that one of the two adds and the other sub
 own. The sum of the messages lacks nothing but the masks that have no counterpart: those of the survivors themselves, and
 those that survivors share with clients that dropped out. The seeds behind these are secret-shared among the cohort:
 
-1. `public_keys`: every client posts a public key, and two clients agree on a seed from one key of each.
-2. `unmasking_shares`, first half: every client splits its secret key and the seed of its own mask among the cohort.
+1. `public_keys`: every client posts a public key; two clients agree on a seed, each from its secret key and the other's public one.
+2. `split_secret`: every client splits its secret key and the seed of its own mask among the cohort.
 3. `masked_message`: a client sends its masked integers, or drops out. Messages add up modulo 2^64 in any order and grouping.
-4. `unmasking_shares`, second half: told who survived, a client reveals for each member one share and never both: of the own
-   mask of a survivor, of the secret key of a member that dropped out.
-5. `unmasking_correction`: from `threshold` clients' shares the server finds what to add. Less is no sum (`TooFewSurvivors`).
+4. `unmasking_shares`: told who survived, a client reveals for each member one share and never both: of the own mask of a
+   survivor, of the secret key of a member that dropped out.
+5. `unmasking_correction`: from the shares of `threshold` clients the server finds what to add; from fewer it gets no sum at all
+   (`TooFewSurvivors`).
 
 A client whose message comes late is counted as dropped out, and its secret key is known to the server by then; its own
 mask, which no one revealed, still hides its update. The threshold must be more than half the cohort, so that a server
@@ -38,7 +39,7 @@ Encoded = npt.NDArray[np.uint64]
 """Integers modulo 2^64; those from 2^63 on stand for negative ones."""
 
 GRID_BITS = 32
-"""Grid steps in the clip norm, in bits: finer than float32, with 30 bits to spare for the sum."""
+"""Grid steps in the clip norm, in bits: finer than float32, with about 30 bits to spare for the sum."""
 WIDEST_NOISE = 40.0
 """Standard deviations of noise that must fit: float64 cannot draw a normal beyond."""
 PRIME = 2**127 - 1

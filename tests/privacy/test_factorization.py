@@ -221,6 +221,22 @@ def test_error_of_the_tree_is_that_of_its_blocks(num_rounds: int, num_cohorts: i
     assert tree_error(num_rounds, num_cohorts=num_cohorts) == pytest.approx(squared * sum(num_used) / num_rounds)
 
 
+@pytest.mark.parametrize(
+    ("num_rounds", "num_bands", "most", "moved", "error"),
+    [
+        (16, 16, 1, 1.394230557388831, 3.2285421310207427),
+        (100, 10, 10, 4.232427130602596, 92.37130770142961),
+        (97, 10, 10, 4.218601182817344, 89.61843169596878),
+        (1000, 25, 40, 9.138285374443619, 1443.118365144065),
+        (13, 4, 4, 2.3377005261581303, 12.125964698531016),
+    ],
+)
+def test_golden_values(num_rounds: int, num_bands: int, most: int, moved: float, error: float) -> None:
+    """Computed with jax-privacy 2.0.0 (`optimal_max_error_strategy_coefs`, `minsep_sensitivity_squared`, `per_query_error`)."""
+    assert sensitivity(num_rounds, num_bands, max_participations=most) == pytest.approx(moved, rel=1e-12)
+    assert prefix_error(num_rounds, num_bands, max_participations=most) == pytest.approx(error, rel=1e-11)
+
+
 def test_error_of_the_tree_at_a_power_of_two() -> None:
     """One participation is in log2(T) + 1 blocks, and prefixes take log2(T) / 2 blocks on average, and the whole run one."""
     assert tree_error(64, num_cohorts=64) == pytest.approx(7 * (64 * 6 / 2 + 1) / 64)

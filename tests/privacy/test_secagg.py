@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import tracemalloc
 from fractions import Fraction
 
@@ -54,8 +55,11 @@ def looks_uniform(words: npt.NDArray[np.uint64]) -> bool:
 # --- the sum ---
 
 
+Round = tuple[dict[int, list[int]], list[int], list[int], int, int]
+
+
 @st.composite
-def rounds(draw: st.DrawFn) -> tuple[dict[int, list[int]], list[int], list[int], int, int]:
+def rounds(draw: st.DrawFn) -> Round:
     """Plain words by client, who sent a message, who answered afterwards, the threshold and the seed."""
     cohort = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=7, unique=True))
     size = draw(st.integers(1, 5))
@@ -68,7 +72,7 @@ def rounds(draw: st.DrawFn) -> tuple[dict[int, list[int]], list[int], list[int],
 
 @given(rounds(), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
-def test_sum_of_masked_is_sum_of_plain(case, shuffle) -> None:  # type: ignore[no-untyped-def]
+def test_sum_of_masked_is_sum_of_plain(case: Round, shuffle: random.Random) -> None:
     """Modulo 2^64, for any dropouts, whoever answers, and however the messages are grouped and ordered."""
     plain, survivors, answering, threshold, seed = case
     cohort, size = list(plain), len(next(iter(plain.values())))
