@@ -17,10 +17,12 @@ the rows of B's gradient are combinations of A x, which `factor="B"` tests in th
 The first position moves no query (a softmax over one key is constant) and the last one moves no loss at all: the last token
 of each example is never seen, and the first only through k or v.
 Several SGD steps on the client leave the first layer's span what it is, the span of all their tokens. Noise at the server
-is added after the server has looked, and does not touch this attack; noise at the client does, and so does a secure sum.
+is added after the server has looked, and does not touch this attack; noise at the client does. A secure sum shows the server
+the tokens of all its clients together, and not even those once they are too many.
 
-Left out: updates by Adam (dividing each coordinate by its own root mean square destroys the span), dropout in the adapter,
-models in which the position enters the first layer's input, and the attacks that optimise embeddings (LAMP and its kin).
+Left out: bfloat16 (its gradients are too coarse for these thresholds), updates by Adam (dividing each coordinate by its own
+root mean square destroys the span), dropout in the adapter, models in which the position enters the first layer's input, and
+the attacks that optimise embeddings (LAMP and its kin). That this attack fails in those cases protects nobody from another.
 
 Shape legend: V = vocabulary, D = hidden size, R = LoRA rank, M = D for factor A and R for factor B, K = dimensions of a
 span, N = candidate tokens, W = prefixes followed at a time, T = tokens of a prefix, P = parameters of the adapter.
@@ -62,9 +64,10 @@ class InversionSettings:
     entry_error: float = 0.0
     """Standard deviation of what was added to each coordinate of the update: the mechanism's noise, or rounding of the adapter."""
     rounding: float = 1e-6
-    """Relative error of a gradient's coordinates (to their root mean square) by float32 arithmetic; 1e-2 for bfloat16."""
-    token_threshold: float = 0.05
-    """Largest distance of a token's unit first-layer input from the span; false tokens lie near sqrt(1 - K/M)."""
+    """Relative error of a gradient's coordinates (to their root mean square) by float32 arithmetic."""
+    token_threshold: float = 5e-3
+    """Largest distance of a token's unit first-layer input from the span. True ones lie within 1e-5 of an exact gradient's; false ones
+    near sqrt(1 - K/M), but those whose embeddings hardly differ from a true token's (rare tokens, little trained) as near as 0.01."""
     sequence_threshold: float = 1e-3
     """Largest distance of a unit second-layer input from that layer's span."""
     max_candidates: int = 512
@@ -100,7 +103,7 @@ class Inversion:
     """What the attack made of an update."""
 
     span_dimension: int
-    """Dimensions of the first layer's span, which is the number of distinct tokens where it is less than `num_rows`."""
+    """Dimensions of the first layer's span, which is the number of distinct tokens where it is less than `num_rows`; for factor B the largest of its spans."""
     sequence_dimension: int
     """Dimensions of the second layer's span: distinct (token, what stood before) pairs where it is less than `num_rows`."""
     num_rows: int
@@ -116,7 +119,7 @@ class Inversion:
     def verdict(self) -> str:
         """What the attacker can say, in one line."""
         if self.span_dimension == 0:
-            return "nothing to see: the gradient is zero or drowns in its noise"
+            return "nothing to see in this factor: its gradient is zero or drowns in the noise"
         starved = "; starved: the span has all the dimensions that it can have" if self.span_dimension == self.num_rows else ""
         return f"{len(self.token_ids)} tokens and {len(self.sequences)} sequences from {self.span_dimension} dimensions{starved}"
 

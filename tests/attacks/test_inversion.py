@@ -162,6 +162,17 @@ def test_noise_breaks_it_however_it_is_told(
         assert (score.token_precision * score.token_recall == 1.0) == sees, (told, score)
 
 
+def test_the_sum_over_many_clients_hides_them(large: LanguageModel, adapter: Vector) -> None:
+    """What a secure sum leaves to the server: more distinct tokens than the hidden size has dimensions."""
+    words = ["abcdef", "ghijkl", "mnopqr", "stuvwx", "yzABCD", "EFGHIJ"]
+    clients = encode(large, [Record(record_id=i, instruction=word, response=word[::-1]) for i, word in enumerate(words)])
+    updates = [client_gradient(large, adapter, [client]) for client in clients]
+    alone, together = attack(large, adapter, updates[0]), attack(large, adapter, np.sum(updates, axis=0))
+    assert tokens(clients[0])[:-1] in alone.sequences
+    assert together.span_dimension == 32
+    assert (together.token_ids, together.sequences) == ((), ())
+
+
 def test_with_b_at_zero_a_shows_nothing(large: LanguageModel, examples: list[Example]) -> None:
     fresh = initial_adapter(large.layout, seed=0)
     inversion = attack(large, fresh, client_gradient(large, fresh, examples[:1]))
