@@ -51,7 +51,7 @@ class Layout:
 def flatten(tensors: dict[str, torch.Tensor], layout: Layout) -> Vector:
     """The tensors as one float32 vector of shape (P,).
 
-    Errors: ValueError if a tensor is missing, has another shape, or is not part of the layout.
+    Errors: ValueError if a tensor is missing, has another shape, holds integers, or is not part of the layout.
     """
     unknown = set(tensors) - set(layout.names)
     if unknown:
@@ -62,17 +62,31 @@ def flatten(tensors: dict[str, torch.Tensor], layout: Layout) -> Vector:
             raise ValueError(f"adapter: tensor {name} is missing")
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"adapter: tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"adapter: tensor {name} holds {tensors[name].dtype}, expected floating-point numbers")
         vector[start:end] = tensors[name].detach().to("cpu", torch.float32).reshape(-1).numpy()
     return vector
 
 
 def unflatten(vector: Vector, layout: Layout) -> dict[str, torch.Tensor]:
     """The vector as named tensors (copies), the inverse of `flatten`."""
-    assert vector.shape == (layout.num_parameters,), (vector.shape, layout.num_parameters)
+    check_adapter(vector, layout)
     return {
         name: torch.from_numpy(np.array(vector[start:end], dtype=np.float32).reshape(shape))
         for name, shape, (start, end) in zip(layout.names, layout.shapes, layout.spans(), strict=True)
     }
+
+
+def check_adapter(vector: Vector, layout: Layout) -> Vector:
+    """`vector` itself, if it is an adapter or an update of this layout and nothing more: float32 of shape (P,).
+
+    Errors: ValueError naming the type and shape it has and those it should have.
+    """
+    if not isinstance(vector, np.ndarray):
+        raise ValueError(f"adapter: {type(vector).__name__} instead of a vector of {layout.num_parameters} float32 numbers")
+    if vector.dtype != np.float32 or vector.shape != (layout.num_parameters,):
+        raise ValueError(f"adapter: {vector.dtype} of shape {vector.shape}, expected float32 of shape ({layout.num_parameters},)")
+    return vector
 
 
 def initial_adapter(layout: Layout, *, seed: int) -> Vector:

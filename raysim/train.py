@@ -11,7 +11,7 @@ R = LoRA rank, P = parameters of the adapter.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,13 @@ GROUPING_WINDOW = 8
 
 MARGIN = 1.0 - 2.0**-40
 """Gradients are scaled to this share of the clipping bound, so that rounding cannot lift them over it."""
+
+
+ADAM_EPS = 1e-8
+"""Added to the denominator of an AdamW step (torch's default)."""
+
+SHOWING = 1.0 / 16.0
+"""Share of a step that must still change the adapter for an unchanged one to be a fault: rounding and momentum may hide less."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,8 @@ def train_adapter(
 
     The loss of a batch is the mean over its response tokens. With no examples the adapter comes back unchanged.
     FedProx: Li et al. (2020), arXiv 1812.06127, mu/2 ||w - w_global||^2.
+
+    Errors: RuntimeError if a LoRA tensor is frozen, or if nothing was learned although there was a loss to lower.
     """
     lm.set_adapter(adapter)
     if not examples:
@@ -143,22 +152,26 @@ def train_adapter(
     optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
     lengths = [example.num_tokens for example in examples]
     num_tokens = num_steps = scored = 0
-    total_nll = 0.0
+    total_nll, reached = 0.0, False
     with _training(lm, seed=seed):
         for batch in _epochs(lengths, settings=settings, seed=seed):
             chosen = [examples[i] for i in batch]
             lm.flat_grad.zero_()
-            nll_B, count_B = response_nll(lm, chosen)
-            (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            with nullcontext() if num_steps else _every_factor_learns(lm):
+                nll_B, count_B = response_nll(lm, chosen)
+                (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
             if settings.max_grad_norm > 0:
-                lm.flat_grad.mul_((settings.max_grad_norm / (lm.flat_grad.norm() + 1e-6)).clamp(max=1.0))
+                lm.flat_grad.mul_((settings.max_grad_norm / (_norm(lm.flat_grad) + 1e-6)).clamp(max=1.0))
             optimizer.step()
             num_steps += 1
             num_tokens += sum(example.num_tokens for example in chosen)
             total_nll += float(nll_B.detach().sum())
             scored += int(count_B.sum())
+    _check_gradient(reached=reached, loss=total_nll)
+    _check_change(lm, anchor, optimizer=settings.optimizer, lr=settings.lr)
     return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=_finite_mean(total_nll, scored))
 
 
@@ -170,6 +183,7 @@ def train_private(
     Guarantees: each step's sum of clipped gradients moves by at most `clip_norm` when one example is added or removed,
     and carries Gaussian noise of standard deviation `noise_multiplier * clip_norm`; the divisor is `batch_size`,
     never the realised batch. The loss of an example is the mean over its own response tokens.
+    Errors: RuntimeError if a LoRA tensor is frozen, or if nothing was learned although an example had a loss to lower.
     """
     lm.set_adapter(adapter)
     if not examples:
@@ -177,6 +191,7 @@ def train_private(
     optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=0.0)
     losses: list[float] = []
     num_tokens = num_clipped = 0
+    start, reached = lm.flat.clone(), _noise_lifts(lm, settings)
     with _training(lm, seed=seed):
         for step in range(settings.num_steps):
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
@@ -189,6 +204,9 @@ def train_private(
             losses += batch_losses
             num_tokens += sum(example.num_tokens for example in chosen)
             num_clipped += sum(norm > settings.clip_norm for norm in norms)
+            reached = reached or any(norm > 0.0 for norm in norms)
+    _check_gradient(reached=reached, loss=sum(losses))
+    _check_change(lm, start, optimizer=settings.optimizer, lr=settings.lr)
     loss = _finite_mean(sum(losses), len(losses)) if losses else None
     clip_fraction = num_clipped / len(losses) if losses else None
     return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=settings.num_steps, loss=loss, clip_fraction=clip_fraction)
@@ -201,31 +219,41 @@ def train_literal(
 
     The gradient of the mean batch loss is clipped to C for the A factors and for the B factors separately, noise of
     standard deviation sigma C per coordinate is added to both (not divided by the batch), and plain SGD follows.
-    Guarantees: one example may move each clipped group anywhere in its ball, so the joint sensitivity is 2 sqrt(2) C.
+    Guarantees: one example may move each clipped group anywhere in its ball, so the joint sensitivity is 2 sqrt(2) C; a group whose
+    gradient is not finite counts as zero.
+    Errors: RuntimeError if a LoRA tensor is frozen, or if no gradient reached the adapter although there was a loss to lower.
     """
     lm.set_adapter(adapter)
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     size = min(settings.batch_size, len(examples))
     chosen = [examples[i] for i in numpy_rng(seed, "batch").choice(len(examples), size=size, replace=False)]
-    with _training(lm, seed=seed):
+    start = lm.flat.clone()
+    with _training(lm, seed=seed), _every_factor_learns(lm):
         lm.flat_grad.zero_()
         nll_B, count_B = response_nll(lm, chosen)
         (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    nll = float(nll_B.detach().sum())
+    _check_gradient(reached=bool(lm.flat_grad.any()) or _noise_lifts(lm, settings), loss=nll)
     num_clipped = 0
     for group in ("A", "B"):
         mask = torch.from_numpy(lm.layout.group_mask(group)).to(lm.device)
         norm = float(lm.flat_grad[mask].double().norm())
         num_clipped += norm > settings.clip_norm
-        lm.flat_grad[mask] /= max(1.0, norm / settings.clip_norm)
+        if math.isfinite(norm):
+            lm.flat_grad[mask] /= max(1.0, norm / settings.clip_norm)
+        else:
+            lm.flat_grad[mask] = 0.0
     std = settings.noise_multiplier * settings.clip_norm
     noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", 0), secure=settings.secure_noise)
     with torch.no_grad():
-        lm.flat.sub_(lm.flat_grad + torch.from_numpy(noise).to(lm.device), alpha=settings.lr)
+        lm.flat_grad.add_(torch.from_numpy(noise).to(lm.device))
+        lm.flat.sub_(lm.flat_grad, alpha=settings.lr)
+    _check_change(lm, start, optimizer="sgd", lr=settings.lr)
     stats = TrainStats(
         num_tokens=sum(example.num_tokens for example in chosen),
         num_steps=1,
-        loss=_finite_mean(float(nll_B.detach().sum()), int(count_B.sum())),
+        loss=_finite_mean(nll, int(count_B.sum())),
         clip_fraction=num_clipped / 2,
     )
     return lm.get_adapter(), stats
@@ -240,7 +268,10 @@ def clipped_gradient_sum(
     output, both of which one ordinary backward pass has anyway: no per-example gradient of the base model exists.
     Equal to clipping each example's own backward pass. An example with a non-finite gradient contributes zero, and its norm
     and loss are left out. The sum is taken in float64: in float32 its rounding, or a scale below the smallest normal number,
-    could exceed the bound. Examples are processed `max_batch` at a time, which bounds memory and changes no sum but in its last bits.
+    could exceed the bound. Examples are processed `max_batch` at a time, which bounds memory and changes no sum but in its last bits
+    (with an adapter so large that float32 loses itself in it, entries of a hundred and more, others in the batch change more than that).
+
+    Errors: RuntimeError naming a LoRA factor that took part and got no gradient.
     """
     if not clip_norm > 0:
         raise ValueError(f"privacy.clip_norm={clip_norm!r} must be greater than 0")
@@ -250,16 +281,21 @@ def clipped_gradient_sum(
     for start in range(0, len(examples), max_batch):
         batch = examples[start : start + max_batch]
         per_example = torch.zeros(len(batch), lm.layout.num_parameters, device=lm.device)
-        with _per_example_gradients(lm, per_example):
+        with _every_factor_learns(lm), _per_example_gradients(lm, per_example):
             nll_B, count_B = response_nll(lm, batch)
             (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
         finite_B = per_example.isfinite().all(dim=1)
         exact = per_example[finite_B].double()
         norm_B = exact.norm(dim=1)
-        total += (clip_norm / norm_B.clamp(min=clip_norm) * MARGIN) @ exact
+        total += clip_factors(norm_B, clip_norm=clip_norm) @ exact
         norms += norm_B.tolist()
         losses += (nll_B / count_B)[finite_B].tolist()
     return total, norms, losses
+
+
+def clip_factors(norm_B: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
+    """What each example's gradient is multiplied by so that its norm is at most `clip_norm`."""
+    return clip_norm / norm_B.clamp(min=clip_norm) * MARGIN
 
 
 @contextmanager
@@ -292,8 +328,38 @@ def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iter
 
 
 @contextmanager
+def _every_factor_learns(lm: LanguageModel) -> Iterator[None]:
+    """While open, a LoRA factor that takes part in a forward pass must get a gradient from the backward pass, be it zero.
+
+    Errors: RuntimeError on leaving, naming a factor that got none.
+    """
+    handles = []
+    waiting: set[str] = set()
+    modules = dict(lm.model.named_modules())
+
+    def watch(name: str) -> None:
+        def forward_hook(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            waiting.add(name)
+            if output.requires_grad:
+                output.register_hook(lambda _: waiting.discard(name))  # type: ignore[no-untyped-call]  # untyped in torch
+
+        handles.append(modules[name.removesuffix(".weight") + ".default"].register_forward_hook(forward_hook))
+
+    for name in lm.layout.names:
+        watch(name)
+    try:
+        yield
+        if waiting:
+            raise RuntimeError(f"training: no gradient reached LoRA tensor {min(waiting)} ({len(waiting)} such); it is frozen or detached")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _training(lm: LanguageModel, *, seed: int) -> Iterator[None]:
     """Training mode with dropout drawn from the seed; evaluation mode and the caller's generator state after."""
+    lm.check_trainable()
     lm.model.train()
     devices = [lm.device] if lm.device.type == "cuda" else []
     try:
@@ -306,6 +372,34 @@ def _training(lm: LanguageModel, *, seed: int) -> Iterator[None]:
         lm.model.eval()
 
 
+def _check_gradient(*, reached: bool, loss: float) -> None:
+    """Refuses a training in which every gradient was exactly zero while the loss was not: it could never have learned."""
+    if not reached and 0.0 < loss < math.inf:
+        raise RuntimeError(
+            f"training: no gradient reached the adapter although its loss is {loss:.4g}; a factor is detached, or A and B are both zero"
+        )
+
+
+def _check_change(lm: LanguageModel, start: torch.Tensor, *, optimizer: str, lr: float) -> None:
+    """Refuses a training that left the adapter as it was although its last step, even a fraction of it, would show in float32."""
+    if not torch.equal(lm.flat, start):
+        return
+    direction = lm.flat_grad if optimizer == "sgd" else lm.flat_grad / (lm.flat_grad.abs() + ADAM_EPS)
+    if bool((start - SHOWING * lr * direction != start).any()):
+        raise RuntimeError(f"training: the adapter did not change although it has a gradient and the learning rate is {lr:g}")
+
+
+def _noise_lifts(lm: LanguageModel, settings: PrivateSettings) -> bool:
+    """Whether noise is what moves this adapter: where A and B are both zero every example's gradient is zero, as it should be."""
+    return settings.noise_multiplier > 0 and not bool(lm.flat.any())
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    """The L2 norm, in float64 where float32 overflows: scaling by an infinite norm would make nothing of a finite gradient."""
+    norm: torch.Tensor = gradient.norm()
+    return norm if norm.isfinite() else gradient.double().norm()
+
+
 def _finite_mean(total: float, count: int) -> float | None:
     """None for a training that diverged: its update is dropped, and no record of a run holds a NaN."""
     return total / count if math.isfinite(total) else None
@@ -315,7 +409,7 @@ def _optimizer(lm: LanguageModel, name: str, *, lr: float, weight_decay: float) 
     lm.flat.grad = lm.flat_grad
     if name == "sgd":
         return torch.optim.SGD([lm.flat], lr=lr)
-    return torch.optim.AdamW([lm.flat], lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW([lm.flat], lr=lr, eps=ADAM_EPS, weight_decay=weight_decay)
 
 
 def _epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:

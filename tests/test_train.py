@@ -402,7 +402,7 @@ def test_private_step_is_the_clipped_sum_over_the_fixed_batch_size(lm: LanguageM
 
 def noise_of_a_step(train: Train, lm: LanguageModel, config: PrivateSettings) -> Vector:
     """What a step of SGD at rate 1 adds to the adapter beyond the step of the same seed without noise, sign turned."""
-    examples, start = some_examples(3), np.zeros(lm.layout.num_parameters, dtype=np.float32)
+    examples, start = some_examples(3), some_adapter(lm)
     noised, plain = (
         train(lm, start, examples, settings=replace(config, noise_multiplier=z), seed=2)[0] for z in (config.noise_multiplier, 0.0)
     )
