@@ -25,6 +25,8 @@ from raysim.train import mean_nll
 T = TypeVar("T")
 
 REFUSALS = ("as a ", "as an ", "sorry", "i'm sorry", "i am sorry", "i cannot", "i can't")
+MIN_RESPONSE_WORDS = 3
+"""Shorter responses fit no template."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
     for index in range(settings.num_candidates):
         count = min(settings.num_demonstrations, len(examples))
         chosen = numpy_rng(seed, "instruction", index).choice(len(examples), size=count, replace=False)
-        shown = [_one_line(examples[i].record.instruction) for i in chosen]
-        prompts.append(_fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
+        shown = [one_line(examples[i].record.instruction) for i in chosen]
+        prompts.append(fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
     sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
     outputs = _generate(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
-    return [_one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+    return [one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
 
 
 def instruction_prompt(shown: Sequence[str]) -> str:
@@ -111,7 +113,7 @@ def filter_instructions(
     for text in texts:
         nearest = largest_rouge_l(text, accepted)
         verdict = "kept"
-        if len(text.split()) < settings.min_instruction_words or text.lower().startswith(REFUSALS):
+        if is_malformed(text, min_words=settings.min_instruction_words):
             verdict = "format"
         elif nearest > settings.max_rouge_l:
             verdict = "diversity"
@@ -137,8 +139,8 @@ def write_responses(
         shown, room = [examples[i] for i in chosen], lm.max_positions - settings.max_response_tokens
         prompts = []
         for index in pending:
-            render = partial(_response_prompt, lm, instruction=results[index].instruction, system_prompt=settings.system_prompt)
-            prompts.append(_fitting(shown, render, room=room))
+            render = partial(response_prompt, lm, instruction=results[index].instruction, system_prompt=settings.system_prompt)
+            prompts.append(fitting(shown, render, room=room))
         outputs = _generate(
             lm,
             prompts,
@@ -175,12 +177,18 @@ def as_record(candidate: Candidate, *, record_id: int) -> Record:
     return Record(record_id=record_id, instruction=candidate.instruction, response=candidate.response, label="synthetic")
 
 
-def _response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, system_prompt: str | None) -> list[int]:
+def is_malformed(text: str, *, min_words: int) -> bool:
+    """Whether a text is a fragment of fewer than `min_words` words, or begins as a refusal does."""
+    return len(text.split()) < min_words or text.lower().startswith(REFUSALS)
+
+
+def response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, system_prompt: str | None) -> list[int]:
+    """Token ids of a conversation in which `instruction` is to be answered, after the pairs `shown` as earlier turns."""
     turns = [turn for example in shown for turn in (("user", example.record.instruction), ("assistant", example.record.response))]
     return encode_chat(lm.tokenizer, [*turns, ("user", instruction)], system_prompt=system_prompt)
 
 
-def _fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, room: int) -> list[int]:
+def fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, room: int) -> list[int]:
     """The rendered prompt with as many of the demonstrations as fit the context, the first ones left out first."""
     ids = render(shown)
     for start in range(1, len(shown) + 1):
@@ -191,7 +199,7 @@ def _fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, 
 
 
 def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str], max_rouge_l: float) -> Candidate:
-    if len(answer.split()) < 3 or answer.lower().startswith(REFUSALS):
+    if is_malformed(answer, min_words=MIN_RESPONSE_WORDS):
         return replace(candidate, response=answer, verdict="response")
     nearest = largest_rouge_l(answer, local)
     verdict = "copy" if nearest > max_rouge_l else "kept"
@@ -219,5 +227,6 @@ def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space, and none at its ends."""
     return re.sub(r"\s+", " ", text).strip()
