@@ -41,11 +41,20 @@ class ClientActor:
             torch.cuda.set_per_process_memory_fraction(num_gpus)
 
     def run_chunk(
-        self, base: BaseModel, assignment: Assignment, client_ids: Sequence[int], round_index: int, adapter: Vector, *shards_and_states: Any
+        self,
+        base: BaseModel,
+        assignment: Assignment,
+        client_ids: Sequence[int],
+        round_index: int,
+        adapter: Vector,
+        clip_norm: float | None,
+        *shards_and_states: Any,
     ) -> tuple[Any, ...]:
         """`Worker.run_chunk` flattened: sum, reports, then the state of each client (shards come first, then states)."""
         shards, states = shards_and_states[: len(client_ids)], shards_and_states[len(client_ids) :]
-        total, reports, new_states = self._on(base).run_chunk(assignment, client_ids, round_index, adapter, shards, states)
+        total, reports, new_states = self._on(base).run_chunk(
+            assignment, client_ids, round_index, adapter, shards, states, clip_norm=clip_norm
+        )
         _return_freed_memory()
         return (total, reports, *new_states)
 
@@ -127,7 +136,9 @@ class RayClients:
         self._cost = [sum(example.num_tokens for example in shard) for shard in experiment.shards]
         self._states: dict[int, Any] = {}
 
-    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: OnDone) -> list[Any]:
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
+    ) -> list[Any]:
         """See `raysim.simulate.Clients`; returns references to the sums, which stay where they were made."""
         adapter_ref = ray.put(adapter)
         outputs: dict[int, list[Any]] = {}
@@ -136,7 +147,9 @@ class RayClients:
             chunk = chunks[index]
             shards, states = [self._shard_refs[k] for k in chunk], [self._states.get(k) for k in chunk]
             call = actor.run_chunk.options(num_returns=2 + len(chunk))
-            outputs[index] = call.remote(self._backend.base_ref, self._assignment_ref, chunk, round_index, adapter_ref, *shards, *states)
+            outputs[index] = call.remote(
+                self._backend.base_ref, self._assignment_ref, chunk, round_index, adapter_ref, clip_norm, *shards, *states
+            )
             return outputs[index][1]
 
         def done(index: int, reports: Any) -> None:
@@ -170,7 +183,7 @@ class RayClients:
             results[index] = result
             on_done()
 
-        self._backend.run([(_job_cost(job), i) for i, (_, job) in enumerate(work)], submit, done)
+        self._backend.run([(job.cost, i) for i, (_, job) in enumerate(work)], submit, done)
         return results
 
 
@@ -231,12 +244,6 @@ def _fits(node: dict[str, float], client: ClientResources) -> int:
 def _describe(nodes: Sequence[dict[str, float]]) -> str:
     parts = [f"{n.get('CPU', 0):g} CPUs, {n.get('GPU', 0):g} GPUs, {n.get('memory', 0) / GIB:.1f} GiB" for n in nodes]
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}: " + "; ".join(parts)
-
-
-def _job_cost(job: Job) -> int:
-    """A rough cost for ordering: answering costs more than scoring."""
-    tokens = sum(example.num_tokens for example in job.examples)
-    return tokens if job.kind == "nll" else 10 * tokens
 
 
 def _return_freed_memory() -> None:

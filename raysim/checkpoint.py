@@ -37,6 +37,8 @@ class Snapshot:
     """The lines of rounds.jsonl so far."""
     synthetic: list[dict[str, Any]]
     """The lines of synthetic.jsonl so far."""
+    clip_norm: float | None = None
+    """The next round's bound on updates, where clipping is adaptive."""
 
 
 def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> None:
@@ -51,7 +53,7 @@ def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> N
     scratch = state_dir / f".writing-{os.getpid()}"
     scratch.mkdir()
     save_file({"adapter": np.ascontiguousarray(snapshot.adapter)}, scratch / "server.safetensors")
-    _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic})
+    _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic, "clip_norm": snapshot.clip_norm})
     previous = state_dir / f"round-{snapshot.num_rounds - 1:05d}"
     for client_id in sorted(snapshot.client_arrays):
         _save_client(scratch, client_id, snapshot, previous=None if client_id in changed_clients else previous)
@@ -97,6 +99,7 @@ def _load(folder: Path) -> Snapshot:
         client_records=records,
         records=tables["records"],
         synthetic=tables["synthetic"],
+        clip_norm=tables["clip_norm"],
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `raysim run | compare | report | configs`. What a user gets wrong is one line on standard error and status 2."""
+"""The command line: `raysim run | compare | audit | verify | budget | report | configs`. What a user gets wrong is one line on standard error and status 2."""
 
 import argparse
 import os
@@ -19,6 +19,10 @@ EPILOG = """examples:
   raysim run quickstart method.name=fedpit lora.rank=16  one method, into runs/quickstart-fedpit
   raysim run quickstart method.name=fedit privacy.unit=client out=runs/private
   raysim run quickstart resources.client.num_gpus=0.25   four clients to a GPU
+  raysim run quickstart method.name=dplora privacy.target_epsilon=3    the noise is solved for
+  raysim audit runs/quickstart-dplora                    attack a finished run: does the ledger hold?
+  raysim verify runs/quickstart-dplora                   recompute epsilon and every hash of a run
+  raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000
   raysim report runs/quickstart                          write the page of a run or comparison again
   raysim configs                                         shipped configurations, and every key with its default
 
@@ -29,7 +33,8 @@ was interrupted. RAY_ADDRESS names a cluster to run on; without it, Ray is start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 failed on the way (run it again to go on), 2 refused."""
-    arguments = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
     try:
         return int(arguments.command(arguments))
     except ValueError as error:
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser; what a module of its own defines is read only for the command that is `chosen`."""
     parser = argparse.ArgumentParser(
         prog="raysim",
         description="Simulate federated LoRA fine-tuning of language models: how good, what leaks, at what epsilon, at what cost.",
@@ -61,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
         command.add_argument("--quiet", action="store_true", help="no progress display")
         command.set_defaults(command=function)
+    _add_audit(commands, chosen)
+    _add_verify(commands, chosen)
+    _add_budget(commands, chosen)
     text = "write the page and figures of a run or comparison again"
     report = _command(commands, "report", text, example="raysim report runs/quickstart")
     report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
@@ -70,6 +79,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     configs.set_defaults(command=_configs)
     return parser
+
+
+def _add_audit(commands: Any, chosen: str) -> None:
+    example = "raysim audit runs/quickstart-dplora\n  raysim audit runs/quickstart-fedit --attack membership --attack canaries"
+    command = _command(
+        commands, "audit", "attack a finished run: membership, canaries, a lower bound on epsilon, inversion", example=example
+    )
+    if chosen == "audit":
+        from raysim import audit  # torch, transformers and Ray
+
+        audit.add_arguments(command)
+        command.set_defaults(command=audit.main)
+
+
+def _add_verify(commands: Any, chosen: str) -> None:
+    text = "recompute epsilon, hashes and cohorts of a run from its files"
+    command = _command(commands, "verify", text, example="raysim verify runs/quickstart-dplora")
+    if chosen == "verify":
+        from raysim import verify  # dp-accounting and scipy
+
+        verify.add_arguments(command)
+        command.set_defaults(command=verify.main)
+
+
+def _add_budget(commands: Any, chosen: str) -> None:
+    text = "from an epsilon to the noise it needs, or from noise to epsilon"
+    example = "raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000"
+    command = _command(commands, "budget", text, example=example)
+    if chosen == "budget":
+        from raysim import budget  # dp-accounting, scipy and matplotlib
+
+        budget.add_arguments(command)
+        command.set_defaults(command=budget.main)
 
 
 def _command(commands: Any, name: str, text: str, *, example: str) -> argparse.ArgumentParser:

@@ -148,6 +148,12 @@ class FedpitConfig:
     """Attempts at a response that fits the template before the candidate is dropped."""
     pool_size: int = 32
     """Synthetic records trained on in a round, the newest of this and earlier rounds; at least `num_kept`."""
+    num_subsets: int = 8
+    """Private self-generation (`privacy.unit: example`): disjoint sets of demonstrations whose next-token distributions are summed."""
+    subset_size: int = 2
+    """Private self-generation: expected demonstrations in each set, drawn anew for each record (Poisson)."""
+    top_k: int = 50
+    """Private self-generation: tokens are chosen among this many that the model holds most likely without any demonstration."""
 
 
 @dataclass(frozen=True)
@@ -174,18 +180,45 @@ class ServerConfig:
     """`examples` (by shard size), `uniform`, or `auto`: uniform wherever a privacy guarantee is claimed, else by examples."""
     lr: float = 1.0
     """Server learning rate on the averaged update."""
+    dropout_prob: float = 0.0
+    """Probability that a client of a cohort fails before it sends anything (simulated)."""
 
 
 @dataclass(frozen=True)
 class PrivacyConfig:
     unit: str = "auto"
-    """Who is protected: `none`, `client` (clipped updates, noise at the server), `example` (dplora), or `auto` by method."""
+    """Who is protected: `none`, `client` (clipped updates; fedit), `example` (a record: dplora, or fedpit's private self-generation), or `auto` by method."""
+    noise_at: str = "auto"
+    """Where noise is added to updates: `server` (central, trusted), `client` (local: each update alone is protected), `distributed` (shares, summed under
+    secure aggregation), or `auto`: server for the unit `client`, client for `example`."""
+    sampler: str = "auto"
+    """Cohorts of the unit `client`: `poisson`, `fixed` (size, without replacement), `all`, `cyclic` (fixed order), or `auto`: all or poisson by cohort_size."""
     noise_multiplier: float = 1.0
-    """z: noise standard deviation over sensitivity."""
+    """z: noise standard deviation over sensitivity; solved for where `target_epsilon` is set."""
+    target_epsilon: float = 0.0
+    """Epsilon after the last round, for which the noise multiplier is solved; 0 takes `noise_multiplier` as given."""
+    max_epsilon: float = 0.0
+    """The run stops before the round that would exceed this epsilon; 0 for no such limit."""
+    delta: float = 0.0
+    """delta of the (epsilon, delta) guarantee; 0 means n ** -1.1 for the n units (clients, or records of all clients)."""
     clip_norm: float = 1.0
-    """C: bound on the norm of an example's gradient or a client's update."""
-    delta: float = 1e-5
-    """delta of the (epsilon, delta) guarantee."""
+    """C: bound on the norm of an example's gradient or a client's update (of the first round, where clipping is adaptive)."""
+    clipping: str = "flat"
+    """`flat` (C throughout) or `adaptive` (C follows a quantile of the update norms, paid for from the same budget; unit `client`)."""
+    clip_quantile: float = 0.5
+    """Adaptive clipping: the share of updates that should be shorter than C."""
+    clip_lr: float = 0.2
+    """Adaptive clipping: step of log C."""
+    count_noise: float = 0.0
+    """Adaptive clipping: noise standard deviation on the number of short updates; 0 means a twentieth of the expected cohort, or as much as the budget needs."""
+    num_bands: int = 1
+    """Bands of the matrix that correlates the noise of successive rounds (sampler `cyclic`); 1 is independent noise."""
+    noise_cohort_size: int = 0
+    """Simulates the noise of cohorts of this size (figures are marked as simulated); 0 for the real cohort."""
+    population: int = 0
+    """Clients from which the simulated cohorts are drawn; 0 keeps the real sampling probability."""
+    dropout_tolerance: float = 0.0
+    """Distributed noise: share of a cohort that may drop out while the noise still suffices; a round that loses more releases nothing."""
     secure_noise: bool = False
     """Draw noise from the operating system's generator: a real guarantee, but no repeatability."""
 
@@ -210,6 +243,27 @@ class AttackConfig:
     """Training prompts the attacker asks (and as many held-out ones as a control)."""
     prefix_tokens: int = 0
     """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    multiplicities: list[int] = field(default_factory=list)
+    """Secret Sharer: canaries are inserted into shards this many times each, such as [1, 2, 4]; empty for none."""
+    num_secrets: int = 2
+    """Secret Sharer: canaries of each multiplicity."""
+    num_references: int = 63
+    """Secret Sharer: other secrets among which a canary's is ranked."""
+    num_canaries: int = 0
+    """One-run audit: canaries, each in the run with probability 1/2; 0 for no audit."""
+    canary: str = "auto"
+    """What they are: `record` (a record in a shard), `gradient` (a random gradient in a private step), `update` (a random client), or `auto`: the
+    unit's own (`update` for clients, `record` otherwise)."""
+    canary_scale: float = 100.0
+    """Norm of a canary gradient or update over the clipping bound: so long that only clipping holds it (norm 1 where nothing is clipped)."""
+    confidence: float = 0.95
+    """Confidence of the lower bound on epsilon."""
+    membership: bool = False
+    """Whether to attack membership of training records (against held-out ones) after the last round."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +310,7 @@ class Config:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     compare: dict[str, Any] = field(default_factory=dict)
     """For `raysim compare`: run name -> the overrides that make it (`{fedit: {method.name: fedit}}`)."""
@@ -276,6 +331,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dplora.optimizer": ("adamw", "sgd"),
     "server.weighting": ("auto", "examples", "uniform"),
     "privacy.unit": ("auto", "none", "client", "example"),
+    "privacy.noise_at": ("auto", "server", "client", "distributed"),
+    "privacy.sampler": ("auto", "poisson", "fixed", "all", "cyclic"),
+    "privacy.clipping": ("flat", "adaptive"),
+    "audit.canary": ("auto", "record", "gradient", "update"),
     "resources.backend": ("ray", "local"),
 }
 
@@ -318,10 +377,28 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "dplora.lr": (0, math.inf, False),
     "server.num_rounds": (1, math.inf, True),
     "server.cohort_size": (0, math.inf, True),
+    "fedpit.num_subsets": (1, math.inf, True),
+    "fedpit.subset_size": (1, math.inf, True),
+    "fedpit.top_k": (2, math.inf, True),
     "server.lr": (0, math.inf, False),
+    "server.dropout_prob": (0, 0.99, True),
     "privacy.noise_multiplier": (0, math.inf, True),
     "privacy.clip_norm": (0, math.inf, False),
-    "privacy.delta": (0, 0.5, False),
+    "privacy.target_epsilon": (0, math.inf, True),
+    "privacy.max_epsilon": (0, math.inf, True),
+    "privacy.delta": (0, 0.5, True),
+    "privacy.clip_quantile": (0.01, 0.99, True),
+    "privacy.clip_lr": (0, math.inf, False),
+    "privacy.count_noise": (0, math.inf, True),
+    "privacy.num_bands": (1, math.inf, True),
+    "privacy.noise_cohort_size": (0, math.inf, True),
+    "privacy.population": (0, math.inf, True),
+    "privacy.dropout_tolerance": (0, 0.9, True),
+    "audit.num_secrets": (1, math.inf, True),
+    "audit.num_references": (1, math.inf, True),
+    "audit.num_canaries": (0, math.inf, True),
+    "audit.canary_scale": (0, math.inf, False),
+    "audit.confidence": (0.5, 0.9999, True),
     "evaluate.every": (0, math.inf, True),
     "evaluate.num_generated": (1, math.inf, True),
     "evaluate.max_new_tokens": (1, math.inf, True),
@@ -334,6 +411,11 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "resources.client.num_gpus": (0, math.inf, True),
     "resources.client.memory_gb": (0, math.inf, True),
 }
+
+CLIENT_ONLY = tuple(
+    f"privacy.{name}"
+    for name in ("sampler", "clipping", "noise_cohort_size", "population", "num_bands", "dropout_tolerance", "count_noise")
+)
 
 # Sections and keys that change where and how fast a run is, never its results: a folder may be resumed under others.
 RESULT_NEUTRAL = ("name", "out", "compare", "model.cache_dir", "resources.backend", "resources.num_actors", "resources.client")
@@ -444,7 +526,7 @@ def validate(config: Config) -> Config:
 
 
 def _check_combinations(config: Config) -> None:
-    method, unit, num_clients = config.method.name, config.privacy.unit, config.partition.num_clients
+    method, num_clients = config.method.name, config.partition.num_clients
     if not config.lora.target_modules:
         raise ValueError("lora.target_modules=[] adapts nothing; name at least one linear layer, such as q_proj")
     if config.server.cohort_size > num_clients:
@@ -454,18 +536,7 @@ def _check_combinations(config: Config) -> None:
             f"partition.num_clients={num_clients} is more than data.num_train={config.data.num_train} examples can fill with "
             f"partition.min_examples={config.partition.min_examples}; lower num_clients or raise num_train"
         )
-    if unit == "example" and method != "dplora":
-        raise ValueError(f"privacy.unit='example' needs method.name='dplora' (method.name={method!r} does not clip per example)")
-    if method == "dplora" and unit != "example":
-        raise ValueError(
-            f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit"
-        )
-    if unit == "client" and method != "fedit":
-        raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")
-    if unit == "client" and config.server.weighting == "examples":
-        raise ValueError(
-            "server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform"
-        )
+    _check_privacy(config)
     if method == "dplora" and config.train.prox_mu > 0:
         raise ValueError("train.prox_mu > 0 has no place in dplora's private step; set it to 0")
     if config.data.source in ("jsonl", "hub") and not config.data.path:
@@ -480,32 +551,148 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(f"resources.client.num_gpus={gpus:g} must be a fraction up to 1, or a whole number")
 
 
+def _check_privacy(config: Config) -> None:
+    """What a method, a unit, a place of the noise, a sampler and the rest can be together."""
+    method, privacy = config.method.name, config.privacy
+    unit = privacy.unit
+    if unit == "example" and method not in ("dplora", "fedpit"):
+        raise ValueError(
+            f"privacy.unit='example' needs method.name='dplora' or 'fedpit' (method.name={method!r} does not bound what one record does)"
+        )
+    if method == "dplora" and unit != "example":
+        raise ValueError(
+            f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit"
+        )
+    if unit == "client" and method != "fedit":
+        raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")
+    if unit == "client" and config.server.weighting == "examples":
+        raise ValueError(
+            "server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform"
+        )
+    if unit == "example" and method == "fedpit" and (config.fedpit.share_mix > 0 or config.fedpit.scorer != "none"):
+        raise ValueError(
+            "fedpit.share_mix and fedpit.scorer use private records: privacy.unit='example' needs share_mix=0 and scorer='none'"
+        )
+    unused = {} if config.compare else unused_privacy(config)
+    for key in unused:
+        raise ValueError(f"{key} is set but means nothing with privacy.unit={unit!r} (method.name={method!r}); {_remedy(key, unit)}")
+    _check_client_privacy(config)
+    _check_audit(config)
+
+
+def unused_privacy(config: Config) -> dict[str, Any]:
+    """The privacy keys that are set but mean nothing for this run's unit, with the values that unset them.
+
+    A run is refused for them; the entries of a comparison do without.
+    """
+    unit = config.privacy.unit
+    client_only = {} if unit == "client" else {key: FLAT_DEFAULTS[key] for key in CLIENT_ONLY}
+    idle = {"privacy.target_epsilon": 0.0, "privacy.max_epsilon": 0.0} if unit == "none" else {}
+    where = {"privacy.noise_at": _auto_noise_at(unit)} if unit != "client" else {}
+    flat = flatten_keys(to_dict(config))
+    return {key: value for key, value in (idle | where | client_only).items() if flat[key] != value}
+
+
+def _remedy(key: str, unit: str) -> str:
+    if unit == "none":
+        return "set privacy.unit=client, or method.name=dplora, or leave it out"
+    return "noise is added at the client: use 'client'" if key == "privacy.noise_at" else "it is for privacy.unit='client'"
+
+
+def _check_client_privacy(config: Config) -> None:
+    privacy, cohort = config.privacy, config.server.cohort_size or config.partition.num_clients
+    where, sampler, every_client = privacy.noise_at, privacy.sampler, cohort == config.partition.num_clients
+    if privacy.unit != "client":
+        return
+    if sampler == "all" and not every_client:
+        raise ValueError(f"privacy.sampler='all' contradicts server.cohort_size={cohort}; use 'poisson', or cohort_size=0")
+    if where != "server":
+        for key, value in (("clipping", privacy.clipping != "flat"), ("noise_cohort_size", privacy.noise_cohort_size > 0)):
+            if value:
+                raise ValueError(f"privacy.{key} needs privacy.noise_at='server', not {where!r}")
+    if sampler == "fixed" and (privacy.clipping == "adaptive" or where != "server"):
+        raise ValueError("privacy.sampler='fixed' has no event for this in the accountant; use 'poisson' or 'all'")
+    if sampler == "cyclic" and (config.partition.num_clients % cohort or where != "server" or privacy.clipping == "adaptive"):
+        raise ValueError(
+            "privacy.sampler='cyclic' needs a cohort_size that divides num_clients, noise_at='server' and clipping='flat'; or use 'poisson'"
+        )
+    bands = privacy.num_bands
+    if bands > 1 and (sampler != "cyclic" or bands > config.partition.num_clients // cohort or privacy.secure_noise):
+        raise ValueError(
+            f"privacy.num_bands={bands} needs sampler='cyclic', at least as many cohorts in its cycle ({config.partition.num_clients // cohort}), "
+            "and seeded noise (later rounds subtract what earlier ones added)"
+        )
+    if privacy.noise_cohort_size and sampler not in ("poisson", "all"):
+        raise ValueError(f"privacy.noise_cohort_size={privacy.noise_cohort_size} needs sampler='poisson' or 'all', not {sampler!r}")
+    if privacy.population and privacy.population < privacy.noise_cohort_size:
+        raise ValueError(f"privacy.population={privacy.population} must be at least privacy.noise_cohort_size={privacy.noise_cohort_size}")
+    if privacy.population and not privacy.noise_cohort_size:
+        raise ValueError(f"privacy.population={privacy.population} needs privacy.noise_cohort_size, the cohort drawn from it")
+    if privacy.dropout_tolerance and where != "distributed":
+        raise ValueError(f"privacy.dropout_tolerance={privacy.dropout_tolerance:g} needs privacy.noise_at='distributed', not {where!r}")
+
+
+def _check_audit(config: Config) -> None:
+    audit, unit, method = config.audit, config.privacy.unit, config.method.name
+    if any(multiplicity < 1 for multiplicity in audit.multiplicities):
+        raise ValueError(f"audit.multiplicities={audit.multiplicities} must all be at least 1")
+    if not audit.num_canaries:
+        return
+    if audit.canary == "update" and (method != "fedit" or config.privacy.noise_at == "distributed"):
+        raise ValueError("audit.canary='update' needs method.name='fedit' and updates that reach the server one by one; use 'record'")
+    if audit.canary == "gradient" and (method != "dplora" or config.dplora.mode != "example"):
+        raise ValueError("audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'; use 'record'")
+    if audit.canary == "record" and unit == "client":
+        raise ValueError("audit.canary='record' audits a record where privacy.unit='client' protects a client; use 'update'")
+    if method == "base":
+        raise ValueError("audit.num_canaries needs a method that trains; method.name='base' does not")
+
+
 def unresolved(config: Config) -> dict[str, Any]:
     """The overrides that make `auto` again of what `auto` had decided for this method, for use with another method."""
-    again = {}
-    if config.privacy.unit == _auto_unit(config.method.name):
-        again["privacy.unit"] = "auto"
-    if config.server.weighting == _auto_weighting(config.privacy.unit):
-        again["server.weighting"] = "auto"
-    return again
+    decided = flatten_keys(to_dict(config))
+    return {key: "auto" for key in AUTOMATIC if flatten_keys(to_dict(_resolve_auto(_with_auto(config, key))))[key] == decided[key]}
+
+
+def _with_auto(config: Config, key: str) -> Config:
+    section, name = key.split(".")
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: "auto"})})
 
 
 def _resolve_auto(config: Config) -> Config:
-    unit = _auto_unit(config.method.name) if config.privacy.unit == "auto" else config.privacy.unit
+    privacy, cohort = config.privacy, config.server.cohort_size
+    unit = _auto_unit(config.method.name) if privacy.unit == "auto" else privacy.unit
     weighting = _auto_weighting(unit) if config.server.weighting == "auto" else config.server.weighting
+    noise_at = _auto_noise_at(unit) if privacy.noise_at == "auto" else privacy.noise_at
+    sampler = privacy.sampler
+    if sampler == "auto" and unit == "client":
+        sampler = "all" if cohort in (0, config.partition.num_clients) else "poisson"
+    canary = ("update" if unit == "client" else "record") if config.audit.canary == "auto" else config.audit.canary
     return dataclasses.replace(
         config,
-        privacy=dataclasses.replace(config.privacy, unit=unit),
+        privacy=dataclasses.replace(privacy, unit=unit, noise_at=noise_at, sampler=sampler),
         server=dataclasses.replace(config.server, weighting=weighting),
+        audit=dataclasses.replace(config.audit, canary=canary),
     )
+
+
+AUTOMATIC = ("privacy.unit", "privacy.noise_at", "privacy.sampler", "server.weighting", "audit.canary")
+"""Keys whose `auto` is decided by the others."""
 
 
 def _auto_unit(method: str) -> str:
     return "example" if method == "dplora" else "none"
 
 
+def _auto_noise_at(unit: str) -> str:
+    return {"client": "server", "example": "client"}.get(unit, "auto")
+
+
 def _auto_weighting(unit: str) -> str:
     return "examples" if unit == "none" else "uniform"
+
+
+FLAT_DEFAULTS = flatten_keys(dataclasses.asdict(Config()))
 
 
 @cache

@@ -11,22 +11,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysim.adapter import Vector
+from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.extraction import attack_prompt, score_extraction
+from raysim.attacks.membership import token_nlls
 from raysim.base import LanguageModel
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
 from raysim.generate import Sampling, generate
 from raysim.train import mean_nll
 
+CANARY_TOKENS = 8
+"""Tokens of a canary's secret, about."""
+CANARY_BATCH = 64
+"""Secrets scored at once."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of evaluation: the `nll` of examples, or the `answer` to each prompt plus `prefix_tokens` of its response."""
+    """A piece of evaluation: the `nll` of examples, the `token_nll` of each of their tokens, the `answer` to each prompt plus
+    `prefix_tokens` of its response, or the `exposure` of canaries among `num_references` other secrets."""
 
     kind: str
     examples: tuple[Example, ...]
     prefix_tokens: int
     max_new_tokens: int
+    canaries: tuple[Canary, ...] = ()
+    num_references: int = 0
+    seed: int = 0
+    system_prompt: str | None = None
+
+    @property
+    def cost(self) -> int:
+        """Roughly how long it takes, for ordering: answering costs more than scoring."""
+        tokens = sum(example.num_tokens for example in self.examples)
+        return 10 * tokens if self.kind == "answer" else tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,21 @@ def plan(
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
-    """The results of a job, one an example: `(nll, num_tokens)` for `nll`, the answer's text for `answer`."""
+    """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's text."""
+    if job.kind == "token_nll":
+        return list(token_nlls(lm, adapter, job.examples, batch_size=len(job.examples)))
+    if job.kind == "exposure":
+        return list(
+            exposures(
+                lm,
+                adapter,
+                job.canaries,
+                num_references=job.num_references,
+                seed=job.seed,
+                batch_size=CANARY_BATCH,
+                system_prompt=job.system_prompt,
+            )
+        )
     lm.set_adapter(adapter)
     if job.kind == "nll":
         return list(mean_nll(lm, job.examples, batch_size=len(job.examples)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import Config
 from raysim.data.partition import cluster_labels, partition_manifest, partition_records
@@ -35,6 +36,9 @@ class Experiment:
     """The content of partition.json."""
     mechanism: Mechanism
     weights: tuple[float, ...]
+    canaries: CanaryPlan
+    real_examples: tuple[Example, ...]
+    """The training examples that are no canaries."""
 
 
 def prepare(config: Config, lm: LanguageModel) -> Experiment:
@@ -71,16 +75,34 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
     indices = _partition(labels, config=config)
     shards = tuple(tuple(examples[i] for i in shard) for shard in indices)
     manifest = partition_manifest(indices, records=[e.record for e in examples], num_tokens=[e.num_tokens for e in examples])
+    next_id = 1 + max(record.record_id for record in records)
+    canaries = plan_canaries(config, first_record_id=next_id)
+    real = tuple(example for shard in shards for example in shard)
+    attacked = _attacked(shards, num_examples=config.attack.num_examples, seed=config.seed)
+    hands = dealt(canaries, len(shards), first_record_id=next_id + len(canaries.secrets) + len(canaries.members))
+    shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
     sizes = [len(shard) for shard in shards]
     mechanism_config = config if len(shards) > 1 else dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
     return Experiment(
         shards=shards,
         heldout=tuple(heldout_examples),
-        attacked=_attacked(shards, num_examples=config.attack.num_examples, seed=config.seed),
-        manifest=manifest | {"num_heldout": len(heldout), "num_cut": cut, "num_heldout_cut": heldout_cut, "max_length": data.max_length},
+        attacked=attacked,
+        manifest=manifest | _counts(heldout=heldout, cut=cut, heldout_cut=heldout_cut, max_length=data.max_length, hands=hands),
         mechanism=Mechanism.from_config(mechanism_config, shard_sizes=sizes),
         weights=weights_for(sizes, weighting=config.server.weighting),
+        canaries=canaries,
+        real_examples=real,
     )
+
+
+def _counts(*, heldout: Sequence[Record], cut: int, heldout_cut: int, max_length: int, hands: Sequence[Sequence[Record]]) -> dict[str, Any]:
+    return {
+        "num_heldout": len(heldout),
+        "num_cut": cut,
+        "num_heldout_cut": heldout_cut,
+        "max_length": max_length,
+        "num_canary_records": [len(hand) for hand in hands],
+    }
 
 
 def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> tuple[list[Example], int]:

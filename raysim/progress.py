@@ -256,6 +256,22 @@ def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         print(_printable(comparison_text(rows)), flush=True)
 
 
+def print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a small table: the first column is a name, the others are figures; plain aligned text where there is no terminal."""
+    if _is_terminal():
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for index, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        _console().print(table)
+        return
+    lines = [list(headings), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(_aligned(cell, widths[i], left=i == 0) for i, cell in enumerate(line)).rstrip() for line in lines]
+    print(_printable("\n".join([title, text[0], "-" * max(map(len, text)), *text[1:], ""])), flush=True)
+
+
 def comparison_table(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
     """The comparison as a table; a narrow one shortens the cells and the headings, never drops a column."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0) if wide else 0, header_style="bold")

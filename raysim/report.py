@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from raysim import config as configuration
 from raysim import figures
+from raysim.auditing import verdict
 from raysim.progress import COLUMNS, METHOD_LABELS, MISSING, NO_GUARANTEE, clock, human_bytes
 
 BUILT_IN_SETS = ("clinic", "finance", "general")
@@ -43,7 +44,14 @@ class Run:
     ledger: dict[str, Any]
     environment: dict[str, Any]
     synthetic: list[dict[str, Any]]
+    audit: dict[str, Any]
+    """audit.json; empty where there was no audit."""
     notes: list[str]
+
+    @property
+    def verdict(self) -> str | None:
+        """What was claimed and what an audit found, in one line; None where none was made."""
+        return verdict(self.audit["one_run"]) if self.audit.get("one_run") else None
 
     @property
     def method(self) -> str:
@@ -130,6 +138,7 @@ def read_run(run_dir: Path) -> Run:
         ledger=ledger,
         environment=_read_json(folder / "environment.json", notes),
         synthetic=_read_lines(folder / "synthetic.jsonl", notes, optional=True),
+        audit=_read_json(folder / "audit.json", notes) if (folder / "audit.json").is_file() else {},
         notes=notes,
     )
 
@@ -164,6 +173,7 @@ def _summary(
         "wall_s": seconds,
         "tokens_per_s": sum(record.get("num_tokens") or 0 for record in records) / seconds if seconds > 0 else None,
         "num_dropped": sum(record.get("num_dropped") or 0 for record in records),
+        "simulated": ledger.get("simulated", False),
         "unit": unit,
         "finished": False,
     }
@@ -209,7 +219,8 @@ def _labels(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     for choices in zip(methods, names, seeded, numbered, strict=True):
         unique = [choice for choice, column in zip(choices, (methods, names, seeded, numbered), strict=True) if column.count(choice) == 1]
         labels.append(unique[0])
-    return labels
+    simulated = [bool(summary.get("simulated")) for summary in summaries]
+    return [label + (" (simulated)" if noted else "") for label, noted in zip(labels, simulated, strict=True)]
 
 
 def _values(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,7 +444,7 @@ def _duration(seconds: float) -> str:
 
 def _panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
     """The figures that the runs have numbers for, in reading order."""
-    panels = [*_round_panels(runs, labels), *_trade_off_panel(runs, labels), *_epsilon_panel(runs, labels)]
+    panels = [*_round_panels(runs, labels), *_trade_off_panel(runs, labels), *_epsilon_panel(runs, labels), *_exposure_panels(runs, labels)]
     return [*panels, *_partition_panels(runs, labels), *_traffic_panel(runs, labels), *_candidate_panels(runs, labels)]
 
 
@@ -533,6 +544,37 @@ def _epsilon_panel(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
             "epsilon", "Epsilon by round", note, figures.by_round(lines, axis="Epsilon spent", least_span=0.1, note="nothing released at 0")
         )
     ]
+
+
+def _exposure_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
+    """One picture for each run that had Secret Sharer canaries: a line for each number of copies."""
+    panels = []
+    for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
+        measured = [(r["round_index"] + 1, r["exposure"]) for r in run.records if r.get("exposure")]
+        measured = measured or [(r["round_index"] + 1, r) for r in (run.audit.get("exposure") or {}).get("by_round", [])]
+        if not measured:
+            continue
+        counts = list(measured[0][1]["by_multiplicity"])
+        colours = figures.colours_of([f"{count} copies" for count in counts])
+        lines = [
+            figures.Line(
+                f"{count} cop{'y' if count == '1' else 'ies'}",
+                colour,
+                "o",
+                [(x, exposure["by_multiplicity"][count]) for x, exposure in measured],
+                [],
+                [],
+            )
+            for count, colour in zip(counts, colours, strict=True)
+        ]
+        most = measured[0][1]["max"]
+        note = (
+            f"Invented records with random secrets, put into the shards once or several times: how far up each secret ranks among others, in bits. "
+            f"1 is what chance gives on average, {most:.1f} the most that can be seen here."
+        )
+        figure = figures.by_round(lines, axis="Exposure (bits)", least_span=2.0, note=f"at most {most:.1f}")
+        panels.append(Panel(f"exposure-{index}", f"Exposure of canaries, {label}", note, figure))
+    return panels
 
 
 def _partition_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:

@@ -10,12 +10,16 @@ from typing import Any
 
 from raysim import actors, runfiles
 from raysim.base import BaseModel, load_base_model, resolve_dtype
-from raysim.config import Config, unresolved, with_overrides
+from raysim.auditing import final_audit
+from raysim.config import Config, unresolved, unused_privacy, validate, with_overrides
 from raysim.experiment import Experiment, prepare
 from raysim.progress import Progress
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
 from raysim.worker import Assignment, Worker
+
+LARGE_DELTA = 1e-3
+"""A default delta above this protects too little to go unmentioned."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def run(config: Config, *, display: bool | None = None, backend: Backend | None 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
     RuntimeError naming round and client for what fails later, after which the same call continues.
     """
-    config = resolved(config)
+    config = validate(dataclasses.replace(resolved(config), compare={}))
     out = runfiles.check_folder(config)
     finished = load_run(config, out)
     if finished is not None:
@@ -100,7 +104,7 @@ def comparison(config: Config) -> list[Config]:
             entry = with_overrides(config, values)
         except ValueError as error:
             raise ValueError(f"compare.{name}: {error}") from None
-        entries.append(dataclasses.replace(entry, compare={}))
+        entries.append(dataclasses.replace(with_overrides(entry, unused_privacy(entry)), compare={}))
     return entries
 
 
@@ -165,8 +169,8 @@ def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
         runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
 
-    with Progress(config.server.num_rounds, config.name, enabled=display) as progress:
-        for line in notes(experiment):
+    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
+        for line in notes(experiment, config):
             progress.note(line)
         simulation = simulate(
             Simulation(
@@ -177,6 +181,7 @@ def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -
                 tokenizer=lm.tokenizer,
                 progress=progress,
                 state=start(config, experiment, layout=lm.layout),
+                num_rounds=rounds_to_run(experiment, config),
             ),
             state_dir=out / "state",
             after_round=after_round,
@@ -184,12 +189,36 @@ def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -
     return _finish(config, out, simulation, layout=lm.layout)
 
 
-def notes(experiment: Experiment) -> list[str]:
-    """What a user should know of the data before the run: how many responses were cut."""
+def rounds_to_run(experiment: Experiment, config: Config) -> int:
+    """The rounds configured, or as many of them as `privacy.max_epsilon` allows."""
+    limit = config.privacy.max_epsilon
+    return experiment.mechanism.affordable_rounds(limit) if limit else config.server.num_rounds
+
+
+def notes(experiment: Experiment, config: Config) -> list[str]:
+    """What a user should know before the run: responses that were cut, noise that was solved for, a budget that ends it, a large delta."""
+    lines, mechanism = [], experiment.mechanism
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
-    if not cut:
-        return []
-    return [f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens"]
+    if cut:
+        lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
+    if mechanism.kind == "none":
+        return lines
+    if config.privacy.target_epsilon:
+        lines.append(
+            f"privacy.noise_multiplier={mechanism.noise_multiplier:.4g} for epsilon {config.privacy.target_epsilon:g} at delta {mechanism.delta:.3g}"
+        )
+    num_rounds = rounds_to_run(experiment, config)
+    if num_rounds < config.server.num_rounds:
+        lines.append(f"privacy.max_epsilon={config.privacy.max_epsilon:g} allows {num_rounds} of {config.server.num_rounds} rounds")
+    if not config.privacy.delta and mechanism.delta > LARGE_DELTA:
+        lines.append(
+            f"privacy.delta defaults to {mechanism.delta:.3g} for {mechanism.num_units} protected units; with so few, set it yourself"
+        )
+    if mechanism.delta > 1 / mechanism.num_units:
+        lines.append(
+            f"privacy.delta={mechanism.delta:.3g} is more than 1 in the {mechanism.num_units} protected units: one may be exposed outright"
+        )
+    return lines
 
 
 def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any) -> Run:
@@ -198,10 +227,28 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any) -
     summary = summarize(config, simulation, ledger=ledger, num_parameters=layout.num_parameters)
     owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
     digest = runfiles.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
+    audit = _audit(config, simulation, ledger=ledger, layout=layout)
+    if audit is not None:
+        runfiles.write_json(out / "audit.json", audit)
     summary = {**summary, "adapter_sha256": digest}
     runfiles.write_json(out / "summary.json", summary)
     write_run_report(out)
     return Run(config, out, simulation.records, ledger, summary)
+
+
+def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], layout: Any) -> dict[str, Any] | None:
+    experiment = simulation.experiment
+    return final_audit(
+        experiment.canaries,
+        config,
+        members=experiment.real_examples,
+        nonmembers=experiment.heldout,
+        tokenizer=simulation.tokenizer,
+        ledger=ledger,
+        first=start(config, experiment, layout=layout).adapter,
+        last=simulation.state.adapter,
+        evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
+    )
 
 
 def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any], num_parameters: int) -> dict[str, Any]:
@@ -222,6 +269,7 @@ def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any],
         "epsilon": ledger["epsilon"],
         "delta": ledger["delta"],
         "guarantee": ledger["guarantee"],
+        "simulated": ledger["simulated"],
         "num_parameters": num_parameters,
         "num_dropped": sum(record["num_dropped"] for record in records),
         "uplink_bytes": sum(record["uplink_bytes"] for record in records),

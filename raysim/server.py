@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysim.privacy.aggregation import MaskedSum, open_sums
 from raysim.privacy.clipping import ChunkSum, Total, l2_norm, noise_and_divide
 from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.secagg import TooFewSurvivors
 from raysim.rng import seed_for
 
 
@@ -26,41 +28,74 @@ class ServerState:
     """Rounds done, and so the index of the next."""
     adapter: npt.NDArray[np.float32]
     """The released adapter, one flat vector."""
+    clip_norm: float | None = None
+    """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
 
 
-def step(state: ServerState, sums: Sequence[ChunkSum], *, mechanism: Mechanism, lr: float, seed: int) -> tuple[ServerState, dict[str, Any]]:
-    """The state after a round whose updates were summed into `sums`, and the server's part of the round's record.
+def step(
+    state: ServerState, parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, lr: float, seed: int
+) -> tuple[ServerState, dict[str, Any]]:
+    """The state after a round whose updates were summed into `parts`, and the server's part of the round's record.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
     Edge cases: an empty cohort, or one whose updates were all dropped, leaves the adapter as it was, or moves it by noise
-    alone where there is noise; the record's `empty_round` says so.
+    alone where there is noise; the record's `empty_round` says so. A round that lost more clients than distributed noise
+    allows releases nothing (`aborted`).
     Errors: RuntimeError if the new adapter would not be finite.
     """
-    assert all(part.clip_norm == mechanism.update_clip_norm for part in sums), (
-        f"sums clipped to {[part.clip_norm for part in sums]} but the mechanism accounts for {mechanism.update_clip_norm}"
+    clip_norm = clip_norm_of(state, mechanism)
+    assert all(part.clip_norm == clip_norm for part in parts), (
+        f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {clip_norm}"
     )
+    aborted = False
+    try:
+        sums = open_sums(parts, mechanism=mechanism, round_index=state.round_index, clip_norm=clip_norm)
+    except TooFewSurvivors:
+        sums, aborted = [], True
     total = np.zeros(len(state.adapter), dtype=np.float64)
     for part in sums:
         total += part.total
     weight = sum(part.weight for part in sums)
-    denominator = weight if mechanism.denominator is None else mechanism.denominator
-    done = state.round_index + 1
-    record = _record(sums, mechanism=mechanism, num_rounds=done) | {
+    record = _record(sums, state=state, mechanism=mechanism, clip_norm=clip_norm) | {
         "empty_round": weight == 0.0,
-        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism),
+        "aborted": aborted,
+        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, clip_norm=clip_norm),
     }
-    if denominator == 0.0:
-        return ServerState(done, state.adapter), record
-    noise_seed = seed_for(seed, "noise", state.round_index)
-    mean = noise_and_divide(
-        total, noise_std=mechanism.sum_noise_std, denominator=denominator, seed=noise_seed, secure=mechanism.secure_noise
-    )
+    num_kept = sum(len(part.norms) for part in sums)
+    num_short = num_kept - sum(part.num_clipped for part in sums)
+    new_clip = mechanism.next_clip_norm(state.clip_norm or clip_norm, num_short=num_short, num_kept=num_kept, round_index=state.round_index)
+    kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
+    denominator = weight if mechanism.denominator is None else mechanism.denominator
+    if aborted or denominator == 0.0 or (weight == 0.0 and mechanism.noise_at != "server"):
+        return ServerState(state.round_index + 1, state.adapter, kept_clip), record
+    mean = _noised_mean(total, denominator=denominator, round_index=state.round_index, mechanism=mechanism, clip_norm=clip_norm, seed=seed)
     with np.errstate(over="ignore"):
         adapter = (state.adapter + lr * mean.astype(np.float64)).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise RuntimeError(f"round {state.round_index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    return ServerState(done, adapter), record
+    return ServerState(state.round_index + 1, adapter, kept_clip), record
+
+
+def clip_norm_of(state: ServerState, mechanism: Mechanism) -> float | None:
+    """The bound on updates in the state's next round; None where they are not clipped."""
+    return mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm
+
+
+def _noised_mean(
+    total: Total, *, denominator: float, round_index: int, mechanism: Mechanism, clip_norm: float | None, seed: int
+) -> npt.NDArray[np.float32]:
+    earlier = [
+        (weight, seed_for(seed, "noise", index)) for index, weight in mechanism.noise_weights(round_index).items() if index != round_index
+    ]
+    return noise_and_divide(
+        total,
+        noise_std=mechanism.sum_noise_multiplier * (clip_norm or 0.0),
+        denominator=denominator,
+        seed=seed_for(seed, "noise", round_index),
+        secure=mechanism.secure_noise,
+        earlier=earlier,
+    )
 
 
 def weights_for(shard_sizes: Sequence[int], *, weighting: str) -> tuple[float, ...]:
@@ -70,23 +105,26 @@ def weights_for(shard_sizes: Sequence[int], *, weighting: str) -> tuple[float, .
     return tuple(float(size) if weighting == "examples" else 1.0 for size in shard_sizes)
 
 
-def _record(sums: Sequence[ChunkSum], *, mechanism: Mechanism, num_rounds: int) -> dict[str, Any]:
+def _record(sums: Sequence[ChunkSum], *, state: ServerState, mechanism: Mechanism, clip_norm: float | None) -> dict[str, Any]:
     norms = [norm for part in sums for norm in part.norms]
     clipped = sum(part.num_clipped for part in sums)
-    spent = mechanism.epsilon(num_rounds)
+    spent = mechanism.epsilon(state.round_index + 1)
+    num_contributed = round(sum(part.weight for part in sums)) if mechanism.is_masked else len(norms)
+    num_dropped = sum(part.num_dropped for part in sums)
+    std = mechanism.average_noise_std(clip_norm=clip_norm or 0.0, round_index=state.round_index, num_noisy=num_contributed + num_dropped)
     return {
         "update_norm_median": statistics.median(norms) if norms else None,
         "clip_fraction": clipped / len(norms) if norms and mechanism.update_clip_norm is not None else None,
-        "num_contributed": len(norms),
-        "num_dropped": sum(part.num_dropped for part in sums),
-        "noise_std": mechanism.noise_std,
-        "epsilon": spent.pld if spent else None,
+        "clip_norm": clip_norm,
+        "num_contributed": num_contributed,
+        "num_dropped": num_dropped,
+        "noise_std": std,
+        "epsilon": spent.quoted if spent else None,
         "epsilon_rdp": spent.rdp if spent else None,
     }
 
 
-def _signal_to_noise(total: Total, *, mechanism: Mechanism) -> float | None:
+def _signal_to_noise(total: Total, *, mechanism: Mechanism, clip_norm: float | None) -> float | None:
     """Norm of the average update before noise over the expected norm of the noise; None without noise at the server."""
-    if mechanism.sum_noise_std == 0.0:
-        return None
-    return l2_norm(total) / (mechanism.sum_noise_std * float(np.sqrt(len(total))))
+    std = mechanism.sum_noise_multiplier * (clip_norm or 0.0)
+    return None if std == 0.0 else l2_norm(total) / (std * float(np.sqrt(len(total))))

@@ -15,26 +15,32 @@ import numpy as np
 
 from raysim import checkpoint
 from raysim.adapter import Vector, initial_adapter
+from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
 from raysim.config import Config, result_key
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, Plan, mean_of, measure, plan
 from raysim.experiment import Experiment
 from raysim.methods.call import ClientState
+from raysim.privacy.aggregation import MaskedSum
 from raysim.privacy.clipping import ChunkSum
 from raysim.progress import Progress
-from raysim.server import ServerState, step
+from raysim.server import ServerState, clip_norm_of, step
 from raysim.worker import Assignment, ClientReport, Worker
 
 BYTES_PER_PARAMETER = 4
+BYTES_MASKED = 8
+"""Of a parameter in a masked message."""
 OnDone = Callable[[Sequence[ClientReport]], None]
 
 
 class Clients(Protocol):
     """Whoever runs the clients of a round. What `run_round` returns goes to `Server.step` unopened."""
 
-    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: OnDone) -> list[Any]:
-        """The chunks' sums in the order of `chunks`; `on_done` hears of each chunk as it ends."""
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
+    ) -> list[Any]:
+        """The chunks' sums in the order of `chunks`, updates clipped to `clip_norm` if any; `on_done` hears of each chunk as it ends."""
 
     def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
         """What these clients keep; those that keep nothing are left out."""
@@ -60,12 +66,16 @@ class LocalClients:
         self._worker, self._assignment, self._shards = worker, assignment, experiment.shards
         self._states: dict[int, ClientState] = {}
 
-    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: OnDone) -> list[ChunkSum]:
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
+    ) -> list[ChunkSum | MaskedSum]:
         """See `Clients`."""
         sums = []
         for chunk in chunks:
             shards, states = [self._shards[k] for k in chunk], [self._states.get(k) for k in chunk]
-            total, reports, new_states = self._worker.run_chunk(self._assignment, chunk, round_index, adapter, shards, states)
+            total, reports, new_states = self._worker.run_chunk(
+                self._assignment, chunk, round_index, adapter, shards, states, clip_norm=clip_norm
+            )
             self._states.update({k: state for k, state in zip(chunk, new_states, strict=True) if state is not None})
             sums.append(total)
             on_done(reports)
@@ -111,6 +121,8 @@ class Simulation:
     tokenizer: Any
     progress: Progress
     state: ServerState
+    num_rounds: int
+    """Rounds to run: those configured, or as many as `privacy.max_epsilon` allows."""
     records: list[dict[str, Any]] = field(default_factory=list)
     synthetic: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[int, ClientState] = field(default_factory=dict)
@@ -130,7 +142,7 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
     _resume(simulation, state_dir)
     if simulation.config.method.name == "base":
         return _measure_base(simulation)
-    for round_index in range(simulation.state.round_index, simulation.config.server.num_rounds):
+    for round_index in range(simulation.state.round_index, simulation.num_rounds):
         changed = run_round(simulation, round_index)
         _save(simulation, state_dir, changed=changed)
         after_round(simulation)
@@ -141,8 +153,9 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     """Runs one round, appends its record, and returns the clients whose own state changed."""
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
-    cohort = experiment.mechanism.sample_cohort(round_index)
-    size = experiment.mechanism.chunk_size
+    mechanism, adapter = experiment.mechanism, simulation.state.adapter
+    cohort, clip_norm = mechanism.survivors(round_index), clip_norm_of(simulation.state, mechanism)
+    size = mechanism.chunk_size
     chunks = [cohort[i : i + size] for i in range(0, len(cohort), size)]
     reports: list[ClientReport] = []
 
@@ -152,14 +165,24 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
             progress.client_done(report.client_id, report.stats.num_tokens)
 
     progress.round(round_index, cohort)
-    sums = simulation.clients.run_round(chunks, round_index, simulation.state.adapter, on_done)
+    sums = simulation.clients.run_round(chunks, round_index, adapter, clip_norm, on_done)
+    sums += canary_sums(
+        experiment.canaries,
+        mechanism=mechanism,
+        scale=simulation.config.audit.canary_scale,
+        round_index=round_index,
+        size=len(adapter),
+        clip_norm=clip_norm,
+    )
     trained_s = time.perf_counter() - started
     simulation.state, server_record = simulation.server.step(simulation.state, sums)
     changed = simulation.clients.states(cohort)
     simulation.kept |= changed
 
     reports.sort(key=lambda report: report.client_id)
-    record = {"round_index": round_index, "cohort": list(cohort), **_client_record(reports, trained_s), **server_record}
+    drawn = mechanism.sample_cohort(round_index)
+    record = {"round_index": round_index, "cohort": list(drawn), "num_failed": len(drawn) - len(cohort)}
+    record |= {**_client_record(reports, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
     record |= _traffic(simulation, cohort, round_index)
@@ -191,8 +214,8 @@ def due(every: int, *, round_index: int, num_rounds: int) -> bool:
 
 
 def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
-    config = simulation.config
-    num_rounds = config.server.num_rounds
+    config, experiment = simulation.config, simulation.experiment
+    num_rounds = simulation.num_rounds
     with_eval = due(config.evaluate.every, round_index=round_index, num_rounds=num_rounds)
     with_attack = due(config.attack.every, round_index=round_index, num_rounds=num_rounds)
     if not (with_eval or with_attack):
@@ -208,12 +231,21 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     utility, attack = measured[0]
     if utility is not None and not math.isfinite(utility["heldout_nll"]):
         raise RuntimeError(f"round {round_index}: the held-out loss of the new adapter is not finite; lower train.lr or server.lr")
-    return {"eval": utility, "attack": attack} | ({"private": own} if own else {})
+    exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
+    return {"eval": utility, "attack": attack} | ({"private": own} if own else {}) | ({"exposure": exposure} if exposure else {})
+
+
+def _exposure(simulation: Simulation) -> dict[str, Any]:
+    """How exposed the Secret Sharer canaries are in the release."""
+    plan_, config = simulation.experiment.canaries, simulation.config
+    jobs = exposure_jobs(plan_, config)
+    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    return exposure_record(plan_, results, num_references=config.audit.num_references)
 
 
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[Vector, Plan]]:
     """Plans for the adapters that clients keep: after every measured round where they are the product, else after the last."""
-    last = round_index == simulation.config.server.num_rounds - 1
+    last = round_index == simulation.num_rounds - 1
     if not (last or simulation.config.method.name == "locit"):
         return []
     owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
@@ -318,7 +350,9 @@ def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) ->
         texts = [example.record.instruction + example.record.response for shard in simulation.experiment.shards for example in shard]
         pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
         return {"uplink_bytes": pooled, "downlink_bytes": 0}
-    return {"uplink_bytes": adapter_bytes * len(cohort), "downlink_bytes": adapter_bytes * len(cohort)}
+    drawn = len(simulation.experiment.mechanism.sample_cohort(round_index))
+    sent = adapter_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
+    return {"uplink_bytes": sent * len(cohort), "downlink_bytes": adapter_bytes * drawn}
 
 
 def _resume(simulation: Simulation, state_dir: Path) -> None:
@@ -333,11 +367,12 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
             f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
         )
     assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
-    simulation.state = ServerState(round_index=snapshot.num_rounds, adapter=np.asarray(snapshot.adapter, dtype=np.float32))
+    adapter = np.asarray(snapshot.adapter, dtype=np.float32)
+    simulation.state = ServerState(round_index=snapshot.num_rounds, adapter=adapter, clip_norm=snapshot.clip_norm)
     simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
-    simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.config.server.num_rounds}")
+    simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.num_rounds}")
 
 
 def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
@@ -345,6 +380,7 @@ def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None
         num_rounds=simulation.state.round_index,
         config_key=result_key(simulation.config),
         adapter=simulation.state.adapter,
+        clip_norm=simulation.state.clip_norm,
         client_arrays={k: state.arrays for k, state in simulation.kept.items()},
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,

@@ -17,7 +17,8 @@ from raysim.data.tokens import Example
 from raysim.evaluate import Job, run_job
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientState
-from raysim.privacy.clipping import ChunkSum, clip_and_sum
+from raysim.privacy.aggregation import MaskedSum, sum_chunk
+from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.mechanism import Mechanism
 from raysim.train import TrainStats
 
@@ -73,8 +74,12 @@ class Worker:
         adapter: Vector,
         shards: Sequence[tuple[Example, ...]],
         states: Sequence[ClientState | None],
-    ) -> tuple[ChunkSum, list[ClientReport], list[ClientState | None]]:
-        """The clipped, weighted sum of the chunk's updates, a report and the new state of each client.
+        *,
+        clip_norm: float | None,
+    ) -> tuple[ChunkSum | MaskedSum, list[ClientReport], list[ClientState | None]]:
+        """The clipped, weighted sum of the chunk's updates (masked under secure aggregation), a report and the new state of each client.
+
+        `clip_norm` is the round's bound on updates, None for none.
 
         Errors: RuntimeError naming the round and the client in which something failed.
         """
@@ -92,7 +97,10 @@ class Worker:
             reports.append(ClientReport(client_id, result.stats, result.synthetic))
             new_states.append(result.state)
         weights = [assignment.weights[client_id] for client_id in client_ids]
-        return clip_and_sum(updates, weights=weights, clip_norm=mechanism.update_clip_norm), reports, new_states
+        total = sum_chunk(
+            updates, client_ids=client_ids, weights=weights, clip_norm=clip_norm, mechanism=mechanism, round_index=round_index
+        )
+        return total, reports, new_states
 
     def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """The results of one evaluation job on one adapter."""

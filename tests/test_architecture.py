@@ -18,13 +18,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "rng", "progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "train", "generate", "lora", "attacks", "judge"),
-    ("synthesis", "methods", "server", "evaluate"),
-    ("experiment", "worker"),
+    ("synthesis", "private_synthesis", "methods", "server", "evaluate"),
+    ("experiment", "worker", "auditing"),
     ("simulate",),
     ("actors",),
     ("sweep",),
-    ("report", "figures"),
+    ("report", "figures", "budget", "verify"),
     ("runner",),
+    ("audit",),
     ("cli",),
     ("raysim", "__main__"),
 )
@@ -47,6 +48,9 @@ WITHOUT_CONFIG = (
 # (module, what it imports inside a function) -> why it is heavy and optional.
 HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim", "raysim.runner"): "torch and Ray take seconds to import, and who only reads configurations needs neither",
+    ("raysim.cli", "raysim.audit"): "help and refusals answer without importing torch and Ray",
+    ("raysim.cli", "raysim.budget"): "the other commands answer without importing dp-accounting and scipy",
+    ("raysim.cli", "raysim.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",

@@ -168,7 +168,7 @@ def test_epsilon_of_the_record_is_that_of_the_rounds_done() -> None:
     spent = mechanism.epsilon(8)
     assert spent is not None
     _, record = step(start(7), [], mechanism=mechanism, lr=1.0, seed=0)
-    assert (record["epsilon"], record["epsilon_rdp"]) == (spent.pld, spent.rdp)
+    assert (record["epsilon"], record["epsilon_rdp"]) == (spent.quoted, spent.rdp)
 
 
 def test_weights() -> None:

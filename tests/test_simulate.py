@@ -83,7 +83,14 @@ def test_a_client_that_sits_out_keeps_what_it_kept(backend: Backend, tmp_path: P
 
 
 def test_a_round_in_which_no_client_takes_part_still_adds_its_noise_and_is_accounted(backend: Backend, tmp_path: Path) -> None:
-    settings = ["partition.num_clients=4", "server.cohort_size=1", "server.num_rounds=6", "evaluate.every=0", "attack.every=-1"]
+    settings = [
+        "partition.num_clients=4",
+        "server.cohort_size=1",
+        "server.num_rounds=6",
+        "evaluate.every=0",
+        "attack.every=-1",
+        "privacy.delta=1e-5",
+    ]
     done = finished("fedit-client", *settings, backend=backend, out=tmp_path / "run")
     empty = [record for record in done.records if not record["cohort"]]
     assert empty, "the cohorts of this seed must include an empty one for the test to say anything"
@@ -122,12 +129,14 @@ def listening(reports: list[Any]) -> type[LocalClients]:
     """Local clients whose reports are also written down."""
 
     class ListeningClients(LocalClients):
-        def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: loop.OnDone) -> list[Any]:
+        def run_round(
+            self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
+        ) -> list[Any]:
             def both(chunk_reports: Sequence[Any]) -> None:
                 reports.extend(chunk_reports)
                 on_done(chunk_reports)
 
-            return super().run_round(chunks, round_index, adapter, both)
+            return super().run_round(chunks, round_index, adapter, clip_norm, both)
 
     return ListeningClients
 
@@ -156,9 +165,11 @@ class Diverging(LocalClients):
         super().__init__(worker, assignment, experiment)
         self._mechanism, self._assigned, self._value = experiment.mechanism, assignment, value
 
-    def run_round(self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, on_done: loop.OnDone) -> list[Any]:
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
+    ) -> list[Any]:
         """See `Clients`."""
-        sums = super().run_round(chunks, round_index, adapter, on_done)
+        sums = super().run_round(chunks, round_index, adapter, clip_norm, on_done)
         spoilt = np.zeros_like(adapter)
         spoilt[3] = self._value
         weights = [self._assigned.weights[1]]

@@ -37,7 +37,9 @@ def test_a_chunk_is_the_sum_of_its_clients_calls(overrides: tuple[str, ...]) -> 
     expected = clip_and_sum([r.update for r in results], weights=[weights[0], weights[2]], clip_norm=call.mechanism.update_clip_norm)
 
     for fresh in (worker, make_worker()):
-        total, reports, states = fresh.run_chunk(assignment, (0, 2), 0, call.adapter, [call.shard, call.shard], [None, None])
+        total, reports, states = fresh.run_chunk(
+            assignment, (0, 2), 0, call.adapter, [call.shard, call.shard], [None, None], clip_norm=call.mechanism.update_clip_norm
+        )
         assert total.total.tobytes() == expected.total.tobytes()
         assert (total.weight, total.norms, total.num_clipped) == (expected.weight, expected.norms, expected.num_clipped)
         assert [report.client_id for report in reports] == [0, 2]
@@ -68,7 +70,7 @@ def test_a_failure_names_round_and_client() -> None:
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
     broken = ClientState(arrays={})  # a state that lacks the adapter
     with pytest.raises(RuntimeError, match=r"^round 4, client 2: KeyError: 'adapter'$"):
-        worker.run_chunk(assignment, (0, 2), 4, call.adapter, [call.shard, call.shard], [None, broken])
+        worker.run_chunk(assignment, (0, 2), 4, call.adapter, [call.shard, call.shard], [None, broken], clip_norm=None)
 
 
 def test_a_diverged_client_is_dropped_and_the_others_count() -> None:
@@ -77,7 +79,7 @@ def test_a_diverged_client_is_dropped_and_the_others_count() -> None:
     call = make_call(lm)
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
     diverged = np.full_like(some_adapter(lm), np.inf)
-    total, reports, _ = worker.run_chunk(assignment, (0,), 0, diverged, [call.shard], [None])
+    total, reports, _ = worker.run_chunk(assignment, (0,), 0, diverged, [call.shard], [None], clip_norm=None)
     assert (total.num_dropped, total.weight) == (1, 0.0)
     assert not total.total.any()
     assert reports[0].stats.loss is None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raysim.adapter import Vector
+from raysim.attacks.canary_updates import canary_coins, canary_seed
 from raysim.base import LanguageModel
 from raysim.config import Config
 from raysim.data.tokens import Example
@@ -71,7 +72,18 @@ class ClientCall:
             clip_norm=self.mechanism.clip_norm,
             noise_multiplier=self.mechanism.noise_multiplier,
             secure_noise=self.mechanism.secure_noise,
+            canary_seeds=self._canary_seeds(),
+            canary_norm=self.config.audit.canary_scale * self.mechanism.clip_norm,
         )
+
+    def _canary_seeds(self) -> tuple[int, ...]:
+        """Of the gradient canaries that are in the run, those dealt to this client (one after another, in turn)."""
+        audit, num_clients = self.config.audit, self.mechanism.num_clients
+        if audit.canary != "gradient":
+            return ()
+        coins = canary_coins(audit.num_canaries, seed=self.config.seed)
+        dealt = range(self.client_id, audit.num_canaries, num_clients)
+        return tuple(canary_seed(i, seed=self.config.seed) for i in dealt if coins[i])
 
     def _scheduled(self, lr: float) -> float:
         train, num_rounds = self.config.train, self.config.server.num_rounds

@@ -6,6 +6,8 @@ adapter sees real records only, scores the synthetic ones, and `share_mix` (beta
 The full text of the first version was not available to us; where it is silent (that both adapters start each round from the
 shared one) we follow the later version.
 Protection is empirical only: synthetic records are written from private demonstrations, and beta > 0 sends real updates.
+With `privacy.unit: example` it is more than that: the records are written by differentially private self-generation, nothing
+real enters what is sent (beta 0, no scorer), and the shared adapter, trained on them alone, inherits the guarantee.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.data.tokens import Example, encode_records
 from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.private_synthesis import PrivateSynthesisSettings, synthesize_private
 from raysim.synthesis import Candidate, SynthesisSettings, as_record, instruction_following_scores, synthesize
 from raysim.train import TrainStats, train_adapter
 
@@ -29,9 +32,7 @@ def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     past = call.state.records if call.state else []
     real_only = fedpit_config.local_train_on == "real"
 
-    candidates = synthesize(
-        lm, call.adapter, call.shard, settings=_settings(call), known=[r["instruction"] for r in past], seed=call.seed("synthesis")
-    )
+    candidates = _write(lm, call, known=[record["instruction"] for record in past])
     if real_only:
         private, private_stats = train_adapter(lm, call.adapter, call.shard, settings=settings, seed=call.seed("train"))
         scorer = private
@@ -80,6 +81,36 @@ def select(lm: LanguageModel, scorer: Vector, candidates: list[Candidate], *, ca
     for index in ranked[fedpit_config.num_kept :]:
         results[index] = dataclasses.replace(results[index], verdict="score")
     return results
+
+
+def _write(lm: LanguageModel, call: ClientCall, *, known: list[str]) -> list[Candidate]:
+    """The shared model's synthetic records, privately where the mechanism says so (then past rounds are no filter either)."""
+    seed = call.seed("synthesis")
+    if call.mechanism.kind == "synthesis":
+        return synthesize_private(lm, call.adapter, call.shard, settings=_private_settings(call), seed=seed)
+    return synthesize(lm, call.adapter, call.shard, settings=_settings(call), known=known, seed=seed)
+
+
+def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
+    """Private self-generation; what the guarantee rests on comes from the mechanism that is accounted for."""
+    fedpit_config, mechanism = call.config.fedpit, call.mechanism
+    settings = PrivateSynthesisSettings(
+        num_candidates=mechanism.num_steps,
+        num_subsets=fedpit_config.num_subsets,
+        max_demonstrations=fedpit_config.num_response_demonstrations,
+        max_demonstration_tokens=call.config.data.max_length,
+        sampling_prob=mechanism.record_prob(call.client_id),
+        top_k=fedpit_config.top_k,
+        noise_multiplier=mechanism.noise_multiplier,
+        max_instruction_tokens=fedpit_config.max_instruction_tokens,
+        max_response_tokens=fedpit_config.max_response_tokens,
+        min_instruction_words=fedpit_config.min_instruction_words,
+        secure_noise=mechanism.secure_noise,
+        batch_size=max(call.config.evaluate.batch_size, fedpit_config.num_subsets + 1),
+        system_prompt=call.config.data.system_prompt,
+    )
+    assert settings.num_tokens == mechanism.num_tokens, (settings.num_tokens, mechanism.num_tokens)
+    return settings
 
 
 def _settings(call: ClientCall) -> SynthesisSettings:

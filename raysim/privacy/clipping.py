@@ -5,8 +5,7 @@ not finite enters as zero. So adding or removing one client moves the sum by at 
 relation is add/remove, not replace). `noise_and_divide` adds noise to that same sum and divides by a number that does
 not depend on who came.
 
-Left out: adaptive clipping (its quantile would have to be paid for), and weights under clipping (a weight is a second,
-unbounded factor).
+Left out: how the bound is chosen (the mechanism's business), and weights under clipping (a weight is a second, unbounded factor).
 """
 
 from collections.abc import Sequence
@@ -42,8 +41,13 @@ class ChunkSum:
     """The bound that was applied; None for none."""
 
 
-def clip_and_sum(updates: Sequence[Vector], *, weights: Sequence[float], clip_norm: float | None) -> ChunkSum:
+def clip_and_sum(
+    updates: Sequence[Vector], *, weights: Sequence[float], clip_norm: float | None, noises: Sequence[Vector | None] = ()
+) -> ChunkSum:
     """The weighted sum of a chunk's updates, in the order given, each clipped to `clip_norm` unless that is None.
+
+    `noises` (one an update, or none at all) are added after clipping, for updates that are left out as well: whether noise
+    comes must not depend on the data.
 
     Guarantees: with `clip_norm`, one update more or less moves `total` by at most `clip_norm`, whatever its values.
     Edge cases: an update with a NaN or an infinity is left out and counted.
@@ -53,7 +57,9 @@ def clip_and_sum(updates: Sequence[Vector], *, weights: Sequence[float], clip_no
     assert clip_norm is None or set(weights) == {1.0}, f"clipping bounds a sum with weights of 1 only, not {sorted(set(weights))}"
     total = np.zeros(len(updates[0]), dtype=np.float64)
     kept_weight, norms, num_clipped = 0.0, list[float](), 0
-    for update, weight in zip(updates, weights, strict=True):
+    for update, weight, noise in zip(updates, weights, noises or [None] * len(updates), strict=True):
+        if noise is not None:
+            total += noise
         assert update.shape == total.shape, f"an update of shape {update.shape} in a chunk of shape {total.shape}"
         if not np.isfinite(update).all():
             continue
@@ -67,8 +73,12 @@ def clip_and_sum(updates: Sequence[Vector], *, weights: Sequence[float], clip_no
     return ChunkSum(total, kept_weight, tuple(norms), num_clipped, len(updates) - len(norms), clip_norm)
 
 
-def noise_and_divide(total: Total, *, noise_std: float, denominator: float, seed: int, secure: bool) -> Vector:
+def noise_and_divide(
+    total: Total, *, noise_std: float, denominator: float, seed: int, secure: bool, earlier: Sequence[tuple[float, int]] = ()
+) -> Vector:
     """(total + N(0, noise_std^2 I)) / denominator, in float32: the average that is released.
+
+    `earlier` lists weights and seeds of noise that earlier rounds added, of which this round adds so much (correlated noise).
 
     `noise_std` is on the sum, so it is the noise multiplier times `clip_norm`; `denominator` must not depend on the cohort
     where there is noise. Equal arguments give equal bits unless `secure`.
@@ -76,6 +86,10 @@ def noise_and_divide(total: Total, *, noise_std: float, denominator: float, seed
     if not denominator > 0.0:
         raise ValueError(f"denominator={denominator!r} must be greater than 0")
     noisy = total if noise_std == 0.0 else total + gaussian(len(total), std=noise_std, seed=seed, secure=secure)
+    if noise_std > 0.0:
+        assert not (earlier and secure), "noise that nobody can repeat cannot be added again"
+        for weight, earlier_seed in earlier:
+            noisy = noisy + weight * gaussian(len(total), std=noise_std, seed=earlier_seed, secure=False).astype(np.float64)
     with np.errstate(over="ignore"):
         return (noisy / denominator).astype(np.float32)
 

@@ -1,47 +1,36 @@
 """The one frozen object that feeds the sampler, the clip, the noise and the accountant, so that they cannot disagree.
 
-Four kinds, by whom they protect and how:
+Five kinds, by whom they protect and how:
 
 - `none`: every client, or a fixed-size cohort; nothing is clipped, nothing noised, nothing promised.
-- `client`: DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963). Poisson cohorts, updates clipped, noise at the server.
+- `client`: DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963). Updates clipped; noise at the server, at each client (local), or in
+  shares under secure aggregation (distributed); clipping may be adaptive (Andrew et al. 2021, arXiv 1905.03871) and the noise of
+  a fixed order of clients correlated (banded matrix factorisation, Choquette-Choo et al. 2023, arXiv 2306.08153).
 - `example`: DP-SGD at each client (Abadi et al. 2016, arXiv 1607.00133). Poisson batches of records, noise at the client.
 - `literal`: DP-LoRA as published (Liu et al. 2023, arXiv 2312.17493), with the accountant its sensitivity calls for.
+- `synthesis`: FEDPIT with private self-generation (after Tang et al. 2024, arXiv 2309.11765).
 
+Against a server that sees who takes part (local and distributed noise), sampling does not amplify, and is not accounted.
 The guarantee covers the released adapters. It does not cover the other files of a run, such as losses and update norms
 by round, which a simulation shows because its data are its own.
-Left out: adaptive clipping, correlated noise, and the cost of choosing hyper-parameters on private data.
+Left out: zero-concentrated and discrete noise (no library gives them for this), the cost of choosing hyper-parameters on private data.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysim.config import Config
-from raysim.privacy.accounting import epsilon_pld, epsilon_rdp, paper_epsilon
-from raysim.rng import numpy_rng
+from raysim.privacy import factorization, promises
+from raysim.privacy.accounting import Epsilon, Release, default_delta, epsilon_of, paper_epsilon, solve_noise_multiplier
+from raysim.privacy.noise import gaussian
+from raysim.rng import numpy_rng, seed_for
 
 LITERAL_SENSITIVITY = 2.0 * math.sqrt(2.0)
 """In units of C: replacing a record can carry the clipped mean gradient of A, and that of B, across a ball of diameter 2 C."""
-
-NO_GUARANTEE = {
-    "fedit": "No differential-privacy guarantee: FEDIT releases averages of unclipped, unnoised updates.",
-    "fedpit": "No differential-privacy guarantee: FEDPIT's protection is empirical only, since the synthetic records it trains the "
-    "shared adapter on are written from private demonstrations.",
-    "locit": "No differential-privacy guarantee: each client's adapter is trained on its own records without noise, and stays with it.",
-    "cenit": "No differential-privacy guarantee: all records are pooled in one place and trained on without noise.",
-    "base": "Nothing is learned from the clients' records: the base model is released as it was. No mechanism is needed or claimed.",
-}
-
-
-@dataclass(frozen=True)
-class Epsilon:
-    """An upper bound on epsilon, computed in two ways."""
-
-    pld: float
-    """By privacy loss distributions: the figure to quote."""
-    rdp: float
-    """By Renyi differential privacy: the looser cross-check."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class Mechanism:
     """How clients and records are drawn, bounded, noised and accounted in a run."""
 
     kind: str
-    """`none`, `client`, `example` or `literal`."""
+    """`none`, `client`, `example`, `literal` or `synthesis`."""
     method: str
     """Name of the method, for the sentence that states what is promised."""
     shard_sizes: tuple[int, ...]
@@ -59,51 +48,104 @@ class Mechanism:
     weighting: str
     """`examples` or `uniform`."""
     noise_multiplier: float
-    """z: noise standard deviation over `clip_norm`."""
+    """z: noise standard deviation over sensitivity (of a round, with the count's share where clipping is adaptive)."""
     clip_norm: float
-    """C: bound on the norm of an update, or of a gradient."""
+    """C: bound on the norm of an update (in the first round, where clipping is adaptive), or of a gradient."""
     delta: float
     """delta of the guarantee."""
     batch_size: int
-    """B: (expected) records of a private step; unused by `none` and `client`."""
+    """B: (expected) records of a private step, or of all demonstrations of a synthetic record; unused by `none` and `client`."""
     num_steps: int
-    """Private steps of a client in a round; unused by `none` and `client`."""
+    """Private steps of a client in a round, or synthetic records; unused by `none` and `client`."""
     secure_noise: bool
     """Whether noise comes from the operating system instead of the run's seed."""
     seed: int
     """Root of the run's random streams."""
+    num_rounds: int
+    """Rounds planned; noise in a fixed order is scaled to them."""
+    noise_at: str = "server"
+    """`server`, `client` or `distributed`."""
+    sampler: str = "auto"
+    """`poisson`, `fixed`, `all` or `cyclic` cohorts of the kind `client`."""
+    clipping: str = "flat"
+    """`flat` or `adaptive`."""
+    clip_quantile: float = 0.5
+    """Share of updates that adaptive clipping wants short."""
+    clip_lr: float = 0.2
+    """Step of log C under adaptive clipping."""
+    given_count_noise: float = 0.0
+    """Noise standard deviation on the count of short updates; 0 to choose one."""
+    num_bands: int = 1
+    """Rounds over which the noise of a fixed order is correlated; 1 for independent noise."""
+    noise_cohort_size: int = 0
+    """Cohort whose noise is simulated; 0 for the real one."""
+    population: int = 0
+    """Clients from which simulated cohorts are drawn; 0 keeps the real sampling probability."""
+    dropout_prob: float = 0.0
+    """Probability that a client of a cohort fails before it sends anything."""
+    dropout_tolerance: float = 0.0
+    """Share of a cohort that may fail while distributed noise still suffices."""
+    num_tokens: int = 1
+    """Noised token choices of a synthetic record (`synthesis`)."""
 
     @staticmethod
     def from_config(config: Config, *, shard_sizes: Sequence[int]) -> "Mechanism":
-        """The mechanism of a run whose clients hold `shard_sizes` records.
+        """The mechanism of a run whose clients hold `shard_sizes` records, its noise solved for where a target epsilon is set.
 
-        Errors: ValueError if `server.cohort_size` exceeds the clients, `auto` is unresolved, or no client holds a record.
+        Errors: ValueError if `server.cohort_size` exceeds the clients, `auto` is unresolved, no client holds a record, or the
+        target or the limit on epsilon cannot be met.
         """
-        unit, literal = config.privacy.unit, config.dplora.mode == "literal"
-        if unit == "auto" or config.server.weighting == "auto":
-            raise ValueError("privacy.unit and server.weighting must be resolved; make the configuration with raysim.config.load")
-        if config.server.cohort_size > len(shard_sizes):
-            raise ValueError(f"server.cohort_size={config.server.cohort_size} must be at most the number of clients, {len(shard_sizes)}")
-        if not any(shard_sizes):
-            raise ValueError("partition: no client holds a record; raise data.num_train")
-        if unit == "client" and config.server.weighting != "uniform":
-            raise ValueError(
-                f"server.weighting={config.server.weighting!r} is unbounded in one client; privacy.unit='client' needs 'uniform'"
-            )
-        return Mechanism(
-            kind="literal" if unit == "example" and literal else unit,
+        _check_config(config, shard_sizes)
+        kind, privacy = _kind(config), config.privacy
+        batch_size, num_steps, num_tokens = _steps(config, kind)
+        mechanism = Mechanism(
+            kind=kind,
             method=config.method.name,
             shard_sizes=tuple(int(size) for size in shard_sizes),
             cohort_size=config.server.cohort_size or len(shard_sizes),
             weighting=config.server.weighting,
-            noise_multiplier=config.privacy.noise_multiplier,
-            clip_norm=config.privacy.clip_norm,
-            delta=config.privacy.delta,
-            batch_size=config.dplora.batch_size,
-            num_steps=1 if literal else config.dplora.num_steps,
-            secure_noise=config.privacy.secure_noise,
+            noise_multiplier=privacy.noise_multiplier,
+            clip_norm=privacy.clip_norm,
+            delta=privacy.delta or default_delta(max(2, len(shard_sizes) if kind == "client" else sum(shard_sizes))),
+            batch_size=batch_size,
+            num_steps=num_steps,
+            secure_noise=privacy.secure_noise,
             seed=config.seed,
+            num_rounds=config.server.num_rounds,
+            noise_at=privacy.noise_at,
+            sampler=privacy.sampler,
+            clipping=privacy.clipping,
+            clip_quantile=privacy.clip_quantile,
+            clip_lr=privacy.clip_lr,
+            given_count_noise=privacy.count_noise,
+            num_bands=privacy.num_bands,
+            noise_cohort_size=privacy.noise_cohort_size,
+            population=privacy.population,
+            dropout_prob=config.server.dropout_prob,
+            dropout_tolerance=privacy.dropout_tolerance,
+            num_tokens=num_tokens,
         )
+        return mechanism._checked(target_epsilon=privacy.target_epsilon, max_epsilon=privacy.max_epsilon)
+
+    def _checked(self, *, target_epsilon: float, max_epsilon: float) -> "Mechanism":
+        """Itself, its noise solved for if there is a target."""
+        mechanism = self
+        if target_epsilon and self.kind != "none":
+
+            def releases(noise_multiplier: float) -> tuple[Release, ...]:
+                return dataclasses.replace(self, noise_multiplier=noise_multiplier).releases(self.num_rounds)
+
+            mechanism = dataclasses.replace(
+                self, noise_multiplier=solve_noise_multiplier(target_epsilon, delta=self.delta, make_releases=releases)
+            )
+        if mechanism.clipping == "adaptive" and not mechanism.count_noise > mechanism.noise_multiplier / 2:
+            raise ValueError(
+                f"privacy.count_noise={mechanism.count_noise:g} must be more than half the noise multiplier {mechanism.noise_multiplier:g}, "
+                "or nothing is left for the updates; raise it, or leave it at 0"
+            )
+        if max_epsilon and mechanism.affordable_rounds(max_epsilon) == 0:
+            raise ValueError(f"privacy.max_epsilon={max_epsilon:g} is less than one round costs; raise it, or privacy.noise_multiplier")
+        return mechanism
 
     # --- sampler ---
 
@@ -111,6 +153,11 @@ class Mechanism:
     def num_clients(self) -> int:
         """Clients of the run."""
         return len(self.shard_sizes)
+
+    @property
+    def num_units(self) -> int:
+        """Clients, or records of all clients: whichever is protected."""
+        return self.num_clients if self.kind == "client" else sum(self.shard_sizes)
 
     @property
     def cohort_prob(self) -> float:
@@ -127,14 +174,33 @@ class Mechanism:
         """Clients whose updates are summed together, from the expected cohort alone: places and actors do not change sums."""
         return max(1, self.cohort_size // 64)
 
+    @property
+    def num_cohorts(self) -> int:
+        """Cohorts in a cycle of the `cyclic` sampler, and so rounds between two turns of a client."""
+        return self.num_clients // self.cohort_size
+
     def sample_cohort(self, round_index: int) -> tuple[int, ...]:
         """The clients of a round in ascending order; a Poisson cohort (`client`) varies in size and may be empty."""
+        if self.sampler == "cyclic":
+            return tuple(range(round_index % self.num_cohorts, self.num_clients, self.num_cohorts))
         if self.cohort_size == self.num_clients:
             return tuple(range(self.num_clients))
         rng = numpy_rng(self.seed, "cohort", round_index)
-        if self.kind == "client":
+        if self.kind == "client" and self.sampler != "fixed":
             return tuple(int(k) for k in (rng.random(self.num_clients) < self.cohort_prob).nonzero()[0])
         return tuple(sorted(int(k) for k in rng.choice(self.num_clients, size=self.cohort_size, replace=False)))
+
+    def survivors(self, round_index: int) -> tuple[int, ...]:
+        """The clients of a round's cohort that do not fail, whatever their data."""
+        cohort = self.sample_cohort(round_index)
+        if self.dropout_prob == 0.0:
+            return cohort
+        draws = numpy_rng(self.seed, "dropout", round_index).random(self.num_clients)
+        return tuple(k for k in cohort if draws[k] >= self.dropout_prob)
+
+    def min_survivors(self, cohort_size: int) -> int:
+        """Clients of a cohort that must send for distributed noise to suffice."""
+        return max(1, math.ceil((1.0 - self.dropout_tolerance) * cohort_size - 1e-9))
 
     def record_prob(self, client_id: int) -> float:
         """Probability with which each record of a client enters one of its Poisson batches (0 for a client without records)."""
@@ -149,8 +215,13 @@ class Mechanism:
         return self.weighting == "uniform"
 
     @property
+    def is_masked(self) -> bool:
+        """Whether updates are summed under secure aggregation."""
+        return self.kind == "client" and self.noise_at == "distributed"
+
+    @property
     def update_clip_norm(self) -> float | None:
-        """Bound on the norm of a client's update; None where updates are not clipped."""
+        """Bound on the norm of a client's update (in the first round); None where updates are not clipped."""
         return self.clip_norm if self.kind == "client" else None
 
     @property
@@ -159,14 +230,49 @@ class Mechanism:
         return self.expected_cohort if self.kind == "client" else None
 
     @property
-    def sum_noise_std(self) -> float:
-        """Standard deviation of the server's noise on the sum of updates."""
-        return self.noise_multiplier * self.clip_norm if self.kind == "client" else 0.0
+    def count_noise(self) -> float:
+        """Noise standard deviation on the count of short updates: given, or m / 20 (Andrew et al. 2021), or z if that is more."""
+        return self.given_count_noise or max(self.expected_cohort / 20, self.noise_multiplier)
 
     @property
-    def noise_std(self) -> float:
-        """Standard deviation of the server's noise on the average update; 0 where the noise is added by clients or not at all."""
-        return self.sum_noise_std / self.expected_cohort
+    def sum_noise_multiplier(self) -> float:
+        """The server's noise on the sum of updates, over the clipping bound.
+
+        Under adaptive clipping the updates get (z^-2 - (2 sigma_b)^-2)^(-1/2), so that with the count, whose sensitivity is
+        1/2, a round costs what z costs (Andrew et al. 2021, theorem 1).
+        """
+        z = self.noise_multiplier
+        if self.kind != "client" or self.noise_at != "server" or z == 0.0:
+            return 0.0
+        if self.clipping == "adaptive":
+            z = (z**-2 - (2.0 * self.count_noise) ** -2) ** -0.5
+        if self.noise_cohort_size:
+            z *= self.cohort_size / self.noise_cohort_size
+        if self.sampler == "cyclic":
+            z *= self._sensitivity(self.num_rounds)
+        return z
+
+    def update_noise_multiplier(self, cohort_size: int) -> float:
+        """The noise that each client of a cohort adds to its clipped update, over the clipping bound; 0 where the server adds it."""
+        if self.kind != "client" or self.noise_at == "server":
+            return 0.0
+        return self.noise_multiplier / (math.sqrt(self.min_survivors(cohort_size)) if self.is_masked else 1.0)
+
+    def noise_weights(self, round_index: int) -> dict[int, float]:
+        """The rounds whose noise enters this round's sum, and with which weight: row of the inverse factor (1 for itself alone)."""
+        if self.num_bands == 1:
+            return {round_index: 1.0}
+        weights = factorization.noise_weights(round_index, num_bands=self.num_bands)
+        return {index: float(weight) for index, weight in enumerate(weights) if weight != 0.0}
+
+    def average_noise_std(self, *, clip_norm: float, round_index: int, num_noisy: int) -> float:
+        """Standard deviation of the noise on the average update of a round to which `num_noisy` clients sent; 0 without noise on updates."""
+        if self.kind != "client":
+            return 0.0
+        mixing = math.sqrt(sum(weight**2 for weight in self.noise_weights(round_index).values()))
+        cohort = len(self.sample_cohort(round_index))
+        shares = math.sqrt(num_noisy) * self.update_noise_multiplier(cohort) if num_noisy else 0.0
+        return clip_norm * math.hypot(self.sum_noise_multiplier * mixing, shares) / self.expected_cohort
 
     @property
     def step_noise_std(self) -> float:
@@ -175,66 +281,106 @@ class Mechanism:
             return 0.0
         return self.noise_multiplier * self.clip_norm / (self.batch_size if self.kind == "example" else 1)
 
+    def next_clip_norm(self, clip_norm: float | None, *, num_short: int, num_kept: int, round_index: int) -> float | None:
+        """The bound of the next round: C exp(-eta (b - gamma)), b the noised share of short updates (Andrew et al. 2021, algorithm 1)."""
+        if self.clipping != "adaptive" or clip_norm is None:
+            return clip_norm
+        std = self.count_noise if self.noise_multiplier else 0.0
+        noise = float(gaussian(1, std=std, seed=seed_for(self.seed, "count noise", round_index), secure=self.secure_noise)[0])
+        share = (num_short - num_kept / 2 + noise) / self.expected_cohort + 0.5
+        return clip_norm * math.exp(-self.clip_lr * (share - self.clip_quantile))
+
     # --- accountant ---
 
     @property
     def accounted_multiplier(self) -> float:
-        """Noise over the sensitivity of one release, as given to the accountant; z, but z / (2 sqrt 2) in `literal`."""
+        """Noise over the sensitivity of one release, as given to the accountant: z, but z / (2 sqrt 2) in `literal`, and z over the
+        square root of the tokens of a record in `synthesis`."""
+        if self.kind == "synthesis":
+            return self.noise_multiplier / math.sqrt(self.num_tokens)
         return self.noise_multiplier / (LITERAL_SENSITIVITY if self.kind == "literal" else 1.0)
 
     @property
     def sampling_prob(self) -> float:
-        """Poisson sampling probability given to the accountant (1 for no amplification); of the smallest shard in `example`."""
-        if self.kind == "literal":
-            return 1.0
-        if self.kind == "example":
+        """Sampling probability given to the accountant (1 for no amplification); of the smallest shard where records are drawn."""
+        if self.kind == "literal" or (self.kind == "client" and (self.noise_at != "server" or self.sampler in ("all", "cyclic"))):
+            return 1.0 if not (self.kind == "client" and self.noise_cohort_size and self.population) else self._simulated_prob
+        if self.kind in ("example", "synthesis"):
             return max(self.record_prob(client_id) for client_id in range(self.num_clients))
-        return self.cohort_prob
+        return self._simulated_prob if self.noise_cohort_size else self.cohort_prob
+
+    @property
+    def _simulated_prob(self) -> float:
+        return self.noise_cohort_size / self.population if self.population else self.cohort_prob
 
     def num_releases(self, num_rounds: int) -> int:
         """Releases that can depend on one protected unit after `num_rounds`, with its client in every cohort."""
-        return num_rounds * (self.num_steps if self.kind == "example" else 1)
+        return num_rounds * (self.num_steps if self.kind in ("example", "synthesis") else 1)
+
+    def releases(self, num_rounds: int) -> tuple[Release, ...]:
+        """What the accountant composes for `num_rounds` rounds."""
+        if self.kind == "none" or num_rounds == 0:
+            return ()
+        if self.sampler == "cyclic":
+            share = self._sensitivity(self.num_rounds) / self._sensitivity(num_rounds)
+            return (Release(self.noise_multiplier * share, sampler="all"),)
+        count = self.num_releases(num_rounds)
+        if self.kind == "client" and self.sampler == "fixed":
+            return (
+                Release(self.noise_multiplier, sampler="fixed", population=self.num_clients, sample_size=self.cohort_size, count=count),
+            )
+        if self.sampling_prob == 1.0:
+            return (Release(self.accounted_multiplier, sampler="all", count=count),)
+        return (Release(self.accounted_multiplier, sampler="poisson", sampling_prob=self.sampling_prob, count=count),)
 
     def epsilon(self, num_rounds: int) -> Epsilon | None:
         """Epsilon spent after `num_rounds` rounds; None where there is no guarantee (no noise, or too little for a finite one)."""
         if self.kind == "none" or self.noise_multiplier == 0.0:
             return None
-        spent = [
-            bound(self.accounted_multiplier, sampling_prob=self.sampling_prob, num_releases=self.num_releases(num_rounds), delta=self.delta)
-            for bound in (epsilon_pld, epsilon_rdp)
-        ]
-        return Epsilon(*spent) if all(math.isfinite(value) for value in spent) else None
+        spent = _epsilon_of(self.releases(num_rounds), self.delta)
+        return spent if math.isfinite(spent.quoted) else None
+
+    def affordable_rounds(self, max_epsilon: float) -> int:
+        """The most rounds, up to those planned, whose epsilon stays within `max_epsilon`."""
+        low, high = 0, self.num_rounds
+        while low < high:
+            middle = (low + high + 1) // 2
+            spent = self.epsilon(middle)
+            low, high = (middle, high) if spent is not None and spent.quoted <= max_epsilon else (low, middle - 1)
+        return low
 
     def ledger(self, num_rounds: int) -> dict[str, Any]:
         """What was promised to whom after `num_rounds`: the content of ledger.json.
 
-        `epsilon` is dp-accounting's for `num_releases` Gaussian releases of `noise_multiplier`, Poisson-sampled with
-        `sampling_prob`, at `delta`; null where nothing is promised.
+        `epsilon` is dp-accounting's at `delta` for the events in `releases`; null where nothing is promised.
         """
         spent, private = self.epsilon(num_rounds), self.kind != "none"
         entries: dict[str, Any] = {
-            "unit": {"literal": "example"}.get(self.kind, self.kind),
-            "neighbouring_relation": RELATIONS[self.kind],
+            "unit": {"literal": "example", "synthesis": "example"}.get(self.kind, self.kind),
+            "neighbouring_relation": promises.RELATIONS[self._relation],
             "sampler": self._sampler(),
             "sampling_prob": self.sampling_prob,
             "noise_multiplier": self.accounted_multiplier if private else 0.0,
-            "clip_norm": self.clip_norm if private else None,
+            "clip_norm": self.clip_norm if private and self.kind != "synthesis" else None,
             "num_releases": self.num_releases(num_rounds),
             "delta": self.delta if private else None,
-            "epsilon": spent.pld if spent else None,
+            "epsilon": spent.quoted if spent else None,
             "epsilon_rdp": spent.rdp if spent else None,
+            "accountant": ("pld" if spent.pld is not None else "rdp") if spent else None,
+            "releases": [dataclasses.asdict(release) for release in self.releases(num_rounds)],
             "guarantee": self.guarantee(num_rounds),
-            "noise_at": NOISE_AT[self.kind],
+            "simulated": self.noise_cohort_size > 0,
+            "noise_at": self.noise_at if private else "none",
             "expected_cohort": self.expected_cohort,
             "num_rounds": num_rounds,
             "seeded_noise": private and self.noise_multiplier > 0.0 and not self.secure_noise,
         }
-        return entries | self._literal_entries()
+        return entries | self._special_entries()
 
     def guarantee(self, num_rounds: int) -> str:
         """One plain sentence: who is protected against whom, by how much, and under which assumptions."""
         if self.kind == "none":
-            return NO_GUARANTEE[self.method]
+            return promises.NO_GUARANTEE[self.method]
         spent = self.epsilon(num_rounds)
         if spent is None:
             return (
@@ -243,48 +389,101 @@ class Mechanism:
         secrecy = (
             "its sampling stays secret" if self.secure_noise else "the run's seed, from which noise and sampling are drawn, stays secret"
         )
-        who = PROMISES[self.kind].format(
-            budget=f"({spent.pld:.4g}, {self.delta:g})-differentially private", num_rounds=num_rounds, clip=self.clip_norm
+        who = promises.PROMISES[self._promise].format(
+            budget=f"({spent.quoted:.4g}, {self.delta:.3g})-differentially private",
+            num_rounds=num_rounds,
+            clip=f"{self.clip_norm:g}" if self.clipping == "flat" else "a private quantile of their norms",
+            num_bands=self.num_bands,
         )
-        return f"{who}; it holds for the released adapters, not for the diagnostics beside them, and as long as {secrecy}."
+        simulated = ""
+        if self.noise_cohort_size:
+            population = self.population or round(self.noise_cohort_size / self.cohort_prob)
+            simulated = promises.SIMULATED.format(noise_cohort_size=self.noise_cohort_size, population=population)
+        return f"{simulated}{who}; it holds for the released adapters, not for the diagnostics beside them, and as long as {secrecy}."
+
+    @property
+    def _relation(self) -> str:
+        if self.kind == "client" and self.noise_at != "server":
+            return "client-local"
+        return "client-fixed" if self.sampler == "fixed" else self.kind
+
+    @property
+    def _promise(self) -> str:
+        if self.kind != "client":
+            return self.kind
+        if self.noise_at != "server":
+            return "client-local" if self.noise_at == "client" else "client-distributed"
+        return {"fixed": "client-fixed", "cyclic": "client-cyclic"}.get(self.sampler, "client")
 
     def _sampler(self) -> str:
-        if self.kind == "example":
+        if self.kind in ("example", "synthesis"):
             return "poisson over records"
         if self.kind == "literal":
             return "fixed-size batches (not amplified)"
+        if self.sampler == "cyclic":
+            return "fixed order of clients"
         if self.cohort_size == self.num_clients:
             return "every client"
-        return "poisson over clients" if self.kind == "client" else "fixed-size cohorts"
+        return "poisson over clients" if self.kind == "client" and self.sampler != "fixed" else "fixed-size cohorts"
 
-    def _literal_entries(self) -> dict[str, Any]:
-        if self.kind != "literal":
-            return {}
-        stated = paper_epsilon(self.noise_multiplier, delta=self.delta) if self.noise_multiplier else None
-        return {
-            "paper_noise_multiplier": self.noise_multiplier,
-            "sensitivity_over_clip_norm": LITERAL_SENSITIVITY,
-            "paper_epsilon_per_step": stated,
-            "paper_epsilon_note": "the paper's formula: of one step, for a sensitivity of C, valid below 1 only; invalid as a total",
-        }
+    def _sensitivity(self, num_rounds: int) -> float:
+        turns = factorization.participations(num_rounds, num_cohorts=self.num_cohorts)
+        return factorization.sensitivity(num_rounds, self.num_bands, max_participations=turns)
+
+    def _special_entries(self) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        if self.noise_cohort_size:
+            entries |= {"noise_cohort_size": self.noise_cohort_size, "population": self.population or None}
+        if self.clipping == "adaptive":
+            entries |= {"clipping": "adaptive", "count_noise": self.count_noise, "update_noise_multiplier": self.sum_noise_multiplier}
+        if self.sampler == "cyclic":
+            entries |= {
+                "num_bands": self.num_bands,
+                "num_rounds_planned": self.num_rounds,
+                "sensitivity": self._sensitivity(self.num_rounds),
+            }
+        if self.is_masked:
+            entries |= {"dropout_tolerance": self.dropout_tolerance}
+        if self.kind == "synthesis":
+            entries |= {"num_tokens_per_record": self.num_tokens, "noise_multiplier_per_token": self.noise_multiplier}
+        if self.kind == "literal":
+            stated = paper_epsilon(self.noise_multiplier, delta=self.delta) if self.noise_multiplier else None
+            entries |= {
+                "paper_noise_multiplier": self.noise_multiplier,
+                "sensitivity_over_clip_norm": LITERAL_SENSITIVITY,
+                "paper_epsilon_per_step": stated,
+                "paper_epsilon_note": "the paper's formula: of one step, for a sensitivity of C, valid below 1 only; invalid as a total",
+            }
+        return entries
 
 
-RELATIONS = {
-    "none": None,
-    "client": "add or remove one client",
-    "example": "add or remove one record",
-    "literal": "replace one record",
-}
+def _check_config(config: Config, shard_sizes: Sequence[int]) -> None:
+    if "auto" in (config.privacy.unit, config.server.weighting):
+        raise ValueError("privacy.unit and server.weighting must be resolved; make the configuration with raysim.config.load")
+    if config.server.cohort_size > len(shard_sizes):
+        raise ValueError(f"server.cohort_size={config.server.cohort_size} must be at most the number of clients, {len(shard_sizes)}")
+    if not any(shard_sizes):
+        raise ValueError("partition: no client holds a record; raise data.num_train")
+    if config.privacy.unit == "client" and config.server.weighting != "uniform":
+        raise ValueError(f"server.weighting={config.server.weighting!r} is unbounded in one client; privacy.unit='client' needs 'uniform'")
 
-NOISE_AT = {"none": "none", "client": "server", "example": "client", "literal": "client"}
 
-PROMISES = {
-    "client": "Client-level: {num_rounds} rounds are {budget} with respect to adding or removing any one client with all its records "
-    "(updates clipped to {clip:g}, noise at a trusted server)",
-    "example": "Record-level: what a client sends in {num_rounds} rounds is {budget} with respect to adding or removing any one of its "
-    "records, against the server and all others (gradients clipped to {clip:g} per record, noise at the client, its client in every "
-    "cohort, shard sizes public)",
-    "literal": "Record-level: what a client sends in {num_rounds} rounds is {budget} with respect to replacing any one of its records, "
-    "against the server and all others (gradients of A and of B each clipped to {clip:g} per batch, hence a sensitivity of 2 sqrt(2) "
-    "times that, no amplification by sampling, its client in every cohort, shard sizes public)",
-}
+def _kind(config: Config) -> str:
+    if config.privacy.unit != "example":
+        return config.privacy.unit
+    if config.method.name == "fedpit":
+        return "synthesis"
+    return "literal" if config.dplora.mode == "literal" else "example"
+
+
+def _steps(config: Config, kind: str) -> tuple[int, int, int]:
+    """Expected records of a private step, steps of a round, and noised choices of a step."""
+    fedpit, dplora = config.fedpit, config.dplora
+    if kind == "synthesis":
+        return fedpit.num_subsets * fedpit.subset_size, fedpit.num_candidates, fedpit.max_instruction_tokens + fedpit.max_response_tokens
+    return dplora.batch_size, 1 if kind == "literal" else dplora.num_steps, 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon_of(releases: tuple[Release, ...], delta: float) -> Epsilon:
+    return epsilon_of(releases, delta=delta)

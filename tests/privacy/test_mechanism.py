@@ -22,7 +22,7 @@ LITERAL = ("method.name=dplora", "dplora.mode=literal")
 
 def make(*overrides: str, sizes: tuple[int, ...] = (16, 20, 12)) -> Mechanism:
     clients = (f"partition.num_clients={len(sizes)}", f"data.num_train={sum(sizes)}", "partition.min_examples=0")
-    return Mechanism.from_config(load("", [*clients, *overrides]), shard_sizes=sizes)
+    return Mechanism.from_config(load("", [*clients, "privacy.delta=1e-5", *overrides]), shard_sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_chunks_follow_the_expected_cohort() -> None:
 def test_client_level_noise() -> None:
     mechanism = make(*CLIENT, "server.cohort_size=10", "privacy.noise_multiplier=1.5", "privacy.clip_norm=0.2", sizes=(5,) * 40)
     assert (mechanism.update_clip_norm, mechanism.denominator, mechanism.uniform_weights) == (0.2, 10.0, True)
-    assert mechanism.sum_noise_std == pytest.approx(0.3)
-    assert mechanism.noise_std == pytest.approx(0.03)
+    assert mechanism.sum_noise_multiplier == pytest.approx(1.5)
+    assert mechanism.average_noise_std(clip_norm=0.2, round_index=0, num_noisy=7) == pytest.approx(0.03)
     assert mechanism.step_noise_std == 0.0
 
 
@@ -107,7 +107,7 @@ def test_noise_of_a_private_step() -> None:
     assert make(*EXAMPLE, *settings).step_noise_std == pytest.approx(2.5)
     assert make(*LITERAL, *settings).step_noise_std == pytest.approx(20.0)
     for mechanism in (make(*EXAMPLE, *settings), make(*LITERAL, *settings)):
-        assert (mechanism.sum_noise_std, mechanism.update_clip_norm, mechanism.denominator) == (0.0, None, None)
+        assert (mechanism.sum_noise_multiplier, mechanism.update_clip_norm, mechanism.denominator) == (0.0, None, None)
 
 
 def test_records_are_drawn_by_shard_size() -> None:
@@ -126,7 +126,7 @@ def test_record_level_epsilon_is_that_of_the_smallest_shard() -> None:
     spent, less = mechanism.epsilon(3), larger.epsilon(3)
     assert spent is not None
     assert less is not None
-    assert spent.pld > less.pld
+    assert spent.quoted > less.quoted
 
 
 def test_fault_expected_participation() -> None:

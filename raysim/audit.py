@@ -1,0 +1,313 @@
+"""`raysim audit RUN_DIR`: attacks on a finished run, whose outcome could prove its ledger wrong.
+
+- `membership`: loss, reference-calibrated, zlib and Min-K% scores of the released adapter on training and held-out records.
+- `lira`: offline LiRA with shadow adapters trained here on random halves of those records.
+- `one-run`: the run once more with canaries of the ledger's own unit, for a lower bound on epsilon (Steinke et al. 2023).
+- `canaries`: the run once more with Secret Sharer canaries, for exposure by round.
+- `inversion`: what a server reads in one client's update (DAGER), by rank, batch and noise.
+
+Everything is added to RUN_DIR/audit.json and to the page. Runs that are made again lie in RUN_DIR/audit/ and are not repeated.
+Left out: choosing what to attack by how it came out; what is asked for is reported.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysim import runfiles
+from raysim.adapter import Vector, load_adapter
+from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
+from raysim.attacks.membership import lira_scores, loss_scores, membership_report
+from raysim.auditing import membership_attack, token_losses, verdict
+from raysim.base import LanguageModel, build_language_model, load_base_model
+from raysim.config import Config, load, with_overrides
+from raysim.data.tokens import Example
+from raysim.experiment import Experiment, prepare
+from raysim.progress import print_rows
+from raysim.report import write_run_report
+from raysim.rng import numpy_rng, seed_for
+from raysim.runner import Backend, open_backend, run
+from raysim.simulate import Clients, start
+from raysim.train import TrainSettings, train_adapter
+from raysim.worker import Assignment
+
+ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
+DEFAULT_ATTACKS = ("membership", "one-run")
+MULTIPLICITIES = [1, 2, 4]
+INVERSION_RANKS = (64, 256)
+INVERSION_BATCHES = (1, 2, 4)
+INVERSION_NOISES = (0.0, 1e-3, 1e-1, 1.0)
+INVERSION_B_STD = 0.01
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("folder", help="the folder of a finished run, such as runs/quickstart/dplora")
+    parser.add_argument(
+        "--attack",
+        action="append",
+        choices=ATTACKS,
+        help="what to run; give it several times for several (default: membership and one-run)",
+    )
+    parser.add_argument(
+        "--canaries", type=int, default=100, help="one-run audit: how many, each in the run with probability 1/2 (default 100)"
+    )
+    parser.add_argument(
+        "--canary",
+        choices=("auto", "record", "gradient", "update"),
+        default="auto",
+        help="one-run audit: what they are (default: the strongest kind of the ledger's unit)",
+    )
+    parser.add_argument("--shadows", type=int, default=4, help="lira: shadow adapters to train (default 4)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of the lower bound on epsilon (default 0.95)")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the attacks asked for, prints what they found, and writes it beside the run.
+
+    Errors: ValueError for a folder that holds no finished run, or an attack that this run does not admit.
+    """
+    run_dir = Path(arguments.folder)
+    config = finished_config(run_dir)
+    attacks = tuple(dict.fromkeys(arguments.attack or DEFAULT_ATTACKS))
+    _check(config, attacks, arguments)
+    found = _read(run_dir / "audit.json")
+    display = False if arguments.quiet else None
+    again: dict[str, Callable[[], dict[str, Any]]] = {
+        "one-run": lambda: {"one_run": one_run(config, run_dir, arguments, display=display)},
+        "canaries": lambda: {"exposure": exposure(config, run_dir, display=display)},
+        "inversion": lambda: {"inversion": inversion(config)},
+    }
+    for attack in attacks:
+        if attack in again:
+            found |= again[attack]()
+    direct = [attack for attack in attacks if attack not in again]
+    if direct:
+        found["membership"] = (found.get("membership") or {}) | membership(config, run_dir, direct, arguments, display=display)
+    runfiles.write_json(run_dir / "audit.json", found)
+    write_run_report(run_dir)
+    _print(found, attacks)
+    return 0
+
+
+def finished_config(run_dir: Path) -> Config:
+    """The configuration of the finished run in `run_dir`.
+
+    Errors: ValueError if there is none.
+    """
+    if not (run_dir / "summary.json").is_file() or not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"{run_dir} holds no finished run (no summary.json); finish it first: raysim run CONFIG out={run_dir}")
+    return dataclasses.replace(load(run_dir / "config.yaml"), out=str(run_dir), compare={})
+
+
+# --- attacks that make the run once more ---
+
+
+def one_run(config: Config, run_dir: Path, arguments: argparse.Namespace, *, display: bool | None) -> dict[str, Any]:
+    """The `one_run` entry of audit.json: the run's own if it had canaries, else of the run made again with them."""
+    own = _read(run_dir / "audit.json").get("one_run")
+    if own and config.audit.num_canaries:
+        return dict(own)
+    kind = _strongest_canary(config) if arguments.canary == "auto" else arguments.canary
+    changes = {"audit.num_canaries": arguments.canaries, "audit.canary": kind, "audit.confidence": arguments.confidence}
+    folder = run_dir / "audit" / f"one-run-{kind}-{arguments.canaries}"
+    again = run(_again(config, folder, changes), display=display)
+    return dict(_read(again.out / "audit.json")["one_run"])
+
+
+def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str, Any]:
+    """The `exposure` entry of audit.json: by round, of the run's own canaries or of the run made again with some."""
+    if config.audit.multiplicities:
+        records = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+    else:
+        changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "attack.every": 1}
+        records = run(_again(config, run_dir / "audit" / "canaries", changes), display=display).records
+    return {
+        "by_round": [{"round_index": record["round_index"], **record["exposure"]} for record in records if record.get("exposure")],
+    }
+
+
+def _again(config: Config, folder: Path, changes: dict[str, Any]) -> Config:
+    """The same run with canaries, measured no more than the audit needs."""
+    cheap = {"evaluate.every": 0, "evaluate.num_generated": 1, "attack.every": 0, "attack.num_examples": 1, "audit.membership": False}
+    return with_overrides(config, cheap | changes | {"out": str(folder), "name": f"{config.name}-audit"})
+
+
+def _strongest_canary(config: Config) -> str:
+    """The kind that tells most while it belongs to the unit that the ledger names, and leaves the mechanism as it was where it can."""
+    if config.privacy.unit == "client":
+        return "record" if config.privacy.noise_at == "distributed" else "update"
+    return "gradient" if config.method.name == "dplora" and config.dplora.mode == "example" else "record"
+
+
+# --- attacks on the release ---
+
+
+@dataclass(frozen=True)
+class Target:
+    """A release and what its attacker has."""
+
+    experiment: Experiment
+    clients: Clients
+    lm: LanguageModel
+    first: Vector
+    last: Vector
+
+    @property
+    def examples(self) -> list[Example]:
+        """Training records, then held-out ones."""
+        return [*self.experiment.real_examples, *self.experiment.heldout]
+
+    @property
+    def num_members(self) -> int:
+        """How many of them were trained on."""
+        return len(self.experiment.real_examples)
+
+
+def membership(
+    config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace, *, display: bool | None
+) -> dict[str, Any]:
+    """The `membership` entry of audit.json: one report a score."""
+    reports: dict[str, Any] = {}
+    with _target(config, run_dir, display=display) as target:
+        if "membership" in attacks:
+            reports |= membership_attack(
+                target.experiment.real_examples,
+                target.experiment.heldout,
+                first=target.first,
+                last=target.last,
+                evaluate=lambda work: target.clients.evaluate(work, lambda: None),
+                batch_size=config.evaluate.batch_size,
+            )
+        if "lira" in attacks:
+            reports["lira"] = lira(config, target, num_shadows=arguments.shadows)
+    return reports
+
+
+@contextlib.contextmanager
+def _target(config: Config, run_dir: Path, *, display: bool | None) -> Iterator[Target]:
+    backend: Backend
+    with open_backend(config, display=display) as backend:
+        lm = backend.worker.language_model(config.lora)
+        experiment = prepare(config, lm)
+        assignment = Assignment(config, experiment.mechanism, experiment.weights)
+        first = start(config, experiment, layout=lm.layout).adapter
+        yield Target(experiment, backend.clients(assignment, experiment), lm, first, load_adapter(run_dir / "adapter", lm.layout))
+
+
+def lira(config: Config, target: Target, *, num_shadows: int) -> dict[str, Any]:
+    """Offline LiRA: shadow adapters trained without noise on random halves of all records, as long as the run trained."""
+    train, pool = config.train, target.examples
+    settings = TrainSettings(
+        num_epochs=train.num_epochs * config.server.num_rounds,
+        max_steps=0,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        optimizer=train.optimizer,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        prox_mu=0.0,
+    )
+    is_in = shadow_halves(num_shadows, len(pool), seed=config.seed)
+    shadows = []
+    for index, half in enumerate(is_in):
+        chosen = [example for example, inside in zip(pool, half, strict=True) if inside]
+        adapter, _ = train_adapter(target.lm, target.first, chosen, settings=settings, seed=seed_for(config.seed, "shadow", index))
+        shadows.append(adapter)
+    losses = token_losses(
+        pool,
+        [target.last, *shadows],
+        evaluate=lambda work: target.clients.evaluate(work, lambda: None),
+        batch_size=config.evaluate.batch_size,
+    )
+    scores = lira_scores(loss_scores(losses[0]), np.stack([loss_scores(loss) for loss in losses[1:]]), is_out=~is_in)
+    return membership_report(scores[: target.num_members], scores[target.num_members :]) | {"num_shadows": num_shadows}
+
+
+def shadow_halves(num_shadows: int, num_examples: int, *, seed: int) -> np.ndarray:
+    """Which examples each shadow is trained on, of shape (num_shadows, num_examples): every example is left out by half of them.
+
+    Shadows come in pairs that split the examples between them.
+    """
+    halves: list[np.ndarray] = []
+    for pair in range((num_shadows + 1) // 2):
+        inside = numpy_rng(seed, "shadow half", pair).permutation(num_examples) < num_examples // 2
+        halves += [inside, ~inside]
+    return np.stack(halves[:num_shadows])
+
+
+def inversion(config: Config) -> list[dict[str, Any]]:
+    """The `inversion` entry of audit.json: rows of the sweep over rank, batch size and noise on the run's own records and model, in float32."""
+    base = load_base_model(config.model.name, dtype="float32", cache_dir=config.model.cache_dir)
+
+    def build(rank: int) -> LanguageModel:
+        return build_language_model(base, rank=rank, alpha=2.0 * rank, dropout=0.0, target_modules=list(config.lora.target_modules))
+
+    lm = build(config.lora.rank)
+    examples = sorted(prepare(config, lm).real_examples, key=lambda example: example.num_tokens)[: max(INVERSION_BATCHES)]
+    return [
+        dict(row)
+        for row in inversion_sweep(
+            build,
+            examples,
+            opening=template_opening(lm.tokenizer, system_prompt=config.data.system_prompt),
+            ranks=sorted({config.lora.rank, *INVERSION_RANKS}),
+            batch_sizes=INVERSION_BATCHES,
+            noise_multipliers=INVERSION_NOISES,
+            b_std=INVERSION_B_STD,
+            seed=config.seed,
+            settings=InversionSettings(),
+        )
+    ]
+
+
+def _check(config: Config, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
+    method = config.method.name
+    if method in ("base", "locit") and set(attacks) != {"inversion"}:
+        raise ValueError(f"method.name={method!r} releases nothing that was trained together; audit another run, or --attack inversion")
+    for option, value, least in (("canaries", arguments.canaries, 8), ("shadows", arguments.shadows, 2)):
+        if value < least:
+            raise ValueError(f"--{option}={value} must be at least {least}")
+    if not 0.5 <= arguments.confidence < 1:
+        raise ValueError(f"--confidence={arguments.confidence:g} must be at least 0.5 and less than 1")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+# --- what is printed ---
+
+
+def _print(found: dict[str, Any], attacks: Sequence[str]) -> None:
+    if found.get("membership") and {"membership", "lira"} & set(attacks):
+        rows = [
+            [name, _interval(report, "auc"), _interval(report, "tpr_at_0.1pct"), _interval(report, "tpr_at_1pct")]
+            for name, report in found["membership"].items()
+        ]
+        print_rows("membership of training records", ["score", "AUC", "TPR at 0.1% FPR", "TPR at 1% FPR"], rows)
+    if found.get("exposure") and "canaries" in attacks:
+        last = found["exposure"]["by_round"]
+        counts = list(last[0]["by_multiplicity"]) if last else []
+        rows = [[str(line["round_index"]), *(f"{line['by_multiplicity'][count]:.2f}" for count in counts)] for line in last]
+        limit = f"{last[0]['max']:.2f}" if last else "?"
+        print_rows(f"exposure of canaries in bits (at most {limit})", ["round", *(f"{count} times" for count in counts)], rows)
+    if found.get("inversion") and "inversion" in attacks:
+        keys = ("rank", "batch", "noise", "distinct_tokens", "span_dim", "token_recall", "token_precision", "rouge_l")
+        rows = [[f"{row[key]:g}" if key in ("noise", "rank") else f"{row[key]:.3g}" for key in keys] for row in found["inversion"]]
+        print_rows("inversion of one client's update (DAGER)", [key.replace("_", " ") for key in keys], rows)
+    if found.get("one_run"):
+        print(verdict(found["one_run"]), flush=True)
+
+
+def _interval(report: dict[str, Any], key: str) -> str:
+    low, high = report[f"{key}_interval"]
+    return f"{report[key]:.3f} ({low:.3f} to {high:.3f})"

@@ -1,0 +1,223 @@
+"""The audit that goes along with a run: canaries dealt to clients, what they add to a round, and what they tell at the end.
+
+Three kinds of canary for the one-run audit (Steinke et al. 2023, arXiv 2305.08846), so that the unit of the audit is that of the
+ledger: a record in a shard, a gradient in a private step, or an update of a client of its own. Secret Sharer canaries are
+records too. The bound that comes out is about the release and is put beside what the accountant says of it.
+What the auditor sees: the first and the last release, and the canaries.
+
+Left out: auditing a run that had no canaries (the `audit` command runs one again with them).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raysim.adapter import Vector
+from raysim.attacks.canaries import Canary, make_canaries, membership_canaries, secret_examples
+from raysim.attacks.canary_updates import canary_coins, canary_direction, canary_scores, canary_seed, present
+from raysim.attacks.membership import calibrated_scores, loss_scores, membership_report, min_k_scores, zlib_scores
+from raysim.config import Config
+from raysim.data.records import Record
+from raysim.data.tokens import Example
+from raysim.evaluate import Job
+from raysim.privacy.audit import gaussian_audit, one_run_audit
+from raysim.privacy.clipping import ChunkSum, clip_and_sum
+from raysim.privacy.mechanism import Mechanism
+from raysim.rng import seed_for
+
+Evaluate = Callable[[Sequence[tuple[Vector, Job]]], list[list[Any]]]
+DELTA_WITHOUT_PROMISE = 1e-5
+"""delta of the bound for a run that promises nothing."""
+
+
+@dataclass(frozen=True)
+class CanaryPlan:
+    """The canaries of a run."""
+
+    secrets: tuple[Canary, ...] = ()
+    """Secret Sharer canaries, by multiplicity."""
+    members: tuple[Canary, ...] = ()
+    """Record canaries of the one-run audit, each with its coin."""
+    num_updates: int = 0
+    """Update canaries of the one-run audit."""
+    num_gradients: int = 0
+    """Gradient canaries of the one-run audit (the clients mix them in themselves)."""
+
+    @property
+    def num_one_run(self) -> int:
+        """Canaries of the one-run audit, of whichever kind."""
+        return len(self.members) + self.num_updates + self.num_gradients
+
+
+def plan_canaries(config: Config, *, first_record_id: int) -> CanaryPlan:
+    """The canaries that `config.audit` asks for; records count their ids from `first_record_id`."""
+    audit = config.audit
+    seed = seed_for(config.seed, "audit")
+    secrets = make_canaries(
+        multiplicities=audit.multiplicities, num_per_multiplicity=audit.num_secrets, seed=seed, first_record_id=first_record_id
+    )
+    number = {kind: audit.num_canaries if audit.canary == kind else 0 for kind in ("record", "update", "gradient")}
+    members = membership_canaries(number["record"], seed=seed, first_record_id=first_record_id + len(secrets))
+    return CanaryPlan(tuple(secrets), tuple(members), num_updates=number["update"], num_gradients=number["gradient"])
+
+
+def dealt(plan: CanaryPlan, num_clients: int, *, first_record_id: int) -> list[list[Record]]:
+    """The canary records that go into each client's shard: canaries in turn, all copies of one to one client, each copy with an id of its own."""
+    hands: list[list[Record]] = [[] for _ in range(num_clients)]
+    next_id = first_record_id
+    for index, canary in enumerate([*plan.secrets, *plan.members]):
+        for _ in range(canary.num_copies):
+            hands[index % num_clients].append(dataclasses.replace(canary.record, record_id=next_id))
+            next_id += 1
+    return hands
+
+
+def canary_sums(
+    plan: CanaryPlan, *, mechanism: Mechanism, scale: float, round_index: int, size: int, clip_norm: float | None
+) -> list[ChunkSum]:
+    """The bounded sums of the update canaries that take part in a round, one by one through what every client's update goes through."""
+    coins = canary_coins(plan.num_updates, seed=mechanism.seed)
+    prob = 1.0 if mechanism.sampler in ("all", "auto") else mechanism.cohort_prob
+    taking_part = present(np.flatnonzero(coins).tolist(), sampling_prob=prob, seed=mechanism.seed, round_index=round_index)
+    sums = []
+    for index in taking_part:
+        direction = canary_direction(canary_seed(index, seed=mechanism.seed), size=size)
+        norm = 1.0 if clip_norm is None else scale * clip_norm
+        update = np.asarray(norm * direction, dtype=np.float32)
+        sums.append(clip_and_sum([update], weights=[1.0], clip_norm=clip_norm))
+    return sums
+
+
+# --- by round ---
+
+
+def exposure_jobs(plan: CanaryPlan, config: Config) -> list[Job]:
+    """The jobs that measure how exposed each Secret Sharer canary is, one a canary."""
+    return [
+        Job(
+            "exposure",
+            (),
+            0,
+            0,
+            canaries=(canary,),
+            num_references=config.audit.num_references,
+            seed=seed_for(config.seed, "audit", "references"),
+            system_prompt=config.data.system_prompt,
+        )
+        for canary in plan.secrets
+    ]
+
+
+def exposure_record(plan: CanaryPlan, results: Sequence[list[Any]], *, num_references: int) -> dict[str, Any]:
+    """Mean exposure (bits) by multiplicity, and the most that so many references can show."""
+    by_count: dict[int, list[float]] = {}
+    for canary, (value,) in zip(plan.secrets, results, strict=True):
+        by_count.setdefault(canary.multiplicity, []).append(value)
+    means = {str(count): sum(values) / len(values) for count, values in sorted(by_count.items())}
+    return {"by_multiplicity": means, "max": float(np.log2(num_references + 1)), "num_secrets": len(plan.secrets)}
+
+
+# --- at the end ---
+
+
+def final_audit(
+    plan: CanaryPlan,
+    config: Config,
+    *,
+    members: Sequence[Example],
+    nonmembers: Sequence[Example],
+    tokenizer: Any,
+    ledger: dict[str, Any],
+    first: Vector,
+    last: Vector,
+    evaluate: Evaluate,
+) -> dict[str, Any] | None:
+    """The content of audit.json: `one_run` and `membership`, each null unless it was asked for; None if neither was.
+
+    `members` were trained on and `nonmembers` were not; `first` and `last` are the releases before and after the run.
+    """
+    if not (plan.num_one_run or config.audit.membership):
+        return None
+    one_run = _one_run(plan, config, tokenizer=tokenizer, ledger=ledger, first=first, last=last, evaluate=evaluate)
+    membership = (
+        membership_attack(members, nonmembers, first=first, last=last, evaluate=evaluate, batch_size=config.evaluate.batch_size)
+        if config.audit.membership
+        else None
+    )
+    return {"one_run": one_run, "membership": membership}
+
+
+def membership_attack(
+    members: Sequence[Example], nonmembers: Sequence[Example], *, first: Vector, last: Vector, evaluate: Evaluate, batch_size: int
+) -> dict[str, Any]:
+    """Four membership scores of training records against held-out ones, each as `membership_report`."""
+    examples = [*members, *nonmembers]
+    after, before = token_losses(examples, [last, first], evaluate=evaluate, batch_size=batch_size)
+    scores = {
+        "loss": loss_scores(after),
+        "reference": calibrated_scores(after, before),
+        "zlib": zlib_scores(after, [example.record.response for example in examples]),
+        "min_k": min_k_scores(after),
+    }
+    return {name: membership_report(values[: len(members)], values[len(members) :]) for name, values in scores.items()}
+
+
+def token_losses(examples: Sequence[Example], adapters: Sequence[Vector], *, evaluate: Evaluate, batch_size: int) -> list[list[np.ndarray]]:
+    """The NLL (nats) of every response token of each example, under each adapter."""
+    batches = [tuple(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
+    jobs = [Job("token_nll", batch, 0, 0) for batch in batches]
+    results = evaluate([(adapter, job) for adapter in adapters for job in jobs])
+    return [[nll for part in results[i * len(jobs) : (i + 1) * len(jobs)] for nll in part] for i in range(len(adapters))]
+
+
+def _one_run(
+    plan: CanaryPlan,
+    config: Config,
+    *,
+    tokenizer: Any,
+    ledger: dict[str, Any],
+    first: Vector,
+    last: Vector,
+    evaluate: Evaluate,
+) -> dict[str, Any] | None:
+    if not plan.num_one_run:
+        return None
+    if plan.members:
+        examples = secret_examples(tokenizer, plan.members, system_prompt=config.data.system_prompt)
+        after, before = token_losses(examples, [last, first], evaluate=evaluate, batch_size=config.evaluate.batch_size)
+        scores = calibrated_scores(after, before)
+        included = np.array([canary.included for canary in plan.members])
+    else:
+        number = plan.num_updates + plan.num_gradients
+        sign = 1.0 if plan.num_updates else -1.0  # a step goes against the gradient
+        scores = sign * canary_scores(np.asarray(last - first, dtype=np.float32), number, seed=config.seed)
+        included = canary_coins(number, seed=config.seed)
+    delta = ledger["delta"] or DELTA_WITHOUT_PROMISE
+    result = one_run_audit(scores, included, delta=delta, confidence=config.audit.confidence)
+    entries: dict[str, Any] = {
+        "canary": config.audit.canary,
+        "unit": "client" if config.audit.canary == "update" else "example",
+        "delta": delta,
+        "confidence": config.audit.confidence,
+        "epsilon_claimed": ledger["epsilon"],
+        **dataclasses.asdict(result),
+        "num_included": int(included.sum()),
+    }
+    if not plan.members and min(included.sum(), (~included).sum()) >= 2:
+        estimate = gaussian_audit(scores[included], scores[~included], delta=delta, confidence=config.audit.confidence)
+        entries["gaussian_estimate"] = dataclasses.asdict(estimate)
+    return entries
+
+
+def verdict(one_run: dict[str, Any]) -> str:
+    """What was claimed and what was found, in one line."""
+    claimed, found = one_run["epsilon_claimed"], one_run["epsilon_lower"]
+    upper = "no guarantee claimed" if claimed is None else f"claimed at most {claimed:.4g}"
+    against = "" if claimed is None else (": contradicted" if found > claimed else ": not contradicted")
+    return (
+        f"{upper} / audited at least {found:.4g} ({one_run['confidence']:.0%} confidence, {one_run['num_correct']} of "
+        f"{one_run['num_guesses']} guesses right over {one_run['num_canaries']} {one_run['canary']} canaries){against}"
+    )

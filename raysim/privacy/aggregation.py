@@ -1,0 +1,106 @@
+"""From a chunk's updates to the sum that the server works with, in the open or under secure aggregation.
+
+What a client does (`sum_chunk`: clip, add its share of noise, mask) and what the server does with what arrives (`open_sums`) stand
+side by side, each given the mechanism, so that bound, noise and accountant cannot disagree.
+
+Left out: what the server adds and divides by (`clipping.noise_and_divide`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysim.privacy import secagg
+from raysim.privacy.clipping import ChunkSum, Vector, clip, clip_and_sum
+from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.noise import gaussian
+from raysim.rng import seed_for
+
+
+@dataclass(frozen=True)
+class MaskedSum:
+    """The sum of the masked messages of some clients: uniform integers to whoever lacks the others' and the unmasking shares."""
+
+    messages: secagg.Encoded
+    """Integers modulo 2^64, one a parameter."""
+    client_ids: tuple[int, ...]
+    """Whose messages are in it."""
+    clip_norm: float | None
+    """The bound that was applied before masking."""
+
+
+def sum_chunk(
+    updates: Sequence[Vector],
+    *,
+    client_ids: Sequence[int],
+    weights: Sequence[float],
+    clip_norm: float | None,
+    mechanism: Mechanism,
+    round_index: int,
+) -> ChunkSum | MaskedSum:
+    """What leaves the place where these clients are: their bounded sum, each with its noise where clients add it.
+
+    Under secure aggregation only masked integers leave. There an update that is not finite counts as zero and still carries
+    its noise, and nothing says that it did.
+    """
+    cohort = mechanism.sample_cohort(round_index)
+    noises = [
+        client_noise(len(update), mechanism=mechanism, client_id=k, round_index=round_index, clip_norm=clip_norm, cohort_size=len(cohort))
+        for k, update in zip(client_ids, updates, strict=True)
+    ]
+    if not mechanism.is_masked:
+        return clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
+    assert clip_norm is not None, "secure aggregation sums clipped updates"
+    grid, seed = _grid(mechanism, clip_norm, len(cohort)), _mask_seed(mechanism, round_index)
+    messages = []
+    for client_id, update, noise in zip(client_ids, updates, noises, strict=True):
+        finite = update if np.isfinite(update).all() else np.zeros_like(update)
+        encoded = secagg.encode(clip(finite, clip_norm=clip_norm), grid=grid, max_clients=len(cohort))
+        if noise is not None:
+            encoded += secagg.encode_noise(noise, grid=grid, max_clients=len(cohort))
+        messages.append(secagg.masked_message(client_id, cohort, encoded, seed=seed))
+    return MaskedSum(secagg.add_messages(messages, size=len(updates[0])), tuple(client_ids), clip_norm)
+
+
+def client_noise(
+    size: int, *, mechanism: Mechanism, client_id: int, round_index: int, clip_norm: float | None, cohort_size: int
+) -> Vector | None:
+    """The noise that this client adds to its update in this round (equal whenever it is asked for, unless `secure_noise`), if any."""
+    multiplier = mechanism.update_noise_multiplier(cohort_size)
+    if multiplier == 0.0 or clip_norm is None:
+        return None
+    seed = seed_for(mechanism.seed, "client noise", round_index, client_id)
+    return gaussian(size, std=multiplier * clip_norm, seed=seed, secure=mechanism.secure_noise)
+
+
+def open_sums(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, round_index: int, clip_norm: float | None) -> list[ChunkSum]:
+    """The sums that the server works with; masked ones are added up and unmasked together.
+
+    Errors: `secagg.TooFewSurvivors` where fewer clients sent than distributed noise or the unmasking needs.
+    """
+    plain = [part for part in parts if isinstance(part, ChunkSum)]
+    masked = [part for part in parts if isinstance(part, MaskedSum)]
+    assert not (plain and masked), "a round is masked or it is not"
+    if not masked:
+        return plain
+    assert clip_norm is not None, "secure aggregation sums clipped updates"
+    cohort, survivors = mechanism.sample_cohort(round_index), sorted(k for part in masked for k in part.client_ids)
+    threshold = max(secagg.majority(len(cohort)), mechanism.min_survivors(len(cohort)))
+    seed, size = _mask_seed(mechanism, round_index), len(masked[0].messages)
+    shares = {k: secagg.unmasking_shares(k, cohort, survivors=survivors, threshold=threshold, seed=seed) for k in survivors}
+    correction = secagg.unmasking_correction(
+        shares, survivors=survivors, posted=secagg.public_keys(cohort, seed=seed), threshold=threshold, size=size
+    )
+    total = secagg.add_messages([*(part.messages for part in masked), correction], size=size)
+    decoded = secagg.decode(total, grid=_grid(mechanism, clip_norm, len(cohort)))
+    return [ChunkSum(decoded, weight=float(len(survivors)), norms=(), num_clipped=0, num_dropped=0, clip_norm=clip_norm)]
+
+
+def _grid(mechanism: Mechanism, clip_norm: float, cohort_size: int) -> float:
+    std = mechanism.update_noise_multiplier(cohort_size) * clip_norm
+    return secagg.grid_for(clip_norm, noise_std=std, max_clients=cohort_size)
+
+
+def _mask_seed(mechanism: Mechanism, round_index: int) -> int:
+    return seed_for(mechanism.seed, "masks", round_index)
