@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -192,19 +193,20 @@ def extrapolated_exposure(canary_nll: float, reference_nlls: Sequence[float] | F
 def _skew_normal_log_cdf(z: float, shape: float) -> float:
     """The log of the standard skew-normal's distribution function, also where it is too small for a float.
 
-    There it is the density at z times the integral of exp(g(z - t) - g(z)) over t >= 0, with g the concave log-density.
+    There, left of the mode, it is the density at z times the integral of exp(g(z - t) - g(z)) over t >= 0, with g the log-density.
+    As g is concave, the integrand falls at least as fast as exp(-g'(z) t); it is added up over stretches of growing length.
     """
     cdf = float(skewnorm.cdf(z, shape))
-    if cdf > 1e-3:
+    slope = -z + shape * math.exp(float(norm.logpdf(shape * z)) - float(log_ndtr(shape * z)))
+    if cdf > 1e-3 or slope <= 0.0:
         return math.log(cdf)
 
     def log_density(x: float) -> float:
         return math.log(2.0) + float(norm.logpdf(x)) + float(log_ndtr(shape * x))
 
-    slope = -z + shape * math.exp(float(norm.logpdf(shape * z)) - float(log_ndtr(shape * z)))
-    assert slope > 0.0, (z, shape)
-    tail, _ = quad(lambda u: math.exp(log_density(z - u / slope) - log_density(z)), 0.0, 50.0)
-    return log_density(z) + math.log(tail / slope)
+    edges = [0.0, *np.geomspace(1e-6, 1.0, 13) * min(50.0 / slope, abs(z) + 50.0)]
+    top = log_density(z)
+    return top + math.log(math.fsum(quad(lambda t: math.exp(log_density(z - t) - top), *stretch)[0] for stretch in pairwise(edges)))
 
 
 def _checked_nlls(canary_nll: float, reference_nlls: Sequence[float] | Floats, *, at_least: int) -> Floats:
@@ -250,7 +252,7 @@ def secret_nlls(
     """For each canary: the NLL (nats) of its secret's tokens under `adapter`, and of each reference in the secret's place, shape (R,).
 
     What comes before the secret is given: the question in the chat template with `system_prompt`, and the beginning of the answer.
-    `adapter` stays loaded.
+    In bfloat16, rounding moves each figure by some tenths of a nat, canaries' and references' alike. `adapter` stays loaded.
     """
     lm.set_adapter(adapter)
     lm.model.eval()

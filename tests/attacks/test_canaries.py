@@ -30,6 +30,7 @@ from raysim.attacks.membership import loss_scores, token_nlls
 from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
+from raysim.privacy.audit import one_run_audit
 from raysim.train import TrainSettings, train_adapter
 from tests.tiny_models import build, encode, sharp_base
 
@@ -182,6 +183,15 @@ def test_log_cdf_meets_scipys_where_that_is_exact(shape: float) -> None:
         assert module._skew_normal_log_cdf(z, shape) == pytest.approx(math.log(skewnorm.cdf(z, shape)), rel=1e-4)
 
 
+@pytest.mark.parametrize("z", [1e-5, 3e-4, 0.1])
+def test_log_cdf_of_extreme_skew_is_the_half_normals(z: float) -> None:
+    """A fit may end at an enormous shape; then nearly nothing lies left of the mode, and the mode is next to zero."""
+    assert module._skew_normal_log_cdf(z, 1e8) == pytest.approx(math.log(math.erf(z / math.sqrt(2))), rel=1e-3)
+    left = [module._skew_normal_log_cdf(-x, 1e4) for x in (1e-5, 1e-4, 1e-3, 1.0)]
+    assert left == sorted(left, reverse=True)
+    assert all(math.isfinite(value) for value in left)
+
+
 def test_extrapolation_goes_on_where_ranks_end() -> None:
     rng = np.random.default_rng(2)
     others = skewnorm.rvs(3.0, loc=20.0, scale=4.0, size=2000, random_state=rng)
@@ -276,16 +286,33 @@ def test_an_untrained_model_exposes_nothing(lm: LanguageModel) -> None:
     assert kstest(np.exp2(-np.array(values)), "uniform").pvalue > 1e-3
 
 
-def test_exposure_rises_with_how_often_a_secret_was_seen(lm: LanguageModel) -> None:
-    multiplicities = [0, 1, 4, 16]
-    canaries = make_canaries(multiplicities=multiplicities, num_per_multiplicity=4, seed=0, first_record_id=0)
+def train_on(lm: LanguageModel, canaries: list[Canary], *, num_epochs: int) -> Vector:
+    """An adapter trained, without any protection, on the canaries that are included."""
     settings = TrainSettings(
-        num_epochs=4, max_steps=0, batch_size=8, lr=0.01, optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0, prox_mu=0.0
+        num_epochs=num_epochs, max_steps=0, batch_size=8, lr=0.01, optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0, prox_mu=0.0
     )
     examples = encode(lm, training_records(canaries))
-    trained, _ = train_adapter(lm, initial_adapter(lm.layout, seed=0), examples, settings=settings, seed=0)
+    return train_adapter(lm, initial_adapter(lm.layout, seed=0), examples, settings=settings, seed=0)[0]
+
+
+def test_exposure_rises_with_how_often_a_secret_was_seen(lm: LanguageModel) -> None:
+    canaries = make_canaries(multiplicities=[0, 1, 4, 16], num_per_multiplicity=4, seed=0, first_record_id=0)
+    trained = train_on(lm, canaries, num_epochs=4)
     values = np.array(exposures(lm, trained, canaries, num_references=255, seed=0, batch_size=256)).reshape(4, 4)
     means = values.mean(axis=1)
     assert means[0] < 3.0, "secrets that were not trained on are not exposed"
     assert (np.diff(means) > 0).all(), means
     assert means[3] > 6.0, "of 256 secrets, the one seen most often is among the first four"
+
+
+def test_one_run_audit_refutes_a_model_without_protection(lm: LanguageModel) -> None:
+    """From canaries to epsilon: what was trained on is told apart, and other coins for the same scores refute nothing."""
+    canaries = membership_canaries(32, seed=0, first_record_id=0)
+    examples = secret_examples(lm.tokenizer, canaries)
+    scores = loss_scores(token_nlls(lm, train_on(lm, canaries, num_epochs=60), examples, batch_size=32))
+    found = one_run_audit(scores, [canary.included for canary in canaries], delta=1e-5, num_guesses=32)
+    assert found.epsilon_lower > 1.0
+    others = [canary.included for canary in membership_canaries(32, seed=1, first_record_id=0)]
+    assert one_run_audit(scores, others, delta=1e-5, num_guesses=32).epsilon_lower < 0.2
+    before = loss_scores(token_nlls(lm, initial_adapter(lm.layout, seed=0), examples, batch_size=32))
+    assert one_run_audit(before, [canary.included for canary in canaries], delta=1e-5, num_guesses=32).epsilon_lower < 0.2

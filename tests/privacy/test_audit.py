@@ -217,11 +217,21 @@ def test_bound_is_as_sharp_as_it_may_be(epsilon: float) -> None:
 def test_gaussian_mechanism_is_not_refuted_and_one_with_too_little_noise_is() -> None:
     delta = 1e-5
     noise_multiplier = analytic_sigma(1.0, delta=delta)
-    common = {"num_canaries": 2000, "delta": delta, "num_guesses": None}
-    honest = bounds(gaussian_mechanism, num_trials=100, noise_multiplier=noise_multiplier, **common)
+
+    def lower(noise_multiplier: float, num_trials: int) -> Floats:
+        return bounds(
+            gaussian_mechanism,
+            num_trials=num_trials,
+            num_canaries=2000,
+            delta=delta,
+            num_guesses=None,
+            noise_multiplier=noise_multiplier,
+        )
+
+    honest = lower(noise_multiplier, 100)
     assert analytic_epsilon(noise_multiplier, delta=delta) == pytest.approx(1.0, abs=1e-6)
     assert (honest > 1.0).sum() <= most_failures(100, 0.05)
-    broken = bounds(gaussian_mechanism, num_trials=20, noise_multiplier=noise_multiplier / 5, **common)
+    broken = lower(noise_multiplier / 5, 20)
     assert (broken > 1.0).all()
 
 
