@@ -17,10 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raysim.adapter import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.base import LanguageModel, _flat_parameters, build_language_model, load_base_model
+from raysim.config import load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.methods import METHODS
 from raysim.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
+from raysim.worker import Assignment, Worker
+from tests.conftest import SMALL
 from tests.method_calls import make_call
 from tests.tiny_models import sharp_base
 
@@ -364,3 +367,23 @@ def test_what_a_client_sends_is_an_adapter_and_nothing_more(overrides: tuple[str
     lm = build_language_model(load_base_model("tiny"), rank=4, alpha=8.0, dropout=0.0, target_modules=TARGETS)
     call = make_call(lm, *overrides)
     check_adapter(METHODS[call.config.method.name](lm, call).update, lm.layout)
+
+
+# --- the client is named ---
+
+
+def run_client(adapter_of: Callable[[LanguageModel], Vector]) -> None:
+    """Client 2's call in round 4, from the adapter given, in a worker."""
+    worker, config = Worker(load_base_model("tiny"), device="cpu", num_threads=1), load("", SMALL)
+    lm = worker.language_model(config.lora)
+    call = make_call(lm)
+    assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
+    worker.run_chunk(assignment, (2,), 4, adapter_of(lm), [call.shard], [None], clip_norm=None)
+
+
+def test_a_client_that_fails_in_silence_is_named_with_its_round() -> None:
+    with pytest.raises(RuntimeError, match=r"^round 4, client 2: RuntimeError: training: no gradient reached the adapter"):
+        run_client(lambda lm: np.zeros(lm.layout.num_parameters, dtype=np.float32))
+    with pytest.raises(RuntimeError, match=r"^round 4, client 2: ValueError: adapter: float32 of shape"):
+        run_client(lambda lm: np.zeros(lm.layout.num_parameters + 1, dtype=np.float32))
+    run_client(some_adapter)

@@ -21,6 +21,7 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall
+from raysim.privacy.aggregation import open_sums, sum_chunk
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism
 from raysim.train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
@@ -118,6 +119,46 @@ def test_both_bounds_are_reached(num_clients: int, clip_norm: float, chunk_size:
     for factor, neighbour in neighbours.items():
         moved = distance(with_all, sum_before_noise(neighbour, clip_norm=clip_norm, chunk_size=chunk_size, size=7))
         assert 0.999 * factor * clip_norm <= moved <= factor * clip_norm * (1 + 1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in square")
+@settings(max_examples=25)
+@given(
+    st.sampled_from(["server", "client", "distributed"]),
+    st.integers(1, 12).flatmap(lambda size: st.lists(updates_of(size), min_size=4, max_size=4)),
+    st.sampled_from([1e-30, 1e-3, 1.0, 1e6]),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_a_client_whose_data_are_not_used_moves_the_sum_by_at_most_the_clip_norm(
+    noise_at: str, updates: list[Update], clip_norm: float, chunk_size: int, index: int
+) -> None:
+    """Wherever the noise is added, in the open or as masked integers, and whichever chunk the client is in."""
+    keys = ["partition.num_clients=4", "privacy.unit=client", f"privacy.noise_at={noise_at}", "privacy.noise_multiplier=0"]
+    mechanism = Mechanism.from_config(load("", [*keys, f"privacy.clip_norm={clip_norm}"]), shard_sizes=[10] * 4)
+    unused = [np.zeros_like(update) if k == index else update for k, update in enumerate(updates)]
+    sums = [sum_at_server(one, mechanism=mechanism, chunk_size=chunk_size) for one in (updates, unused)]
+    assert np.isfinite(sums[0]).all()
+    assert distance(*sums) <= clip_norm
+
+
+def sum_at_server(updates: Sequence[Update], *, mechanism: Mechanism, chunk_size: int) -> Total:
+    """The sum that the server steps with, from what left the places where the chunks' clients are."""
+    clip_norm, ids, parts = mechanism.update_clip_norm, range(len(updates)), []
+    for start in range(0, len(updates), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        parts.append(
+            sum_chunk(
+                updates[chunk],
+                client_ids=ids[chunk],
+                weights=[1.0] * len(ids[chunk]),
+                clip_norm=clip_norm,
+                mechanism=mechanism,
+                round_index=0,
+            )
+        )
+    opened = open_sums(parts, mechanism=mechanism, round_index=0, clip_norm=clip_norm)
+    return sum((part.total for part in opened), np.zeros(len(updates[0])))
 
 
 # --- record level: the sum of clipped gradients ---
