@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raysim import actors, runfiles
-from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.auditing import final_audit
+from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.config import Config, unresolved, unused_privacy, validate, with_overrides
 from raysim.experiment import Experiment, prepare
 from raysim.progress import Progress

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from raysim.adapter import Vector
+from raysim.attacks.canary_updates import canary_direction
 from raysim.base import LanguageModel
 from raysim.data.tokens import Example
 from raysim.privacy.noise import gaussian
@@ -67,6 +68,10 @@ class PrivateSettings:
     clip_norm: float
     noise_multiplier: float
     secure_noise: bool
+    canary_seeds: tuple[int, ...] = ()
+    """An audit's canaries: random directions that join each step as the gradients of further examples."""
+    canary_norm: float = 0.0
+    """Norm of a canary's gradient before clipping."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,14 @@ def grouped_batches(lengths: Sequence[int], *, batch_size: int, rng: np.random.G
 
 
 def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood of each example's response (nats) and its number of tokens, both of shape (B,).
+    """Summed negative log-likelihood of each example's response (nats) and its number of tokens, both of shape (B,)."""
+    nll_N, row_N = response_token_nll(lm, examples)
+    nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
+    return nll_B, torch.tensor([len(example.response_ids) for example in examples], device=lm.device)
+
+
+def response_token_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The negative log-likelihood (nats) of every response token, and the example each belongs to, both of shape (N,), in order.
 
     Equal to masking the labels of the full logits_BTV; the head runs on the N scored positions only.
     """
@@ -116,9 +128,7 @@ def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.
     with lm.autocast():
         hidden_BTD = core.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]  # torch types any attribute as a tensor
         logits_NV = core.get_output_embeddings()(hidden_BTD[row_N, column_N - 1])  # type: ignore[operator]  # torch types any attribute as a tensor
-    nll_N = F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none")
-    nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
-    return nll_B, torch.tensor([len(example.response_ids) for example in examples], device=lm.device)
+    return F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none"), row_N
 
 
 @torch.no_grad()
@@ -197,6 +207,7 @@ def train_private(
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
             chosen = [examples[i] for i in drawn.tolist()]
             total, norms, batch_losses = clipped_gradient_sum(lm, chosen, clip_norm=settings.clip_norm, max_batch=settings.batch_size)
+            total += _canary_gradients(lm, settings, seed=seed, step=step)
             std = settings.noise_multiplier * settings.clip_norm
             noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
             lm.flat_grad.copy_((total + torch.from_numpy(noise).to(lm.device)) / settings.batch_size)
@@ -296,6 +307,16 @@ def clipped_gradient_sum(
 def clip_factors(norm_B: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
     """What each example's gradient is multiplied by so that its norm is at most `clip_norm`."""
     return clip_norm / norm_B.clamp(min=clip_norm) * MARGIN
+
+
+def _canary_gradients(lm: LanguageModel, settings: PrivateSettings, *, seed: int, step: int) -> torch.Tensor:
+    """The clipped sum of the canaries that the step's sampler draws, float64 of shape (P,): as if each were an example's gradient."""
+    total = torch.zeros_like(lm.flat, dtype=torch.float64)
+    for index, canary_seed in enumerate(settings.canary_seeds):
+        if numpy_rng(seed, "canary poisson", step, index).random() < settings.sampling_prob:
+            gradient = torch.from_numpy(canary_direction(canary_seed, size=len(total))).to(lm.device).double() * settings.canary_norm
+            total += clip_factors(gradient.norm(), clip_norm=settings.clip_norm) * gradient
+    return total
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.nn import functional as F
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.data.tokens import Example
 from raysim.privacy.audit import Estimate, roc_auc, tpr_at_fpr
+from raysim.train import response_token_nll
 
 Floats = NDArray[np.float64]
 
@@ -52,19 +52,8 @@ def token_nlls(lm: LanguageModel, adapter: Vector, examples: Sequence[Example], 
 
 
 def _batch_nlls(lm: LanguageModel, examples: Sequence[Example]) -> list[Floats]:
-    """`token_nlls` of one batch, padded on the right: no real position sees what follows it."""
-    width = max(example.num_tokens for example in examples)
-    ids_BT = torch.full((len(examples), width), lm.pad_token_id, dtype=torch.long)
-    scored_BT = torch.zeros((len(examples), width), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids_BT[row, : example.num_tokens] = torch.tensor(example.prompt_ids + example.response_ids)
-        scored_BT[row, len(example.prompt_ids) : example.num_tokens] = True
-    row_N, column_N = scored_BT.nonzero(as_tuple=True)
-    core = lm.model.get_base_model()
-    with lm.autocast():
-        hidden_BTD = core.get_decoder()(input_ids=ids_BT.to(lm.device), use_cache=False).last_hidden_state  # type: ignore[operator]  # torch types any attribute as a tensor
-        logits_NV = core.get_output_embeddings()(hidden_BTD[row_N.to(lm.device), column_N.to(lm.device) - 1])  # type: ignore[operator]  # torch types any attribute as a tensor
-    nll_N = F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N].to(lm.device), reduction="none")
+    """`token_nlls` of one batch."""
+    nll_N, _ = response_token_nll(lm, examples)
     ends = np.cumsum([len(example.response_ids) for example in examples])
     return np.split(nll_N.double().cpu().numpy(), ends[:-1])
 
