@@ -26,6 +26,8 @@ RELATIVE_INTERVAL = 1e-5
 """Step as a share of the RDP epsilon, so that a run with almost no privacy does not fill the memory with its loss grid."""
 LARGEST_PLD = 1e6
 """Above this the RDP epsilon, also an upper bound, stands for both: such losses overflow the grid and protect nobody."""
+LEAST_EXCESS = 1e-4
+"""By which share an epsilon may lie above the exact one where nobody asks for more."""
 SAMPLERS = ("poisson", "fixed", "all")
 TOLERANCE = 1e-3
 """How far above the smallest noise multiplier a solved one may lie, as a share of it."""
@@ -34,6 +36,7 @@ LEAST_NOISE, MOST_NOISE = 1e-6, 1e9
 LEAST_SPENT = math.log(0.995)
 """The search goes on until this share of the target is spent, as a logarithm."""
 MOST_STEPS = 100
+MET = "target_epsilon={!r} is met with next to no noise, so there is nothing to solve for; lower it, or delta"
 Point = tuple[float, float]
 """A noise multiplier, and the logarithm of what it costs over the target."""
 REPLACE_ONE = dp_accounting.NeighboringRelation.REPLACE_ONE
@@ -109,7 +112,7 @@ def epsilon_pld(noise_multiplier: float, *, sampling_prob: float, num_releases: 
     """
     _check(noise_multiplier, sampling_prob, num_releases, delta)
     release = Release(noise_multiplier, "poisson", sampling_prob=sampling_prob, count=num_releases)
-    return _pld((release,), delta=delta, interval=FINEST_INTERVAL)
+    return _pld((release,), delta=delta, excess=0.0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,12 +122,12 @@ def epsilon_rdp(noise_multiplier: float, *, sampling_prob: float, num_releases: 
     return _rdp((Release(noise_multiplier, "poisson", sampling_prob=sampling_prob, count=num_releases),), delta=delta)
 
 
-def epsilon_of(releases: Sequence[Release], *, delta: float, interval: float = FINEST_INTERVAL) -> Epsilon:
+def epsilon_of(releases: Sequence[Release], *, delta: float, excess: float = LEAST_EXCESS) -> Epsilon:
     """Epsilon at `delta` of all `releases` together, in whatever order they are made.
 
     Without fixed-size samples the neighbouring relation is add/remove. With them it is replace-one, for which dp-accounting
-    has an event in its RDP accountant only, so `pld` is None. `interval` is the step of the privacy loss's grid: on a coarser
-    one (see `interval_for`) epsilon is found faster, and is still an upper bound.
+    has an event in its RDP accountant only, so `pld` is None. `pld` is an upper bound that lies above the exact epsilon by a
+    share of about `excess` at most; 0 takes the finest grid of losses, ten times slower.
 
     Edge cases: nothing released costs 0; a release without noise costs `math.inf`.
     Errors: ValueError where fixed-size and Poisson samples meet, for which no accountant has an event.
@@ -132,12 +135,7 @@ def epsilon_of(releases: Sequence[Release], *, delta: float, interval: float = F
     _check(1.0, 1.0, 0, delta)
     merged = _merged(releases)
     if not _replaces(merged):
-        return Epsilon(pld=_pld(merged, delta=delta, interval=interval), rdp=_rdp(merged, delta=delta))
-    if any(release.sampling_prob < 1.0 for release in merged):
-        raise ValueError(
-            "sampler='fixed' and sampler='poisson' cannot be accounted together: one is for replacing a unit, the other for adding or "
-            "removing one; use 'poisson' for every release that samples"
-        )
+        return Epsilon(pld=_pld(merged, delta=delta, excess=excess), rdp=_rdp(merged, delta=delta))
     return Epsilon(pld=None, rdp=_rdp(merged, delta=delta))
 
 
@@ -146,46 +144,30 @@ def solve_noise_multiplier(
     *,
     delta: float,
     make_releases: Callable[[float], Sequence[Release]],
-    interval: float = FINEST_INTERVAL,
+    excess: float = LEAST_EXCESS,
     start: float | None = None,
 ) -> float:
     """The smallest noise multiplier z, to a relative `TOLERANCE`, whose `make_releases(z)` costs at most `target_epsilon` at `delta`.
 
-    The cost is the epsilon that `epsilon_of` would quote, on a grid of step `interval`. `start` is a guess, which saves time.
+    The cost is the epsilon that `epsilon_of` quotes with this `excess`. `start` is a guess, which saves time.
 
-    Guarantees: the realised epsilon is at most `target_epsilon`, and at least 99% of it where epsilon is continuous in z.
+    Guarantees: the realised epsilon is at most `target_epsilon`, and at least 99% of it.
     Errors: ValueError if no noise multiplier reaches the target, or if every one does.
     """
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise ValueError(f"target_epsilon={target_epsilon!r} must be greater than 0 and finite")
-    _check(1.0, 1.0, 0, delta)
-    first = _merged(make_releases(1.0))
-    num_releases = sum(release.count for release in first)
-    if num_releases == 0:
+    if not any(release.count for release in make_releases(1.0)):
         raise ValueError(f"target_epsilon={target_epsilon!r}: nothing is released, so no noise is needed; raise the number of rounds")
 
-    def by_rdp(z: float) -> float:
+    def spent(z: float) -> float:
+        return epsilon_of(make_releases(z), delta=delta, excess=excess).quoted
+
+    def spent_by_rdp(z: float) -> float:
         return _rdp(_merged(make_releases(z)), delta=delta)
 
-    def by_pld(z: float, step: float) -> float:
-        return _pld(_merged(make_releases(z)), delta=delta, interval=step)
-
-    if _replaces(first):
-        epsilon_of(first, delta=delta)  # refuses what has no event
-        return _least(by_rdp, target_epsilon, start=start or 1.0, stride=0.2)
-    # A grid that is almost as exact finds the place at a tenth of the cost; the finer one confirms it.
-    coarse = max(interval, interval_for(target_epsilon, num_releases=num_releases, excess=TOLERANCE / 4))
-    near = _least(lambda z: by_pld(z, coarse), target_epsilon, start=start or _seed(by_rdp, target_epsilon), stride=0.05)
-    return near if coarse == interval else _least(lambda z: by_pld(z, interval), target_epsilon, start=near, stride=TOLERANCE)
-
-
-def interval_for(epsilon: float, *, num_releases: int, excess: float) -> float:
-    """A grid step on which an epsilon of about that size is found at most a share `excess` too large.
-
-    Rounding a release's loss to a grid of step h adds up to h^2 / 4 to its variance, and so up to n h^2 / 4 to that of n of
-    them, whose tail at delta lies some 5 to 7 standard deviations out.
-    """
-    return max(FINEST_INTERVAL, epsilon * math.sqrt(excess / (max(1, num_releases) * (3.0 + epsilon / 2))))
+    if start is None:
+        start = _seed(spent_by_rdp, target_epsilon)
+    return _least(spent, target_epsilon, start=start, stride=0.05)
 
 
 def default_delta(num_units: int) -> float:
@@ -235,14 +217,31 @@ def _replaces(releases: Sequence[Release]) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _pld(releases: tuple[Release, ...], *, delta: float, interval: float) -> float:
+def _pld(releases: tuple[Release, ...], *, delta: float, excess: float) -> float:
     bound = _rdp(releases, delta=delta)
     if bound == 0.0 or bound > LARGEST_PLD:
         return bound
-    accountant = PLDAccountant(value_discretization_interval=max(interval, RELATIVE_INTERVAL * bound))
+    step = _grid_step(bound, releases, excess=excess)
+    epsilon = _pld_on_grid(releases, delta=delta, step=step)
+    needed = _grid_step(epsilon, releases, excess=excess)  # of the epsilon itself, which is less than the bound
+    return epsilon if needed > 0.7 * step else _pld_on_grid(releases, delta=delta, step=needed)
+
+
+def _pld_on_grid(releases: tuple[Release, ...], *, delta: float, step: float) -> float:
+    accountant = PLDAccountant(value_discretization_interval=step)
     for release in releases:
         accountant.compose(release.event(), release.count)
     return float(accountant.get_epsilon(delta))
+
+
+def _grid_step(epsilon: float, releases: tuple[Release, ...], *, excess: float) -> float:
+    """The step of a grid of losses on which about that epsilon is found at most a share `excess` too large.
+
+    Rounding a release's loss to a grid of step h adds up to h^2 / 4 to its variance, and so up to n h^2 / 4 to that of n of
+    them, whose tail at delta lies some 5 to 7 standard deviations out. Unsampled releases are composed before rounding.
+    """
+    rounded = sum(release.count if release.sampling_prob < 1.0 else 1 for release in releases)
+    return max(FINEST_INTERVAL, RELATIVE_INTERVAL * epsilon, epsilon * math.sqrt(excess / (rounded * (3.0 + epsilon / 2))))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -252,8 +251,13 @@ def _rdp(releases: tuple[Release, ...], *, delta: float) -> float:
     if any(release.count and release.noise_multiplier == 0.0 for release in releases):
         return math.inf
     replaces = _replaces(releases)
+    if replaces and any(release.sampling_prob < 1.0 for release in releases):
+        raise ValueError(
+            "sampler='fixed' and sampler='poisson' cannot be accounted together: one is for replacing a unit, the other for adding or "
+            "removing one; use 'poisson' for every release that samples"
+        )
     accountant = RdpAccountant(neighboring_relation=REPLACE_ONE) if replaces else RdpAccountant()
-    with _quiet_about_skipped_orders():
+    with quiet_about_skipped_orders():
         for release in releases:
             accountant.compose(release.event(replace_one=replaces), release.count)
         return float(accountant.get_epsilon(delta))
@@ -261,6 +265,7 @@ def _rdp(releases: tuple[Release, ...], *, delta: float) -> float:
 
 def _seed(cost: Callable[[float], float], target: float) -> float:
     """A noise multiplier to start from, by a looser cost; 1 where that one, which has a floor, cannot reach the target."""
+    cost(1.0)  # refuses what cannot be accounted at all
     try:
         return _least(cost, target, start=1.0, stride=0.2, tolerance=0.05)
     except ValueError:
@@ -285,6 +290,8 @@ def _least(cost: Callable[[float], float], target: float, *, start: float, strid
         z = _between(low, high, tolerance=tolerance, halve=step % 3 == 2)
         point = (z, excess(z))
         low, high = (point, high) if point[1] > 0.0 else (low, point)
+    if high[1] < LEAST_SPENT:
+        raise ValueError(MET.format(target))
     return high[0]
 
 
@@ -304,9 +311,7 @@ def _bracket(excess: Callable[[float], float], target: float, *, start: float, s
         low, high, factor = high, (z, excess(z)), factor**2
     while low[1] <= 0.0:
         if low[0] <= LEAST_NOISE:
-            raise ValueError(
-                f"target_epsilon={target!r} is met with next to no noise, so there is nothing to solve for; lower it, or delta"
-            )
+            raise ValueError(MET.format(target))
         z = max(low[0] / factor, LEAST_NOISE)
         low, high, factor = (z, excess(z)), low, factor**2
     return low, high
@@ -338,7 +343,7 @@ def _check(noise_multiplier: float, sampling_prob: float, num_releases: int, del
 
 
 @contextlib.contextmanager
-def _quiet_about_skipped_orders() -> Iterator[None]:
+def quiet_about_skipped_orders() -> Iterator[None]:
     """Hides the accountant's notes on Renyi orders it leaves out: it takes the best of the others, which is still a bound."""
     logger = logging.getLogger("absl")
     logger.addFilter(_is_not_about_orders)
