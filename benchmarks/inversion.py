@@ -11,13 +11,10 @@ tokens, nothing where they are fewer, and nothing under noise.
 
 import argparse
 import json
-import os
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
 from raysim.base import build_language_model, load_base_model
@@ -59,9 +56,11 @@ def measure(ranks: list[int]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned columns."""
-    lines = [" ".join(f"{name:>15}" for name in (*COLUMNS, *FIGURES))]
+    names = (*COLUMNS, *FIGURES)
+    lines = ["  ".join(f"{name:>6}" for name in names)]
     for row in rows:
-        lines.append(" ".join([f"{row[name]:>15}" for name in COLUMNS] + [f"{row[name]:>15.2f}" for name in FIGURES]))
+        cells = [f"{row[name]:.2f}" if name in FIGURES else str(row[name]) for name in names]
+        lines.append("  ".join(f"{cell:>{max(len(name), 6)}}" for name, cell in zip(names, cells, strict=True)))
     return "\n".join(lines)
 
 
@@ -71,7 +70,6 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "inversion.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     started = time.perf_counter()
     rows = measure(arguments.ranks)
     wall_s = time.perf_counter() - started

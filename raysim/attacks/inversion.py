@@ -378,7 +378,7 @@ class InversionScore:
     token_precision: float
     """Share of the named tokens that are in the examples; 0 where none was named."""
     nearest_recall: float
-    """Share of the distinct tokens among as many nearest ones as there are of them: what the best threshold could give."""
+    """Share of the distinct tokens among as many nearest ones as there are of them, where the span tells tokens apart: it needs no threshold."""
     rouge_1: float
     """Overlap F-measure in tokens with the nearest recovered sequence, mean over the examples."""
     rouge_l: float
@@ -399,7 +399,7 @@ def score_inversion(inversion: Inversion, examples: Sequence[Example], *, openin
     truth = {token for ids in whole for token in ids} - public
     named = set(inversion.token_ids) - public
     ranked = [token for token in inversion.distance_V.argsort(stable=True).tolist() if token not in public]
-    nearest = set(ranked[: len(truth)]) if inversion.span_dimension else set()
+    nearest = {token for token in ranked[: len(truth)] if inversion.distance_V[token] < 1.0}
     bodies = [ids[len(opening) :] for ids in whole]
     found = [sequence[len(opening) :] for sequence in inversion.sequences]
     texts = [_text(tokenizer, ids) for ids in found]

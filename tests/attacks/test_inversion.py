@@ -5,6 +5,7 @@ The tiny model has a hidden size of 32, so that a few short sequences leave room
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_the_attack_uses_its_arguments_only(large: LanguageModel, adapter: Vecto
 
 def test_the_span_is_that_of_the_inputs(large: LanguageModel, adapter: Vector, gradient: Vector, examples: list[Example]) -> None:
     """Against the definition: the normalised embeddings of the tokens that any loss depends on, all but the last."""
-    core = large.model.get_base_model().model
+    core: Any = large.model.get_base_model().get_submodule("model")
     inputs = core.layers[0].input_layernorm(core.embed_tokens(torch.tensor(tokens(examples[0])[:-1]))).detach().double()
     _, values, vectors = torch.linalg.svd(inputs, full_matrices=False)
     basis = vectors[values > 1e-6 * values[0]]
@@ -230,7 +231,7 @@ def test_candidates_side_by_side_are_as_each_alone(large: LanguageModel, adapter
     prefixes = torch.tensor([tokens(examples[0])[:5], tokens(examples[1])[:5]])
     candidates = torch.tensor([40, 41, 97])
     got = continuation_inputs(large, prefixes, candidates, module=module)
-    core = large.model.get_base_model().model
+    core: Any = large.model.get_base_model().get_submodule("model")
     for w, prefix in enumerate(prefixes):
         for n, candidate in enumerate(candidates):
             with torch.no_grad():
@@ -262,8 +263,8 @@ def test_a_model_with_positions_in_its_first_input_is_refused() -> None:
     config = OPTConfig(vocab_size=261, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
-    arrays = {name: tensor.numpy() for name, tensor in state.items() if name != "lm_head.weight"}
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers has no type here
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     base = BaseModel("opt", config.to_dict() | {"architectures": ["OPTForCausalLM"]}, arrays, "float32", tiny.tokenizer_files)
     lm = build_language_model(base, rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
     adapter = trained_looking_adapter(lm.layout, b_std=0.01, seed=0)
@@ -316,6 +317,7 @@ def test_figures_by_hand(large: LanguageModel, examples: list[Example]) -> None:
     assert score.token_recall == pytest.approx(2 / 6)
     assert score.token_precision == pytest.approx(2 / 3)
     assert score.rouge_1 == pytest.approx(2 * 2 / (3 + len(body)))
+    assert score.nearest_recall == pytest.approx(2 / 6), "four of the six nearest are told apart by nothing, and count for nothing"
     assert score.exact_match == 0.0
     whole_found = dataclasses.replace(found, sequences=(whole[:-1],))
     assert score_inversion(whole_found, examples[1:], opening=whole[:1], tokenizer=large.tokenizer).exact_match == 1.0
