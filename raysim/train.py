@@ -193,7 +193,7 @@ def train_private(
     Guarantees: each step's sum of clipped gradients moves by at most `clip_norm` when one example is added or removed,
     and carries Gaussian noise of standard deviation `noise_multiplier * clip_norm`; the divisor is `batch_size`,
     never the realised batch. The loss of an example is the mean over its own response tokens.
-    Errors: RuntimeError if a LoRA tensor is frozen, or if nothing was learned although an example had a loss to lower.
+    Errors: RuntimeError if a LoRA tensor is frozen, or if, without noise, nothing was learned although an example had a loss to lower.
     """
     lm.set_adapter(adapter)
     if not examples:
@@ -201,7 +201,7 @@ def train_private(
     optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=0.0)
     losses: list[float] = []
     num_tokens = num_clipped = 0
-    start, reached = lm.flat.clone(), _noise_lifts(lm, settings)
+    start, reached = lm.flat.clone(), settings.noise_multiplier > 0
     with _training(lm, seed=seed):
         for step in range(settings.num_steps):
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
@@ -232,7 +232,7 @@ def train_literal(
     standard deviation sigma C per coordinate is added to both (not divided by the batch), and plain SGD follows.
     Guarantees: one example may move each clipped group anywhere in its ball, so the joint sensitivity is 2 sqrt(2) C; a group whose
     gradient is not finite counts as zero.
-    Errors: RuntimeError if a LoRA tensor is frozen, or if no gradient reached the adapter although there was a loss to lower.
+    Errors: RuntimeError if a LoRA tensor is frozen, or if, without noise, no gradient reached the adapter that had a loss to lower.
     """
     lm.set_adapter(adapter)
     if not examples:
@@ -245,7 +245,7 @@ def train_literal(
         nll_B, count_B = response_nll(lm, chosen)
         (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
     nll = float(nll_B.detach().sum())
-    _check_gradient(reached=bool(lm.flat_grad.any()) or _noise_lifts(lm, settings), loss=nll)
+    _check_gradient(reached=settings.noise_multiplier > 0 or bool(lm.flat_grad.any()), loss=nll)
     num_clipped = 0
     for group in ("A", "B"):
         mask = torch.from_numpy(lm.layout.group_mask(group)).to(lm.device)
@@ -394,10 +394,14 @@ def _training(lm: LanguageModel, *, seed: int) -> Iterator[None]:
 
 
 def _check_gradient(*, reached: bool, loss: float) -> None:
-    """Refuses a training in which every gradient was exactly zero while the loss was not: it could never have learned."""
+    """Refuses a training in which every gradient was exactly zero while the loss was not: it could never have learned.
+
+    Not asked of a training with noise, in which nothing may be refused for what the data say, and which leaves such a point by itself.
+    """
     if not reached and 0.0 < loss < math.inf:
         raise RuntimeError(
-            f"training: no gradient reached the adapter although its loss is {loss:.4g}; a factor is detached, or A and B are both zero"
+            f"training: no gradient reached the adapter although its loss is {loss:.4g}; A and B are both zero, or so large that "
+            "float32 loses the gradient in them (lower the learning rate)"
         )
 
 
@@ -408,11 +412,6 @@ def _check_change(lm: LanguageModel, start: torch.Tensor, *, optimizer: str, lr:
     direction = lm.flat_grad if optimizer == "sgd" else lm.flat_grad / (lm.flat_grad.abs() + ADAM_EPS)
     if bool((start - SHOWING * lr * direction != start).any()):
         raise RuntimeError(f"training: the adapter did not change although it has a gradient and the learning rate is {lr:g}")
-
-
-def _noise_lifts(lm: LanguageModel, settings: PrivateSettings) -> bool:
-    """Whether noise is what moves this adapter: where A and B are both zero every example's gradient is zero, as it should be."""
-    return settings.noise_multiplier > 0 and not bool(lm.flat.any())
 
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,9 @@ def test_a_gradient_sum_without_a_factor_is_refused(lm: LanguageModel) -> None:
 def test_an_adapter_without_any_gradient_is_refused(lm: LanguageModel, train: Train, settings: object) -> None:
     """A and B both zero have no gradient, so that no training would ever begin."""
     zero = np.zeros(lm.layout.num_parameters, dtype=np.float32)
-    with pytest.raises(RuntimeError, match=r"no gradient reached the adapter although its loss is \d+.*A and B are both zero"):
+    with pytest.raises(
+        RuntimeError, match=r"no gradient reached the adapter although its loss is \d+.*; A and B are both zero, or so large"
+    ):
         train(lm, zero, examples(), settings=settings, seed=0)
 
 

@@ -289,10 +289,21 @@ def test_a_record_replaced_moves_a_literal_step_by_at_most_two_root_two_clip_nor
     """Even by one whose gradient is not a number: a mean that is not finite counts as zero."""
     steps = []
     for records in (shard, [*shard[:-1], replacement]):
-        train_literal(LM, adapter, records, settings=options(clip_norm=clip_norm, batch_size=len(shard), sampling_prob=1.0), seed=0)
-        steps.append(step_before_noise(LM))
+        steps.append(literal_step(records, adapter=adapter, clip_norm=clip_norm))
     assert np.isfinite(steps).all()
     assert distance(*steps) <= LITERAL_SENSITIVITY * clip_norm * (1 + ROUNDING)
+
+
+def literal_step(records: Sequence[Example], *, adapter: npt.NDArray[np.float32], clip_norm: float) -> Total:
+    """A literal step before noise; zero where, without noise, it is refused because an adapter so large has no gradient left."""
+    settings = options(clip_norm=clip_norm, batch_size=len(records), sampling_prob=1.0)
+    try:
+        train_literal(LM, adapter, records, settings=settings, seed=0)
+    except RuntimeError as error:
+        if "no gradient reached the adapter" not in str(error):
+            raise
+        return np.zeros(LM.layout.num_parameters)
+    return step_before_noise(LM)
 
 
 # --- every mechanism that claims a guarantee, through the method that runs it ---
@@ -351,7 +362,7 @@ BATCH = 8
 
 
 @settings(max_examples=12)
-@given(st.lists(texts, min_size=1, max_size=3), st.sampled_from([1e-3, 0.3, 10.0]), st.sampled_from([1.0, 1e3, math.inf]))
+@given(st.lists(texts, min_size=1, max_size=3), st.sampled_from([1e-3, 0.3, 10.0]), st.sampled_from([1.0, 100.0, math.inf]))
 def test_a_client_of_fedit_adds_at_most_the_clip_norm(lm: LanguageModel, shard: list[str], clip_norm: float, scale: float) -> None:
     """Whatever it trains on and from, an adapter from which training diverges included."""
     call = call_for(lm, shard, case=("fedit", "client", "average"), clip_norm=clip_norm)
