@@ -152,6 +152,8 @@ class FedpitConfig:
     """Private self-generation (`privacy.unit: example`): disjoint sets of demonstrations whose next-token distributions are summed."""
     subset_size: int = 2
     """Private self-generation: expected demonstrations in each set, drawn anew for each record (Poisson)."""
+    private_decoding: str = "shrunk"
+    """Private self-generation: `shrunk` (tokens drawn from the noisy distribution shrunk towards the public one) or `argmax` (as published)."""
     top_k: int = 50
     """Private self-generation: tokens are chosen among this many that the model holds most likely without any demonstration."""
 
@@ -218,7 +220,8 @@ class PrivacyConfig:
     population: int = 0
     """Clients from which the simulated cohorts are drawn; 0 keeps the real sampling probability."""
     dropout_tolerance: float = 0.0
-    """Distributed noise: share of a cohort that may drop out while the noise still suffices; a round that loses more releases nothing."""
+    """Distributed noise: share of a cohort that may drop out while the noise still suffices (unmasking takes more than half); a round that
+    loses more releases nothing."""
     secure_noise: bool = False
     """Draw noise from the operating system's generator: a real guarantee, but no repeatability."""
 
@@ -327,6 +330,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method.name": ("fedit", "fedpit", "dplora", "locit", "cenit", "base"),
     "fedpit.local_train_on": ("real+synthetic", "real"),
     "fedpit.scorer": ("ifs", "none"),
+    "fedpit.private_decoding": ("shrunk", "argmax"),
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
     "server.weighting": ("auto", "examples", "uniform"),
@@ -393,7 +397,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "privacy.num_bands": (1, math.inf, True),
     "privacy.noise_cohort_size": (0, math.inf, True),
     "privacy.population": (0, math.inf, True),
-    "privacy.dropout_tolerance": (0, 0.9, True),
+    "privacy.dropout_tolerance": (0, 0.5, True),
     "audit.num_secrets": (1, math.inf, True),
     "audit.num_references": (1, math.inf, True),
     "audit.num_canaries": (0, math.inf, True),

@@ -5,6 +5,7 @@ Poisson-sampled once for each synthetic record and dealt at random to M disjoint
 prompt. At every token the M next-token distributions are added up over the K tokens that are likeliest without any
 demonstration, noise is added, and the largest sum names the token that all prompts go on with. A private record stands in one
 prompt at most, and can only turn that prompt's distribution into another: the sum moves by at most sqrt(2).
+Beside the published rule there is a gentler one (`shrunk`), which under heavy noise falls back on the public text.
 
 The prompts are those of `synthesis`: a new instruction continues a numbered list, a response follows pairs shown as earlier
 turns. No filter looks at a private record, and nothing is tried again, since every attempt would have to be paid for.
@@ -41,6 +42,8 @@ from raysim.synthesis import (
     response_prompt,
 )
 
+PRIOR = 0.1
+"""How far demonstrations move a token's probability p, as a share of p (1 - p): a guess that costs nothing, since no record enters it."""
 SENSITIVITY = math.sqrt(2.0)
 """Largest distance between two probability vectors, and so between two sums of which one term differs."""
 
@@ -73,6 +76,8 @@ class PrivateSynthesisSettings:
     """Longest response."""
     min_instruction_words: int
     """Shorter instructions are dropped."""
+    decoding: str
+    """How the noisy sums name a token: `argmax` (Tang et al.), or `shrunk` (drawn from what they say of the public distribution, see `shrunk`)."""
     secure_noise: bool
     """Whether noise comes from the operating system instead of the seed (the examples are drawn by the seed in any case)."""
     batch_size: int
@@ -155,7 +160,7 @@ def summed_distribution(logits_SV: torch.Tensor, *, top_k: int) -> tuple[torch.T
 
 
 def choose_privately(logits_SV: torch.Tensor, *, index: int, step: int, settings: PrivateSynthesisSettings, seed: int) -> int:
-    """The token whose noisy sum is largest; the noise is drawn for the synthetic record `index` and `step`."""
+    """The token that the noisy sums name; the noise is drawn for the synthetic record `index` and `step`."""
     sum_K, tokens_K = summed_distribution(logits_SV, top_k=settings.top_k)
     noise_K = gaussian(
         len(tokens_K),
@@ -163,7 +168,29 @@ def choose_privately(logits_SV: torch.Tensor, *, index: int, step: int, settings
         seed=seed_for(seed, "dp-token", index, step),
         secure=settings.secure_noise,
     )
-    return int(tokens_K[int((sum_K.cpu() + torch.from_numpy(noise_K).double()).argmax())])
+    noisy_K = sum_K.cpu() + torch.from_numpy(noise_K).double()
+    if settings.decoding == "argmax":
+        return int(tokens_K[int(noisy_K.argmax())])
+    public_K = logits_SV[-1, tokens_K].double().softmax(-1).cpu()
+    num_subsets = len(logits_SV) - 1
+    probs_K = shrunk(noisy_K / num_subsets, public_K, std=settings.noise_multiplier * SENSITIVITY / num_subsets)
+    draw = numpy_rng(seed, "dp-draw", index, step).random()
+    return int(tokens_K[min(int(torch.searchsorted(probs_K.cumsum(0), torch.tensor(draw, dtype=torch.float64))), len(tokens_K) - 1)])
+
+
+def shrunk(noisy_K: torch.Tensor, public_K: torch.Tensor, *, std: float) -> torch.Tensor:
+    """A distribution between the public one and the noisy mean of the private ones: the less the noise, the nearer to the latter.
+
+    Each probability moves from its public value towards its noisy one by v / (v + std^2), where v = PRIOR p (1 - p) is how far
+    demonstrations move a probability p on the average: the best linear guess. It looks at what was released and at what is public, so
+    it costs nothing (post-processing). Without noise it is the mean itself, under heavy noise the model's own public text.
+    """
+    variance_K = PRIOR * public_K * (1 - public_K)
+    share_K = (
+        torch.where(variance_K > 0, variance_K / (variance_K + std**2), torch.zeros_like(variance_K)) if std else torch.ones_like(public_K)
+    )
+    guess_K = (public_K + share_K * (noisy_K - public_K)).clamp(min=0)
+    return guess_K / guess_K.sum() if bool(guess_K.sum() > 0) else public_K
 
 
 def write_in_step(

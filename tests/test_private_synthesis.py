@@ -27,6 +27,7 @@ from raysim.private_synthesis import (
     choose_privately,
     draw_subsets,
     num_releases,
+    shrunk,
     summed_distribution,
     synthesize_private,
 )
@@ -48,6 +49,7 @@ SETTINGS = PrivateSynthesisSettings(
     secure_noise=False,
     batch_size=8,
     system_prompt=None,
+    decoding="argmax",
 )
 INSTRUCTION = [*".Do", "ĉ", *"my", "ċ", *"left"[:2], "Ċ"]
 ANSWER = ["<|assistant|>", *"Big", "č", *"cat", "Ġ", *"runs", "<|end|>"]
@@ -259,6 +261,27 @@ def test_under_huge_noise_choices_are_uniform_over_the_likeliest_tokens() -> Non
     assert counts[8:].sum() == 0
     assert stats.chisquare(counts[:8]).pvalue > 0.01
     assert choices(logits, 200, noise_multiplier=0.3, top_k=8).count(3) > 190
+
+
+def test_shrinking_keeps_the_mean_without_noise_and_the_public_distribution_under_noise() -> None:
+    public = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    noisy = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(shrunk(noisy, public, std=0.0), noisy)
+    torch.testing.assert_close(shrunk(noisy, public, std=1e6), public)
+    between = shrunk(noisy, public, std=0.1)
+    assert float(between.sum()) == pytest.approx(1.0)
+    assert 0.2 < float(between[0]) < 0.6
+    assert torch.equal(shrunk(torch.tensor([-1e9, -1e9, -1e9], dtype=torch.float64), public, std=0.5), public)
+
+
+def test_shrunk_choices_follow_the_public_distribution_under_huge_noise() -> None:
+    """And the private one without noise: chi-square against each."""
+    logits = torch.tensor([[3.0, 1.0, 0.0, 0.0], [0.0, 1.0, 2.0, 0.0]])
+    for noise_multiplier, row in ((1e4, 1), (0.0, 0)):
+        counts = np.bincount(choices(logits, 3000, noise_multiplier=noise_multiplier, decoding="shrunk"), minlength=4)
+        expected = logits[row].double().softmax(-1).numpy() * 3000
+        assert stats.chisquare(counts, expected).pvalue > 0.01
+        assert stats.chisquare(counts, logits[1 - row].double().softmax(-1).numpy() * 3000).pvalue < 1e-6
 
 
 def test_secure_noise_cannot_be_repeated_and_seeded_noise_can() -> None:
