@@ -20,6 +20,7 @@ from tests.small_runs import environment
 
 ISSUE = "--target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000"
 SMALL = "--rounds 20 --clients 100 --per-round 10"
+ALL = "--rounds 4 --clients 100 --sampler all"
 
 
 def ask(options: str) -> argparse.Namespace:
@@ -90,19 +91,25 @@ def test_the_standard_question_is_answered_in_time_without_torch() -> None:
         assert spent == pytest.approx(2.0, rel=0.03), "three digits of noise"
 
 
-def test_both_directions_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    z, epsilon = first_numbers(printed(f"--target-epsilon 1.5 --delta 1e-4 {SMALL}", capsys))
-    assert 0.99 * 1.5 <= epsilon <= 1.5
-    assert first_numbers(printed(f"--noise-multiplier {z} --delta 1e-4 {SMALL}", capsys)) == (z, epsilon)
-    assert epsilon == pytest.approx(pld(z, prob=0.1, count=20, delta=1e-4), rel=0.01)
+def test_both_directions_agree() -> None:
+    plan = budget.plan_of(ask(f"--target-epsilon 1.5 --delta 1e-4 {SMALL}"))
+    solved = budget.answer(plan, target_epsilon=1.5)
+    assert 0.99 * 1.5 <= solved.epsilon.quoted <= 1.5
+    shown = first_numbers(budget.lines_of(solved)[0])
+    assert shown == pytest.approx((solved.noise_multiplier, solved.epsilon.quoted), rel=1e-3)
+    again = budget.answer(plan, noise_multiplier=shown[0])
+    assert again.epsilon == solved.epsilon, "the noise that is shown is the noise that was solved for"
+    assert first_numbers(budget.lines_of(again)[0]) == shown
+    assert shown[1] == pytest.approx(pld(shown[0], prob=0.1, count=20, delta=1e-4), rel=0.01)
 
 
 def test_a_table_of_epsilons_is_dp_accountings(capsys: pytest.CaptureFixture[str]) -> None:
     table = cells(printed(f"--noise-multiplier 1.5 --delta 1e-5 {SMALL}", capsys))
     assert {rounds for rounds, _ in table} == {5, 10, 20, 40, 80}
     assert {size for _, size in table} == {2, 5, 10, 20, 40}
-    for (rounds, size), value in table.items():
-        assert value == pytest.approx(pld(1.5, prob=size / 100, count=rounds, delta=1e-5), rel=0.01, abs=5e-4)
+    assert len(table) == 25
+    for rounds, size in ((5, 2), (20, 10), (40, 5), (80, 40)):
+        assert table[rounds, size] == pytest.approx(pld(1.5, prob=size / 100, count=rounds, delta=1e-5), rel=0.01, abs=5e-4)
 
 
 def test_cohorts_stop_at_all_clients(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,34 +124,34 @@ def test_cohorts_stop_at_all_clients(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_record_can_be_in_every_step_of_every_round(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed("--noise-multiplier 1.2 --rounds 6 --examples 400 --batch 8 --steps 5", capsys)
-    assert first_numbers(text)[1] == pytest.approx(pld(1.2, prob=8 / 400, count=30, delta=400**-1.1), rel=0.01)
+    text = printed("--noise-multiplier 1.2 --rounds 6 --examples 400 --batch 200 --steps 5", capsys)
+    assert first_numbers(text)[1] == pytest.approx(pld(1.2, prob=0.5, count=30, delta=400**-1.1), rel=0.01)
     assert "record" in text
     assert "client's update" not in text
 
 
 def test_samples_of_a_fixed_size_are_accounted_for_replacement(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed("--noise-multiplier 4 --delta 1e-5 --rounds 8 --clients 60 --per-round 6 --sampler fixed", capsys)
+    text = printed("--noise-multiplier 4 --delta 1e-5 --rounds 1 --clients 60 --per-round 60 --sampler fixed", capsys)
     accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
-    accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(60, 6, dp_accounting.GaussianDpEvent(2.0)), 8)
+    accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(60, 60, dp_accounting.GaussianDpEvent(2.0)), 1)
     assert first_numbers(text)[1] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
     assert "replacing one client" in text
     assert "Cells are by RDP." in text
 
 
 def test_delta_has_a_default_and_a_large_one_warns(capsys: pytest.CaptureFixture[str]) -> None:
-    assert budget.main(ask(f"--noise-multiplier 1 {SMALL}")) == 0
+    assert budget.main(ask(f"--noise-multiplier 1 {ALL}")) == 0
     quiet = capsys.readouterr()
     assert f"delta {100**-1.1:.3g}" in quiet.out
     assert quiet.err == ""
-    assert budget.main(ask(f"--noise-multiplier 1 --delta 0.02 {SMALL}")) == 0
+    assert budget.main(ask(f"--noise-multiplier 1 --delta 0.02 {ALL}")) == 0
     loud = capsys.readouterr()
     assert "--delta=0.02 is above 1/100" in loud.err
     assert len(loud.err.splitlines()) == 1
 
 
 def test_without_a_terminal_there_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(f"--noise-multiplier 1 --delta 1e-3 {SMALL}", capsys)
+    text = printed(f"--noise-multiplier 1 --delta 1e-3 {ALL}", capsys)
     assert text.isascii()
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
     assert len(re.findall(r"\d\*", text)) == 1, "one cell is marked as asked for"
@@ -152,7 +159,9 @@ def test_without_a_terminal_there_is_plain_text(capsys: pytest.CaptureFixture[st
 
 def test_the_picture_has_a_line_for_each_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "budget.png"
-    assert f"picture: {path}" in printed(f"--noise-multiplier 1 --delta 1e-3 --figure {path} {SMALL}", capsys)
+    assert f"picture: {path}" in printed(
+        f"--noise-multiplier 1 --delta 1e-3 --figure {path} --rounds 2 --clients 100 --per-round 20", capsys
+    )
     pixels = image.imread(path)
     assert min(pixels.shape[:2]) > 600
     rows = np.unique((pixels[..., :3].reshape(-1, 3) * 255).round().astype(int), axis=0)

@@ -223,7 +223,8 @@ def _pld(releases: tuple[Release, ...], *, delta: float, excess: float) -> float
         return bound
     step = _grid_step(bound, releases, excess=excess)
     epsilon = _pld_on_grid(releases, delta=delta, step=step)
-    needed = _grid_step(epsilon, releases, excess=excess)  # of the epsilon itself, which is less than the bound
+    # The step that the epsilon itself needs; the losses are as wide as the bound says, and must fit into memory.
+    needed = max(RELATIVE_INTERVAL * bound, _grid_step(epsilon, releases, excess=excess))
     return epsilon if needed > 0.7 * step else _pld_on_grid(releases, delta=delta, step=needed)
 
 
