@@ -60,14 +60,14 @@ def step(
     record = _record(sums, state=state, mechanism=mechanism, clip_norm=clip_norm) | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
-        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, clip_norm=clip_norm),
+        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, clip_norm=clip_norm, round_index=state.round_index),
     }
     num_kept = sum(len(part.norms) for part in sums)
     num_short = num_kept - sum(part.num_clipped for part in sums)
     new_clip = mechanism.next_clip_norm(state.clip_norm or clip_norm, num_short=num_short, num_kept=num_kept, round_index=state.round_index)
     kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
-    if aborted or denominator == 0.0 or (weight == 0.0 and mechanism.noise_at != "server"):
+    if aborted or denominator == 0.0 or not (sums or mechanism.sum_noise_multiplier):
         return ServerState(state.round_index + 1, state.adapter, kept_clip), record
     mean = _noised_mean(total, denominator=denominator, round_index=state.round_index, mechanism=mechanism, clip_norm=clip_norm, seed=seed)
     with np.errstate(over="ignore"):
@@ -124,7 +124,9 @@ def _record(sums: Sequence[ChunkSum], *, state: ServerState, mechanism: Mechanis
     }
 
 
-def _signal_to_noise(total: Total, *, mechanism: Mechanism, clip_norm: float | None) -> float | None:
+def _signal_to_noise(total: Total, *, mechanism: Mechanism, clip_norm: float | None, round_index: int) -> float | None:
     """Norm of the average update before noise over the expected norm of the noise; None without noise at the server."""
-    std = mechanism.sum_noise_multiplier * (clip_norm or 0.0)
-    return None if std == 0.0 else l2_norm(total) / (std * float(np.sqrt(len(total))))
+    if mechanism.sum_noise_multiplier == 0.0:
+        return None
+    std = mechanism.average_noise_std(clip_norm=clip_norm or 0.0, round_index=round_index, num_noisy=0)
+    return l2_norm(total) / mechanism.expected_cohort / (std * float(np.sqrt(len(total))))

@@ -81,12 +81,14 @@ def open_sums(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, ro
     """
     plain = [part for part in parts if isinstance(part, ChunkSum)]
     masked = [part for part in parts if isinstance(part, MaskedSum)]
-    assert not (plain and masked), "a round is masked or it is not"
-    if not masked:
+    assert not (plain if mechanism.is_masked else masked), "a round is masked or it is not"
+    cohort, survivors = mechanism.sample_cohort(round_index), sorted(k for part in masked for k in part.client_ids)
+    if not (mechanism.is_masked and cohort):
         return plain
     assert clip_norm is not None, "secure aggregation sums clipped updates"
-    cohort, survivors = mechanism.sample_cohort(round_index), sorted(k for part in masked for k in part.client_ids)
-    threshold = max(secagg.majority(len(cohort)), mechanism.min_survivors(len(cohort)))
+    threshold = mechanism.min_survivors(len(cohort))
+    if len(survivors) < threshold:
+        raise secagg.TooFewSurvivors(f"{len(survivors)} of {len(cohort)} clients sent, and {threshold} are needed")
     seed, size = _mask_seed(mechanism, round_index), len(masked[0].messages)
     shares = {k: secagg.unmasking_shares(k, cohort, survivors=survivors, threshold=threshold, seed=seed) for k in survivors}
     correction = secagg.unmasking_correction(

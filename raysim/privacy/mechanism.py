@@ -27,6 +27,7 @@ from raysim.config import Config
 from raysim.privacy import factorization, promises
 from raysim.privacy.accounting import Epsilon, Release, default_delta, epsilon_of, paper_epsilon, solve_noise_multiplier
 from raysim.privacy.noise import gaussian
+from raysim.privacy.secagg import majority
 from raysim.rng import numpy_rng, seed_for
 
 LITERAL_SENSITIVITY = 2.0 * math.sqrt(2.0)
@@ -106,7 +107,7 @@ class Mechanism:
             weighting=config.server.weighting,
             noise_multiplier=privacy.noise_multiplier,
             clip_norm=privacy.clip_norm,
-            delta=privacy.delta or default_delta(max(2, len(shard_sizes) if kind == "client" else sum(shard_sizes))),
+            delta=privacy.delta,
             batch_size=batch_size,
             num_steps=num_steps,
             secure_noise=privacy.secure_noise,
@@ -128,16 +129,15 @@ class Mechanism:
         return mechanism._checked(target_epsilon=privacy.target_epsilon, max_epsilon=privacy.max_epsilon)
 
     def _checked(self, *, target_epsilon: float, max_epsilon: float) -> "Mechanism":
-        """Itself, its noise solved for if there is a target."""
-        mechanism = self
+        """Itself with a delta, its noise solved for if there is a target."""
+        mechanism = dataclasses.replace(self, delta=self.delta or default_delta(max(2, self.num_units)))
         if target_epsilon and self.kind != "none":
 
             def releases(noise_multiplier: float) -> tuple[Release, ...]:
                 return dataclasses.replace(self, noise_multiplier=noise_multiplier).releases(self.num_rounds)
 
-            mechanism = dataclasses.replace(
-                self, noise_multiplier=solve_noise_multiplier(target_epsilon, delta=self.delta, make_releases=releases)
-            )
+            solved = solve_noise_multiplier(target_epsilon, delta=mechanism.delta, make_releases=releases)
+            mechanism = dataclasses.replace(mechanism, noise_multiplier=solved)
         if mechanism.clipping == "adaptive" and not mechanism.count_noise > mechanism.noise_multiplier / 2:
             raise ValueError(
                 f"privacy.count_noise={mechanism.count_noise:g} must be more than half the noise multiplier {mechanism.noise_multiplier:g}, "
@@ -156,8 +156,13 @@ class Mechanism:
 
     @property
     def num_units(self) -> int:
-        """Clients, or records of all clients: whichever is protected."""
-        return self.num_clients if self.kind == "client" else sum(self.shard_sizes)
+        """Clients (of the simulated population, where there is one), or records of all clients: whichever is protected."""
+        return self._num_simulated if self.kind == "client" else sum(self.shard_sizes)
+
+    @property
+    def _num_simulated(self) -> int:
+        """Clients among whom one hides: those of the simulated population, where there is one."""
+        return (self.population or round(self.noise_cohort_size / self.cohort_prob)) if self.noise_cohort_size else self.num_clients
 
     @property
     def cohort_prob(self) -> float:
@@ -199,8 +204,8 @@ class Mechanism:
         return tuple(k for k in cohort if draws[k] >= self.dropout_prob)
 
     def min_survivors(self, cohort_size: int) -> int:
-        """Clients of a cohort that must send for distributed noise to suffice."""
-        return max(1, math.ceil((1.0 - self.dropout_tolerance) * cohort_size - 1e-9))
+        """Clients of a cohort that must send for distributed noise to suffice: never fewer than unmasking needs."""
+        return max(majority(cohort_size), math.ceil((1.0 - self.dropout_tolerance) * cohort_size - 1e-9))
 
     def record_prob(self, client_id: int) -> float:
         """Probability with which each record of a client enters one of its Poisson batches (0 for a client without records)."""
@@ -231,8 +236,16 @@ class Mechanism:
 
     @property
     def count_noise(self) -> float:
-        """Noise standard deviation on the count of short updates: given, or m / 20 (Andrew et al. 2021), or z if that is more."""
-        return self.given_count_noise or max(self.expected_cohort / 20, self.noise_multiplier)
+        """Noise standard deviation on the count of short updates: given, or m / 20 (Andrew et al. 2021), or z if that is more.
+
+        As accounted: of the simulated cohort, where noise is simulated.
+        """
+        return self.given_count_noise or max((self.noise_cohort_size or self.cohort_size) / 20, self.noise_multiplier)
+
+    @property
+    def _noise_scale(self) -> float:
+        """What noise is multiplied by where that of another cohort is simulated, for the same noise on the average."""
+        return self.cohort_size / self.noise_cohort_size if self.noise_cohort_size else 1.0
 
     @property
     def sum_noise_multiplier(self) -> float:
@@ -246,11 +259,9 @@ class Mechanism:
             return 0.0
         if self.clipping == "adaptive":
             z = (z**-2 - (2.0 * self.count_noise) ** -2) ** -0.5
-        if self.noise_cohort_size:
-            z *= self.cohort_size / self.noise_cohort_size
         if self.sampler == "cyclic":
             z *= self._sensitivity(self.num_rounds)
-        return z
+        return z * self._noise_scale
 
     def update_noise_multiplier(self, cohort_size: int) -> float:
         """The noise that each client of a cohort adds to its clipped update, over the clipping bound; 0 where the server adds it."""
@@ -285,7 +296,7 @@ class Mechanism:
         """The bound of the next round: C exp(-eta (b - gamma)), b the noised share of short updates (Andrew et al. 2021, algorithm 1)."""
         if self.clipping != "adaptive" or clip_norm is None:
             return clip_norm
-        std = self.count_noise if self.noise_multiplier else 0.0
+        std = self.count_noise * self._noise_scale if self.noise_multiplier else 0.0
         noise = float(gaussian(1, std=std, seed=seed_for(self.seed, "count noise", round_index), secure=self.secure_noise)[0])
         share = (num_short - num_kept / 2 + noise) / self.expected_cohort + 0.5
         return clip_norm * math.exp(-self.clip_lr * (share - self.clip_quantile))
@@ -397,8 +408,7 @@ class Mechanism:
         )
         simulated = ""
         if self.noise_cohort_size:
-            population = self.population or round(self.noise_cohort_size / self.cohort_prob)
-            simulated = promises.SIMULATED.format(noise_cohort_size=self.noise_cohort_size, population=population)
+            simulated = promises.SIMULATED.format(noise_cohort_size=self.noise_cohort_size, population=self._num_simulated)
         return f"{simulated}{who}; it holds for the released adapters, not for the diagnostics beside them, and as long as {secrecy}."
 
     @property
