@@ -386,8 +386,8 @@ def test_a_target_epsilon_is_spent_and_not_exceeded(keys: tuple[str, ...], sizes
 
 
 def test_a_method_without_noise_has_no_target() -> None:
-    """Where the base of a comparison sets one for the entries that have noise."""
-    mechanism = make("compare={a: {seed: 1}}", "privacy.target_epsilon=3", "privacy.max_epsilon=3")
+    """Where the base of a comparison sets one, it is for the entries that have noise."""
+    mechanism = make("compare={a: {seed: 1}}", "privacy.target_epsilon=3")
     assert (mechanism.kind, mechanism.noise_multiplier, mechanism.epsilon(1)) == ("none", 1.0, None)
 
 
