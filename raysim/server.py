@@ -48,6 +48,12 @@ def step(
     assert all(part.clip_norm == clip_norm for part in parts), (
         f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {clip_norm}"
     )
+    for part in parts:
+        size = len(part.total) if isinstance(part, ChunkSum) else len(part.messages)
+        if size != len(state.adapter):
+            raise RuntimeError(
+                f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
+            )
     aborted = False
     try:
         sums = open_sums(parts, mechanism=mechanism, round_index=state.round_index, clip_norm=clip_norm)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raysim.adapter import Vector
+from raysim.adapter import Vector, check_adapter
 from raysim.base import BaseModel, LanguageModel, build_language_model
 from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
@@ -91,6 +91,7 @@ class Worker:
             call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state)
             try:
                 result = method(lm, call)
+                check_adapter(result.update, lm.layout)
             except Exception as error:
                 raise RuntimeError(f"round {round_index}, client {client_id}: {type(error).__name__}: {error}") from error
             updates.append(result.update)

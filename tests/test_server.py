@@ -176,3 +176,10 @@ def test_weights() -> None:
     assert weights_for([5, 0, 7], weighting="uniform") == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"server\.weighting='size'"):
         weights_for([5], weighting="size")
+
+
+def test_a_sum_of_another_size_is_refused() -> None:
+    """numpy would add a sum of one number to every coordinate."""
+    one = ChunkSum(np.ones(1), 1.0, (1.0,), 0, 0, None)
+    with pytest.raises(RuntimeError, match="a sum of 1 numbers came for an adapter of"):
+        step(start(), [one], mechanism=make(), lr=1.0, seed=0)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.base import load_base_model
+from raysim.base import LanguageModel, load_base_model
 from raysim.config import Config, load
 from raysim.methods import METHODS
-from raysim.methods.call import ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.privacy.clipping import clip_and_sum
 from raysim.worker import Assignment, Worker
 from tests.conftest import SMALL
@@ -83,3 +83,19 @@ def test_a_diverged_client_is_dropped_and_the_others_count() -> None:
     assert (total.num_dropped, total.weight) == (1, 0.0)
     assert not total.total.any()
     assert reports[0].stats.loss is None
+
+
+def test_an_upload_that_holds_more_than_the_adapter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not summed up to the length that fits, nor broadcast: an error that names round and client."""
+    worker, config = make_worker(), config_for()
+    call = make_call(worker.language_model(config.lora))
+    assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
+    honest = METHODS["fedit"]
+
+    def generous(lm: LanguageModel, one: ClientCall) -> ClientResult:
+        result = honest(lm, one)
+        return replace(result, update=np.append(result.update, np.float32(1)))
+
+    monkeypatch.setitem(METHODS, "fedit", generous)
+    with pytest.raises(RuntimeError, match=r"^round 0, client 1: ValueError: adapter: float32 of shape"):
+        worker.run_chunk(assignment, (1,), 0, call.adapter, [call.shard], [None], clip_norm=None)
