@@ -27,7 +27,7 @@ from raysim.verify import (
 )
 from tests.small_runs import METHODS, small
 
-EXTRA = {"fedit-client": ["server.cohort_size=2", "server.num_rounds=3"], "fedit": ["server.cohort_size=2"]}
+EXTRA = {"fedit-client": ["server.cohort_size=2", "server.num_rounds=3", "privacy.delta=1e-5"], "fedit": ["server.cohort_size=2"]}
 QUICK = ["attack.every=-1"]
 
 
@@ -207,7 +207,7 @@ def test_the_command_says_each_check_and_its_status(
     remove("environment.json")(out)
     assert main(argparse.Namespace(folder=str(out))) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("FAILED")] == ["FAILED files               missing: environment.json"]
+    assert [line for line in lines if line.startswith("FAILED")] == ["FAILED files                missing: environment.json"]
     assert lines[-1] == f"1 of {len(CHECKS)} checks failed"
 
 

@@ -35,6 +35,8 @@ LEAST_NOISE, MOST_NOISE = 1e-6, 1e9
 """Where the search for a noise multiplier gives up."""
 LEAST_SPENT = math.log(0.995)
 """The search goes on until this share of the target is spent, as a logarithm."""
+FAR = 50.0
+"""The logarithm that stands for a cost of nothing (negative) or without bound, over the target."""
 MOST_STEPS = 100
 MET = "target_epsilon={!r} is met with next to no noise, so there is nothing to solve for; lower it, or delta"
 Point = tuple[float, float]
@@ -281,12 +283,12 @@ def _least(cost: Callable[[float], float], target: float, *, start: float, strid
 
     def excess(z: float) -> float:
         spent = cost(z)
-        return min(max(math.log(max(spent, 1e-300) / target), -50.0), 50.0) if spent < math.inf else 50.0
+        return min(max(math.log(max(spent, 1e-300) / target), -FAR), FAR) if spent < math.inf else FAR
 
     low, high = _bracket(excess, target, start=start, stride=stride)
     for step in range(MOST_STEPS):
         ratio = high[0] / low[0]
-        if ratio <= 1.0 + tolerance and (high[1] >= LEAST_SPENT or ratio <= 1.0 + 1e-9):
+        if ratio <= 1.0 + tolerance and (high[1] >= LEAST_SPENT or high[1] == -FAR or ratio <= 1.0 + 1e-9):
             break
         z = _between(low, high, tolerance=tolerance, halve=step % 3 == 2)
         point = (z, excess(z))
