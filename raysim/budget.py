@@ -123,15 +123,15 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"raysim: warning: {line}", file=sys.stderr)
     console = Console(file=sys.stdout, force_jupyter=False, highlight=False)
     first, *rest = lines_of(found)
-    console.print(Text(first, style="bold"), soft_wrap=True)
-    console.print(Text("\n".join(rest)), soft_wrap=True)
+    console.print(Text(first, style="bold"), soft_wrap=not console.is_terminal)
+    console.print(Text("\n".join(rest)), soft_wrap=not console.is_terminal)
     title, note = titles_of(found, fancy=console.is_terminal)
-    console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    console.print(Text(f"\n{title}", style="bold"), soft_wrap=not console.is_terminal)
     console.print(table_of(found, fancy=console.is_terminal))
-    console.print(Text(note, style="dim"), soft_wrap=True)
+    console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
     if figure is not None:
         write_figure(found, figure)
-        console.print(Text(f"picture: {figure}"), soft_wrap=True)
+        console.print(Text(f"picture: {figure}"), soft_wrap=not console.is_terminal)
     return 0
 
 
@@ -173,7 +173,7 @@ def warnings_of(plan: Plan) -> list[str]:
     if plan.delta <= 1.0 / plan.num_units:
         return []
     better = f"; the default is {default_delta(plan.num_units):.2g}" if plan.num_units > 1 else ""
-    return [f"--delta={plan.delta:g} is above 1/{plan.num_units}: to publish one {plan.unit} drawn at random would satisfy it{better}"]
+    return [f"--delta={plan.delta:g} is above 1/{plan.num_units}: that allows publishing one of them{better}"]
 
 
 def lines_of(found: Answer) -> list[str]:
