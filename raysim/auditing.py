@@ -23,8 +23,9 @@ from raysim.config import Config
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.evaluate import Job
+from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.audit import gaussian_audit, one_run_audit
-from raysim.privacy.clipping import ChunkSum, clip_and_sum
+from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
@@ -78,17 +79,29 @@ def dealt(plan: CanaryPlan, num_clients: int, *, first_record_id: int) -> list[l
 def canary_sums(
     plan: CanaryPlan, *, mechanism: Mechanism, scale: float, round_index: int, size: int, clip_norm: float | None
 ) -> list[ChunkSum]:
-    """The bounded sums of the update canaries that take part in a round, one by one through what every client's update goes through."""
-    coins = canary_coins(plan.num_updates, seed=mechanism.seed)
-    prob = 1.0 if mechanism.sampler in ("all", "auto") else mechanism.cohort_prob
-    taking_part = present(np.flatnonzero(coins).tolist(), sampling_prob=prob, seed=mechanism.seed, round_index=round_index)
+    """The bounded sums of the update canaries that take part in a round, one by one through what every client's update goes through.
+
+    Where the noise of a bigger cohort is simulated, a canary counts for as much as a client of that cohort would.
+    """
+    included = np.flatnonzero(canary_coins(plan.num_updates, seed=mechanism.seed)).tolist()
+    norm = 1.0 if clip_norm is None else scale * clip_norm
+    share = mechanism.cohort_size / mechanism.noise_cohort_size if mechanism.noise_cohort_size else 1.0
     sums = []
-    for index in taking_part:
-        direction = canary_direction(canary_seed(index, seed=mechanism.seed), size=size)
-        norm = 1.0 if clip_norm is None else scale * clip_norm
-        update = np.asarray(norm * direction, dtype=np.float32)
-        sums.append(clip_and_sum([update], weights=[1.0], clip_norm=clip_norm))
+    for index in _taking_part(included, mechanism=mechanism, round_index=round_index):
+        update = np.asarray(norm * canary_direction(canary_seed(index, seed=mechanism.seed), size=size), dtype=np.float32)
+        ids = [mechanism.num_clients + index]  # its noise, where clients add it, is nobody else's
+        part = sum_chunk([update], client_ids=ids, weights=[1.0], clip_norm=clip_norm, mechanism=mechanism, round_index=round_index)
+        assert isinstance(part, ChunkSum), "no update canary fits into a masked sum; the configuration refuses them"
+        sums.append(dataclasses.replace(part, total=share * part.total))
     return sums
+
+
+def _taking_part(canaries: Sequence[int], *, mechanism: Mechanism, round_index: int) -> list[int]:
+    """Those of the canaries that a round's sampler takes, as it takes clients: in turn where the order is fixed, else by chance."""
+    if mechanism.sampler == "cyclic":
+        return [i for i in canaries if i % mechanism.num_cohorts == round_index % mechanism.num_cohorts]
+    prob = mechanism.sampling_prob if mechanism.noise_cohort_size else mechanism.cohort_prob
+    return present(canaries, sampling_prob=prob, seed=mechanism.seed, round_index=round_index)
 
 
 # --- by round ---
@@ -218,6 +231,6 @@ def verdict(one_run: dict[str, Any]) -> str:
     upper = "no guarantee claimed" if claimed is None else f"claimed at most {claimed:.4g}"
     against = "" if claimed is None else (": contradicted" if found > claimed else ": not contradicted")
     return (
-        f"{upper} / audited at least {found:.4g} ({one_run['confidence']:.0%} confidence, {one_run['num_correct']} of "
+        f"{upper} / audited at least {found:.4g} ({100 * one_run['confidence']:.4g}% confidence, {one_run['num_correct']} of "
         f"{one_run['num_guesses']} guesses right over {one_run['num_canaries']} {one_run['canary']} canaries){against}"
     )
