@@ -1,5 +1,6 @@
 """The server's transition: pure, in order, with a fixed denominator under a guarantee, and noise that is drawn once."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -29,8 +30,9 @@ def updates_of(num_clients: int, seed: int = 0) -> list[Vector]:
     return list(np.random.default_rng(seed).standard_normal((num_clients, SIZE)).astype(np.float32))
 
 
-def sums_of(updates: list[Vector], mechanism: Mechanism) -> list[ChunkSum]:
-    return [clip_and_sum([update], weights=[1.0], clip_norm=mechanism.update_clip_norm) for update in updates]
+def sums_of(updates: list[Vector], mechanism: Mechanism, clip_norm: float | None = None) -> list[ChunkSum]:
+    """The updates' sums, clipped to `clip_norm` or else to the mechanism's own bound."""
+    return [clip_and_sum([update], weights=[1.0], clip_norm=clip_norm or mechanism.update_clip_norm) for update in updates]
 
 
 def start(round_index: int = 0) -> ServerState:
@@ -153,6 +155,107 @@ def test_sums_clipped_to_another_bound_are_refused() -> None:
     sums = [clip_and_sum(updates_of(1), weights=[1.0], clip_norm=5.0)]
     with pytest.raises(AssertionError, match=r"accounts for 0\.5"):
         step(start(), sums, mechanism=private(), lr=1.0, seed=0)
+
+
+# --- adaptive clipping ---
+
+
+def adaptive(*overrides: str) -> Mechanism:
+    return private("privacy.clipping=adaptive", "privacy.clip_quantile=0.25", "privacy.clip_lr=0.4", *overrides)
+
+
+def test_adaptive_clipping_moves_the_bound_and_the_next_round_is_held_to_it() -> None:
+    """One update of four is short, as many as are wanted; then none, and then all: the bound stays, grows and shrinks."""
+    mechanism = adaptive("privacy.noise_multiplier=0")
+    norms = [[0.3, 0.7, 2.0, 9.0], [0.6, 0.7, 2.0, 9.0], [0.1, 0.2, 0.3, 0.4]]
+    expected = [0.5, 0.5 * math.exp(0.4 * 0.25), 0.5 * math.exp(0.4 * 0.25) * math.exp(-0.4 * 0.75)]
+    state, bound = start(), 0.5
+    for round_norms, after in zip(norms, expected, strict=True):
+        updates = [norm * update / np.linalg.norm(update) for norm, update in zip(round_norms, updates_of(4), strict=True)]
+        before = state
+        state, record = step(before, sums_of(updates, mechanism, bound), mechanism=mechanism, lr=1.0, seed=0)
+        assert record["clip_norm"] == bound
+        assert record["clip_fraction"] == sum(norm > bound for norm in round_norms) / 4
+        clipped = [update * min(1.0, bound / norm) for norm, update in zip(round_norms, updates, strict=True)]
+        np.testing.assert_allclose(state.adapter, before.adapter + np.mean(clipped, axis=0), rtol=1e-4, atol=1e-6)
+        assert state.clip_norm == pytest.approx(after)
+        assert state.clip_norm is not None
+        bound = state.clip_norm
+
+
+def test_a_round_clipped_to_another_bound_than_the_adapted_one_is_refused() -> None:
+    mechanism = adaptive()
+    state = dataclasses.replace(start(), clip_norm=0.8)
+    step(state, sums_of(updates_of(4), mechanism, 0.8), mechanism=mechanism, lr=1.0, seed=0)
+    for wrong in (0.5, 0.79):
+        with pytest.raises(AssertionError, match=r"accounts for 0\.8"):
+            step(state, sums_of(updates_of(4), mechanism, wrong), mechanism=mechanism, lr=1.0, seed=0)
+
+
+def test_noise_follows_the_adapted_bound() -> None:
+    mechanism, zeros = adaptive(), ServerState(3, np.zeros(SIZE, dtype=np.float32))
+    first, record = step(zeros, [], mechanism=mechanism, lr=1.0, seed=0)
+    wider, wider_record = step(dataclasses.replace(zeros, clip_norm=5.0), [], mechanism=mechanism, lr=1.0, seed=0)
+    np.testing.assert_allclose(wider.adapter, 10 * first.adapter, rtol=1e-5)
+    assert kstest(wider.adapter, "norm", args=(0, wider_record["noise_std"])).pvalue > 1e-6
+    assert wider_record["noise_std"] == pytest.approx(10 * record["noise_std"])
+
+
+def test_a_retried_step_adapts_the_bound_alike_and_another_round_otherwise() -> None:
+    mechanism, sums = adaptive(), sums_of(updates_of(4), adaptive())
+    bounds = [step(start(r), sums, mechanism=mechanism, lr=1.0, seed=0)[0].clip_norm for r in (0, 0, 1)]
+    assert bounds[0] == bounds[1] != bounds[2]
+    assert step(start(), sums_of(updates_of(4), private()), mechanism=private(), lr=1.0, seed=0)[0].clip_norm is None
+
+
+# --- correlated noise ---
+
+
+def in_order(*overrides: str, num_clients: int = 12) -> Mechanism:
+    cyclic = ("privacy.sampler=cyclic", f"server.cohort_size={num_clients // 4}", "server.num_rounds=16")
+    return private(*cyclic, *overrides, num_clients=num_clients)
+
+
+def test_noise_of_successive_rounds_has_the_covariance_of_the_inverse_factor() -> None:
+    """C^-1 C^-T, by the matrix written out; and not that of independent noise."""
+    mechanism = in_order("privacy.num_bands=4")
+    column = [1.0, 1 / 2, 3 / 8, 5 / 16]
+    factor = sum((np.diag([value] * (6 - shift), -shift) for shift, value in enumerate(column)), start=np.zeros((6, 6)))
+    inverse = np.linalg.inv(factor)
+    drawn = np.stack([noise_of(mechanism, round_index=r, seed=1) for r in range(6)]).astype(float)
+    unit = mechanism.sum_noise_multiplier * 0.5 / 3
+    found = drawn @ drawn.T / SIZE / unit**2
+    expected = inverse @ inverse.T
+    spread = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / SIZE)
+    assert (np.abs(found - expected) < 6 * spread).all()
+    assert (np.abs(found - np.eye(6)) > 6 * spread).any()
+    undone = factor @ drawn
+    for row in undone:
+        assert kstest(row, "norm", args=(0, unit)).pvalue > 1e-6
+    assert np.abs(np.corrcoef(undone)[~np.eye(6, dtype=bool)]).max() < 6 / math.sqrt(SIZE)
+
+
+def test_one_band_is_independent_noise_to_the_bit() -> None:
+    """Four turns in sixteen rounds cost as half the multiplier does in one."""
+    one_band, independent = (
+        in_order("privacy.noise_multiplier=1.5", num_clients=4),
+        private("server.cohort_size=1", "privacy.noise_multiplier=3"),
+    )
+    assert one_band.num_bands == 1
+    for round_index in range(5):
+        drawn = [noise_of(mechanism, round_index=round_index, seed=2).tobytes() for mechanism in (one_band, independent)]
+        assert drawn[0] == drawn[1]
+
+
+def test_the_record_of_a_round_with_correlated_noise_states_that_rounds_noise() -> None:
+    mechanism, updates = in_order("privacy.num_bands=4"), [update * 1e-3 for update in updates_of(3)]
+    zeros = ServerState(5, np.zeros(SIZE, dtype=np.float32))
+    state, record = step(zeros, sums_of(updates, mechanism), mechanism=mechanism, lr=1.0, seed=0)
+    residual = state.adapter - np.mean(updates, axis=0)
+    assert kstest(residual, "norm", args=(0, record["noise_std"])).pvalue > 1e-6
+    assert record["noise_std"] > 1.05 * mechanism.sum_noise_multiplier * 0.5 / 3
+    signal = np.linalg.norm(np.mean(updates, axis=0))
+    assert record["signal_to_noise"] == pytest.approx(signal / (record["noise_std"] * math.sqrt(SIZE)), rel=1e-4)
 
 
 def test_record_level_adds_no_second_noise() -> None:
