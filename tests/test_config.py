@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from raysim import config as config_module
 from raysim.config import (
     CHOICES,
+    CLIENT_ONLY,
     RANGES,
     RESULT_NEUTRAL,
     Config,
@@ -27,8 +29,10 @@ from raysim.config import (
     to_dict,
     to_yaml,
     unresolved,
+    unused_privacy,
     with_overrides,
 )
+from raysim.runner import comparison, run
 
 FLAT = flatten_keys(to_dict(Config()))
 NUMERIC = {key for key, value in FLAT.items() if isinstance(value, int | float) and not isinstance(value, bool)}
@@ -169,11 +173,6 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
         (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
         (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
         (["partition.min_examples=17"], ["partition.min_examples=17"]),
-        (["privacy.unit=example"], ["privacy.unit='example'", "method.name='dplora'"]),
-        (["method.name=dplora", "privacy.unit=none"], ["privacy.unit='none'", "method.name='dplora'"]),
-        (["method.name=dplora", "privacy.unit=client"], ["privacy.unit='client'", "method.name=fedit"]),
-        (["method.name=fedpit", "privacy.unit=client"], ["privacy.unit='client'", "'fedpit'"]),
-        (["privacy.unit=client", "server.weighting=examples"], ["server.weighting='examples'", "uniform"]),
         (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
         (["data.source=jsonl"], ["data.path", "a file"]),
         (["data.source=hub"], ["data.path", "data set id"]),
@@ -204,6 +203,188 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
 )
 def test_the_neighbours_of_refused_combinations_are_allowed(overrides: list[str]) -> None:
     load("", overrides)
+
+
+# --- what a unit, a place of the noise, a sampler and the rest can be together
+
+CLIENT = ["privacy.unit=client"]
+DPLORA = ["method.name=dplora"]
+PRIVATE_FEDPIT = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none"]
+CYCLIC = [*CLIENT, "partition.num_clients=12", "server.cohort_size=3", "privacy.sampler=cyclic"]
+POISSON = [*CLIENT, "partition.num_clients=12", "server.cohort_size=3"]
+DISTRIBUTED = [*CLIENT, "privacy.noise_at=distributed"]
+LOCAL = [*CLIENT, "privacy.noise_at=client"]
+ADAPTIVE = "privacy.clipping=adaptive"
+FIXED = "privacy.sampler=fixed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        *[
+            ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
+            for method in ("fedit", "locit", "cenit", "base")
+        ],
+        *[
+            ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
+            for unit in ("none", "client")
+        ],
+        *[
+            ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
+            for method in ("fedpit", "locit", "cenit", "base")
+        ],
+        ([*CLIENT, "server.weighting=examples"], "server.weighting='examples' is unbounded in one client .* use uniform"),
+        (PRIVATE_FEDPIT[:2], "fedpit.share_mix and fedpit.scorer use private records: .* share_mix=0 and scorer='none'"),
+        ([*PRIVATE_FEDPIT, "fedpit.share_mix=0.1"], "fedpit.share_mix and fedpit.scorer use private records"),
+        ([*CLIENT, "server.cohort_size=2", "privacy.sampler=all"], "privacy.sampler='all' contradicts server.cohort_size=2; use 'poisson'"),
+        ([*LOCAL, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'client'"),
+        ([*DISTRIBUTED, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'distributed'"),
+        ([*LOCAL, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'client'"),
+        ([*DISTRIBUTED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'distributed'"),
+        ([*POISSON, FIXED, ADAPTIVE], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+        ([*POISSON, FIXED, "privacy.noise_at=client"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+        ([*POISSON, FIXED, "privacy.noise_at=distributed"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+        ([*CYCLIC, "server.cohort_size=5"], "privacy.sampler='cyclic' needs a cohort_size that divides num_clients, .* or use 'poisson'"),
+        ([*CYCLIC, "privacy.noise_at=client"], "privacy.sampler='cyclic' needs .* noise_at='server'"),
+        ([*CYCLIC, ADAPTIVE], "privacy.sampler='cyclic' needs .* clipping='flat'"),
+        ([*POISSON, "privacy.num_bands=2"], "privacy.num_bands=2 needs sampler='cyclic'"),
+        ([*CYCLIC, "privacy.num_bands=5"], "privacy.num_bands=5 needs .* at least as many cohorts in its cycle \\(4\\)"),
+        ([*CYCLIC, "privacy.num_bands=2", "privacy.secure_noise=true"], "privacy.num_bands=2 needs .* seeded noise"),
+        ([*POISSON, FIXED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs sampler='poisson' or 'all', not 'fixed'"),
+        ([*CYCLIC, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs sampler='poisson' or 'all', not 'cyclic'"),
+        (
+            [*POISSON, "privacy.noise_cohort_size=9", "privacy.population=8"],
+            "privacy.population=8 must be at least privacy.noise_cohort_size=9",
+        ),
+        ([*POISSON, "privacy.population=8"], "privacy.population=8 needs privacy.noise_cohort_size, the cohort drawn from it"),
+        ([*CLIENT, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'server'"),
+        ([*LOCAL, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'client'"),
+        (["audit.multiplicities=[1,0]"], "audit.multiplicities=\\[1, 0\\] must all be at least 1"),
+        ([*DPLORA, "audit.num_canaries=4", "audit.canary=update"], "audit.canary='update' needs method.name='fedit' .* use 'record'"),
+        ([*DISTRIBUTED, "audit.num_canaries=4"], "audit.canary='update' needs .* one by one"),
+        (
+            ["audit.num_canaries=4", "audit.canary=gradient"],
+            "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'",
+        ),
+        (
+            [*DPLORA, "dplora.mode=literal", "audit.num_canaries=4", "audit.canary=gradient"],
+            "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'; use 'record'",
+        ),
+        ([*CLIENT, "audit.num_canaries=4", "audit.canary=record"], "audit.canary='record' audits a record where .* use 'update'"),
+        (["method.name=base", "audit.num_canaries=4"], "audit.num_canaries needs a method that trains; method.name='base' does not"),
+    ],
+)
+def test_privacy_that_no_mechanism_has_is_refused_with_what_to_use(overrides: list[str], named: str) -> None:
+    assert re.search(f"^{named}", refusal(*overrides)), refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        PRIVATE_FEDPIT,
+        [*CLIENT, "privacy.sampler=all"],
+        [*CLIENT, "privacy.sampler=all", "server.cohort_size=3"],
+        [*CLIENT, ADAPTIVE],
+        [*POISSON, ADAPTIVE],
+        [*POISSON, FIXED],
+        [*POISSON, "privacy.noise_at=client"],
+        [*POISSON, "privacy.noise_at=distributed", "privacy.dropout_tolerance=0.2"],
+        [*CYCLIC, "privacy.num_bands=4"],
+        [*CYCLIC, "privacy.secure_noise=true"],
+        [*POISSON, "privacy.noise_cohort_size=9", "privacy.population=9"],
+        [*CLIENT, ADAPTIVE, "privacy.noise_cohort_size=9"],
+        [*CLIENT, "audit.num_canaries=4"],
+        [*LOCAL, "audit.num_canaries=4"],
+        [*DISTRIBUTED, "audit.canary=update"],
+        [*DPLORA, "audit.num_canaries=4", "audit.canary=gradient"],
+        [*DPLORA, "privacy.noise_at=client", "privacy.target_epsilon=3", "privacy.max_epsilon=2"],
+        [*PRIVATE_FEDPIT, "privacy.target_epsilon=3"],
+        ["audit.num_canaries=4", "audit.canary=update"],
+        ["audit.multiplicities=[1,2]"],
+    ],
+)
+def test_privacy_that_some_mechanism_has_is_allowed(overrides: list[str]) -> None:
+    load("", overrides)
+
+
+NOT_BY_DEFAULT = {
+    "privacy.sampler": "poisson",
+    "privacy.clipping": "adaptive",
+    "privacy.noise_cohort_size": 9,
+    "privacy.population": 99,
+    "privacy.num_bands": 2,
+    "privacy.dropout_tolerance": 0.2,
+    "privacy.count_noise": 3.0,
+}
+
+
+def test_every_key_for_clients_alone_has_a_value_here() -> None:
+    assert set(NOT_BY_DEFAULT) == set(CLIENT_ONLY)
+
+
+@pytest.mark.parametrize("key", CLIENT_ONLY)
+@pytest.mark.parametrize("method", [DPLORA, PRIVATE_FEDPIT, ["method.name=fedit"], ["method.name=fedpit"]])
+def test_a_privacy_key_that_means_nothing_is_refused_and_not_ignored(key: str, method: list[str]) -> None:
+    text = refusal(*method, f"{key}={NOT_BY_DEFAULT[key]}")
+    unit = load("", method).privacy.unit
+    assert text.startswith(f"{key} is set but means nothing with privacy.unit={unit!r} (method.name='{method[0].split('=')[1]}'); ")
+    assert text.endswith("it is for privacy.unit='client'" if unit == "example" else "or leave it out")
+
+
+@pytest.mark.parametrize("method", ["fedit", "fedpit", "locit", "cenit", "base"])
+@pytest.mark.parametrize("setting", ["privacy.target_epsilon=3", "privacy.max_epsilon=3", "privacy.noise_at=server"])
+def test_a_budget_without_noise_is_refused_with_what_has_noise(method: str, setting: str) -> None:
+    key = setting.partition("=")[0]
+    assert refusal(f"method.name={method}", setting) == (
+        f"{key} is set but means nothing with privacy.unit='none' (method.name={method!r}); "
+        "set privacy.unit=client, or method.name=dplora, or leave it out"
+    )
+
+
+@pytest.mark.parametrize("where", ["server", "distributed"])
+@pytest.mark.parametrize("method", [DPLORA, PRIVATE_FEDPIT])
+def test_noise_for_records_is_added_where_the_records_are(method: list[str], where: str) -> None:
+    text = refusal(*method, f"privacy.noise_at={where}")
+    assert text.startswith("privacy.noise_at is set but means nothing with privacy.unit='example'")
+    assert text.endswith("noise is added at the client: use 'client'")
+
+
+def test_auto_decides_where_noise_is_added_and_who_is_drawn() -> None:
+    def decided(*overrides: str) -> tuple[str, str, str]:
+        config = load("", list(overrides))
+        return config.privacy.noise_at, config.privacy.sampler, config.audit.canary
+
+    assert decided() == ("auto", "auto", "record")
+    assert decided(*CLIENT) == ("server", "all", "update")
+    assert decided(*POISSON) == ("server", "poisson", "update")
+    assert decided(*DPLORA) == decided(*PRIVATE_FEDPIT) == ("client", "auto", "record")
+
+
+@pytest.mark.parametrize("budget", ["privacy.target_epsilon", "privacy.max_epsilon"])
+def test_a_budget_of_a_comparison_is_for_the_entries_that_have_noise(tmp_path: Path, budget: str) -> None:
+    """The others run without; a run by itself that would ignore it is refused."""
+    text = (
+        f"privacy: {{{budget.partition('.')[2]}: 3, clipping: adaptive, noise_at: server}}\ncompare:\n"
+        "  fedit: {method.name: fedit}\n  base: {method.name: base}\n"
+        "  clients: {privacy.unit: client}\n  records: {method.name: dplora}\n"
+    )
+    path = written(tmp_path / "c.yaml", text)
+    config = load(path)
+    assert unused_privacy(config) == {budget: 0.0, "privacy.clipping": "flat", "privacy.noise_at": "auto"}
+    entries = {entry.name: entry for entry in comparison(config)}
+    budgets = {name: flatten_keys(to_dict(entry))[budget] for name, entry in entries.items()}
+    assert budgets == {"fedit": 0.0, "base": 0.0, "clients": 3.0, "records": 3.0}
+    assert {name: entry.privacy.clipping for name, entry in entries.items()} == dict.fromkeys(budgets, "flat") | {"clients": "adaptive"}
+    assert {name: entry.privacy.noise_at for name, entry in entries.items()} == {
+        "fedit": "auto",
+        "base": "auto",
+        "clients": "server",
+        "records": "client",
+    }
+    assert all(unused_privacy(entry) == {} for entry in entries.values())
+    with pytest.raises(ValueError, match=rf"^{re.escape(budget)} is set but means nothing with privacy\.unit='none'"):
+        run(with_overrides(config, {"out": str(tmp_path / "run")}), display=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
