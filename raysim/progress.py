@@ -253,7 +253,7 @@ def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
         console.print(comparison_table(rows, wide=wide))
         console.print(Text(_table_note(wide=wide), style="dim"))
     else:
-        print(_printable(comparison_text(rows)), flush=True)
+        print(_printable("\n" + comparison_text(rows)), flush=True)
 
 
 def print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -51,6 +51,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.budget"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.cli", "raysim.verify"): "the other commands answer without importing dp-accounting and scipy",
+    ("raysim.budget", "raysim.figures"): "matplotlib: a second, and only who asks for a picture draws one",
     ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
