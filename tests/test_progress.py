@@ -111,7 +111,8 @@ def test_plain_table_is_aligned_and_complete(capsys: pytest.CaptureFixture[str])
     print_comparison(rows())
     out = capsys.readouterr().out
     assert not control_characters(out)
-    table = out.split("\n\n")[0].splitlines()
+    assert out.startswith("\nmethod "), "one empty line between the rounds and the table"
+    table = out[1:].split("\n\n")[0].splitlines()
     assert len(table) == 2 + len(ENDS) + 1, "a row a run, and one for what FEDPIT's clients keep"
     table = [line for line in table if "kept private" not in line]
     ends = [match.end() for match in re.finditer(r"-+", table[1])]
