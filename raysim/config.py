@@ -292,6 +292,30 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    space: dict[str, Any] = field(default_factory=dict)
+    """For `raysim sweep`: key -> values (`{lora.rank: [4, 16]}`) or a distribution (`{privacy.noise_multiplier: {loguniform: [0.3, 3]}}`)."""
+    search: str = "grid"
+    """`grid` (every combination; lists only), `random`, or `optuna` (model-based, several objectives)."""
+    num_samples: int = 0
+    """Points of a `random` or `optuna` search; with `grid`, 0 takes them all."""
+    seeds: list[int] = field(default_factory=list)
+    """Each point is run once with each of these seeds, and its figures are averaged; empty runs the configuration's own seed."""
+    objectives: dict[str, str] = field(default_factory=lambda: {"heldout_nll": "min", "leakage": "min"})
+    """Figures to optimise, each `min` or `max`: heldout_nll, heldout_rouge_l, leakage, epsilon, uplink_bytes. The first drives the scheduler."""
+    scheduler: str = "none"
+    """`none`, `asha` (halving) or `median` (stops trials below the median), on the first objective by round."""
+    grace_rounds: int = 1
+    """Rounds that a trial is given before a scheduler may stop it."""
+    max_concurrent: int = 0
+    """Most trials at once; 0 for as many as fit."""
+    private_selection: dict[str, Any] = field(default_factory=dict)
+    """Draws the number of trials at random, so that choosing the best has an epsilon: `{distribution: poisson, mean: 10}`; empty for none."""
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Ray's callbacks beside the table: `tensorboard`, `mlflow`, `wandb`."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -317,6 +341,7 @@ class Config:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     compare: dict[str, Any] = field(default_factory=dict)
     """For `raysim compare`: run name -> the overrides that make it (`{fedit: {method.name: fedit}}`)."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -340,6 +365,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.clipping": ("flat", "adaptive"),
     "audit.canary": ("auto", "record", "gradient", "update"),
     "resources.backend": ("ray", "local"),
+    "sweep.search": ("grid", "random", "optuna"),
+    "sweep.scheduler": ("none", "asha", "median"),
 }
 
 # key -> (lowest, highest, whether the lowest itself is allowed)
@@ -414,7 +441,14 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "resources.client.num_cpus": (0, math.inf, True),
     "resources.client.num_gpus": (0, math.inf, True),
     "resources.client.memory_gb": (0, math.inf, True),
+    "sweep.num_samples": (0, math.inf, True),
+    "sweep.grace_rounds": (1, math.inf, True),
+    "sweep.max_concurrent": (0, math.inf, True),
 }
+
+# Keys whose value is a dictionary with keys of its own, which are no settings of this run.
+WHOLE_KEYS = ("sweep.space", "sweep.private_selection", "sweep.objectives")
+
 
 CLIENT_ONLY = tuple(
     f"privacy.{name}"
@@ -422,7 +456,7 @@ CLIENT_ONLY = tuple(
 )
 
 # Sections and keys that change where and how fast a run is, never its results: a folder may be resumed under others.
-RESULT_NEUTRAL = ("name", "out", "compare", "model.cache_dir", "resources.backend", "resources.num_actors", "resources.client")
+RESULT_NEUTRAL = ("name", "out", "compare", "sweep", "model.cache_dir", "resources.backend", "resources.num_actors", "resources.client")
 
 
 def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -482,7 +516,8 @@ def flatten_keys(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        flat.update(flatten_keys(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+        nests = isinstance(value, dict) and value and name not in WHOLE_KEYS
+        flat.update(flatten_keys(value, f"{name}.") if nests else {name: value})
     return flat
 
 

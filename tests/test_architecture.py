@@ -15,17 +15,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "rng", "progress"),
+    ("config", "rng", "progress", "sweep_space"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "train", "generate", "lora", "attacks", "judge"),
     ("synthesis", "private_synthesis", "methods", "server", "evaluate"),
     ("experiment", "worker", "auditing"),
     ("simulate",),
     ("actors",),
-    ("sweep",),
-    ("report", "figures", "budget", "verify"),
+    ("report", "figures", "budget", "verify", "sweep_report"),
     ("runner",),
-    ("audit",),
+    ("audit", "sweep"),
     ("cli",),
     ("raysim", "__main__"),
 )

@@ -540,6 +540,7 @@ def test_result_key_leaves_out_what_changes_no_result() -> None:
         "resources.client.num_gpus=0.5",
         "resources.client.memory_gb=2",
         "compare={a: {seed: 1}}",
+        "sweep.seeds=[1,2]",
     ]
     assert load("", elsewhere) != load()
     assert result_key(load("", elsewhere)) == result_key(load())
@@ -547,7 +548,7 @@ def test_result_key_leaves_out_what_changes_no_result() -> None:
 
 def test_result_key_holds_everything_else() -> None:
     neutral = {"name", "out", "compare", "model.cache_dir", "resources.backend", "resources.num_actors"}
-    neutral |= {key for key in FLAT if key.startswith("resources.client.")}
+    neutral |= {key for key in FLAT if key.startswith(("resources.client.", "sweep."))}
     assert set(FLAT) - set(result_key(load())) == neutral
     assert all(any(key == n or key.startswith(f"{n}.") for key in FLAT) for n in RESULT_NEUTRAL)
 
