@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from raysim import simulate as loop
 from raysim.adapter import Vector
 from raysim.experiment import Experiment
 from raysim.privacy.clipping import clip_and_sum
+from raysim.privacy.noise import gaussian
+from raysim.rng import seed_for
 from raysim.runner import Backend, Run, open_backend, run
 from raysim.simulate import LocalClients, due
 from raysim.worker import Assignment, Worker
@@ -103,6 +106,88 @@ def test_a_round_in_which_no_client_takes_part_still_adds_its_noise_and_is_accou
     epsilons = [record["epsilon"] for record in done.records]
     assert epsilons == sorted(set(epsilons)), "every round costs, also one without clients"
     assert done.ledger["num_releases"] == 6
+
+
+QUICK = ["data.max_length=300", "evaluate.every=0", "evaluate.num_generated=1", "attack.every=-1", "privacy.delta=1e-5"]
+DISTRIBUTED = ["partition.num_clients=5", "privacy.noise_at=distributed", "server.dropout_prob=0.3", "privacy.dropout_tolerance=0.5"]
+
+
+def test_clients_that_fail_send_nothing_and_a_round_that_loses_too_many_releases_nothing(backend: Backend, tmp_path: Path) -> None:
+    done = finished("fedit-client", *QUICK, *DISTRIBUTED, "server.num_rounds=3", backend=backend, out=tmp_path / "run")
+    parameters = done.summary["num_parameters"]
+    for record in done.records:
+        assert record["cohort"] == [0, 1, 2, 3, 4]
+        sent = 5 - record["num_failed"]
+        assert (record["uplink_bytes"], record["downlink_bytes"]) == (8 * parameters * sent, 4 * parameters * 5)
+        assert record["aborted"] == (sent < 3)
+        assert record["num_contributed"] == (0 if record["aborted"] else sent)
+        assert record["noise_std"] == pytest.approx(0.0 if record["aborted"] else math.sqrt(sent / 3) / 5)
+        assert record["update_norm_median"] is record["clip_fraction"] is None, "secure aggregation shows the sum alone"
+    assert [record["aborted"] for record in done.records] == [False, False, True], "the failures of this seed must say something"
+    assert np.array_equal(released(tmp_path / "run", 2), released(tmp_path / "run", 3))
+    assert done.ledger["num_releases"] == 3, "a round that was aborted is counted"
+
+
+def test_the_bound_that_clipping_adapts_is_that_of_the_next_round(backend: Backend, tmp_path: Path) -> None:
+    """All three updates are far shorter or far longer than a bound, so that the count is known and the bound with it."""
+    z = 1e-4
+    for clip_norm, short in ((1e-4, 0), (20.0, 3)):
+        keys = [f"privacy.noise_multiplier={z}", f"privacy.clip_norm={clip_norm}", "privacy.clipping=adaptive"]
+        settings = [*QUICK, *keys, "server.num_rounds=3"]
+        done = finished("fedit-client", *settings, backend=backend, out=tmp_path / f"{short}")
+        bounds = [record["clip_norm"] for record in done.records]
+        assert [record["clip_fraction"] for record in done.records] == [1 - short / 3] * 3
+        assert bounds[0] == clip_norm
+        for round_index in (0, 1):
+            noise = gaussian(1, std=3 / 20, seed=seed_for(0, "count noise", round_index), secure=False)[0]
+            share = (short + noise) / 3
+            assert bounds[round_index + 1] == pytest.approx(bounds[round_index] * math.exp(-0.2 * (share - 0.5)), rel=1e-6)
+        stds = [record["noise_std"] for record in done.records]
+        assert stds == pytest.approx([bound * (z**-2 - (2 * 3 / 20) ** -2) ** -0.5 / 3 for bound in bounds])
+
+
+def test_a_run_stops_before_the_round_that_would_exceed_its_budget(backend: Backend, tmp_path: Path) -> None:
+    limit = 8.0
+    planned = finished("fedit-client", *QUICK, "server.num_rounds=4", backend=backend, out=tmp_path / "planned")
+    spent = [record["epsilon"] for record in planned.records]
+    assert spent[1] < limit < spent[2]
+    kept_to = finished(
+        "fedit-client", *QUICK, "server.num_rounds=4", f"privacy.max_epsilon={limit}", backend=backend, out=tmp_path / "kept_to"
+    )
+    assert [record["epsilon"] for record in kept_to.records] == spent[:2]
+    assert (kept_to.ledger["epsilon"], kept_to.summary["num_rounds"]) == (spent[1], 2)
+    assert kept_to.records[-1]["eval"] is not None, "what is measured after the last round is measured after the last that was run"
+
+
+def test_private_self_generation_is_run_as_it_is_accounted(backend: Backend, tmp_path: Path) -> None:
+    """As many records as releases, none looked at beside a private one, and a shared adapter that has seen nothing else."""
+    settings = [
+        *QUICK,
+        "privacy.unit=example",
+        "privacy.noise_multiplier=8",
+        "fedpit.scorer=none",
+        "fedpit.num_candidates=3",
+        "fedpit.num_subsets=2",
+        "fedpit.max_response_tokens=32",
+        "fedpit.top_k=8",
+    ]
+    done = finished("fedpit", *settings, backend=backend, out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    for client_id in range(3):
+        assert sum(row["client_id"] == client_id for row in rows) == done.ledger["num_releases"] == 2 * 3
+    assert all(row["score"] is None and row["max_rouge_l"] is None for row in rows)
+    assert {row["verdict"] for row in rows} <= {"kept", "format", "diversity", "response"}
+    assert any(row["kept"] for row in rows)
+    assert (done.ledger["unit"], done.ledger["noise_multiplier"]) == ("example", pytest.approx(8 / math.sqrt(8 + 32)))
+    assert done.summary["epsilon"] == done.ledger["epsilon"] > 0
+    assert "synthetic records are drawn from noised sums" in done.summary["guarantee"]
+    assert done.records[-1]["private"] is not None, "each client keeps an adapter of its own records, which is not released"
+
+
+def released(out: Path, num_rounds: int) -> Vector:
+    """The released adapter after so many rounds."""
+    adapter: Vector = load_file(out / "state" / f"round-{num_rounds:05d}" / "server.safetensors")["adapter"]
+    return adapter
 
 
 def test_a_record_adds_up_what_its_clients_did(backend: Backend, tmp_path: Path) -> None:

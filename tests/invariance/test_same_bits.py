@@ -5,8 +5,10 @@ The backends of these tests are one set of actors, of which a run gets the first
 
 import copy
 import dataclasses
+import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -26,6 +28,40 @@ from tests.small_runs import results, small
 
 FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]
 RAY = ["resources.backend=ray", "resources.num_actors=3"]
+QUICK = [
+    "server.num_rounds=3",
+    "data.max_length=300",
+    "data.num_heldout=1",
+    "evaluate.every=0",
+    "evaluate.num_generated=1",
+    "attack.every=-1",
+    "privacy.delta=1e-5",
+]
+CLIENT = ["fedit-client", *QUICK]
+PRIVATE = {
+    "distributed": [
+        *CLIENT,
+        "partition.num_clients=5",
+        "privacy.noise_at=distributed",
+        "server.dropout_prob=0.3",
+        "privacy.dropout_tolerance=0.5",
+    ],
+    "local": [*CLIENT, "privacy.noise_at=client"],
+    "adaptive": [*CLIENT, "privacy.clipping=adaptive"],
+    "cyclic": [*CLIENT, "partition.num_clients=4", "server.cohort_size=1", "privacy.sampler=cyclic", "privacy.num_bands=3"],
+    "synthesis": [
+        "fedpit",
+        *QUICK,
+        "privacy.unit=example",
+        "privacy.noise_multiplier=8",
+        "fedpit.scorer=none",
+        "fedpit.num_candidates=2",
+        "fedpit.num_subsets=2",
+        "fedpit.max_response_tokens=32",
+        "fedpit.top_k=8",
+    ],
+}
+"""Runs in which noise, clipping bound or synthetic records depend on what other rounds and clients did: a method, and its settings."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +109,47 @@ def test_the_runs_that_are_compared_differ_from_one_another_and_from_another_see
     runs.append(results(in_process("fedit", "seed=1"))["adapter_sha256"])
     assert len(set(runs)) == len(runs)
     assert any('"kept": true' in line for line in results(in_process("fedpit"))["synthetic"].splitlines())
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_runs_are_the_same_on_actors(backend: Backend, in_process: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    method, *settings = PRIVATE[name]
+    run(small(method, *RAY, *settings, out=tmp_path / "run"), display=False, backend=first(backend, 2))
+    assert results(tmp_path / "run") == results(in_process(method, *settings))
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_runs_that_are_resumed_end_like_undisturbed_ones(
+    backend: Backend, in_process: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """After the second round of three: the noise and the bound of the third build on those before."""
+    method, *settings = PRIVATE[name]
+    undisturbed, out = in_process(method, *settings), tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    shutil.rmtree(out / "state" / "round-00003")
+    (out / "summary.json").unlink()
+    resumed = run(small(method, *settings, out=out), display=False, backend=dataclasses.replace(backend, ray=None))
+    assert results(out) == results(undisturbed)
+    walls = [[record["wall_s"] for record in records] for records in (resumed.records, rounds(undisturbed))]
+    assert [own == other for own, other in zip(*walls, strict=True)] == [True, True, False], "the third round alone was run again"
+
+
+def test_the_private_runs_that_are_compared_do_what_they_are_named_for(in_process: Callable[..., Path]) -> None:
+    done = {name: rounds(in_process(*settings)) for name, settings in PRIVATE.items()}
+    failed = [(record["num_failed"] > 0, record["aborted"]) for record in done["distributed"]]
+    assert (True, False) in failed, "a round must lose a client and count"
+    assert (True, True) in failed, "a round must lose too many"
+    assert len({record["clip_norm"] for record in done["adaptive"]}) == 3
+    assert len({record["noise_std"] for record in done["cyclic"]}) == 3, "each round takes back more of the noise before it"
+    assert [record["cohort"] for record in done["cyclic"]] == [[0], [1], [2]]
+    assert any(record["synthetic"]["num_kept"] for record in done["synthesis"][:2]), "something must be trained on, and kept for later"
+    digests = {results(in_process(*settings))["adapter_sha256"] for settings in PRIVATE.values()}
+    assert len(digests) == len(PRIVATE)
+
+
+def rounds(out: Path) -> list[dict[str, Any]]:
+    """The records of a run's rounds, with their times."""
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
 
 
 def test_killed_client_actors_change_nothing(backend: Backend, in_process: Callable[..., Path], tmp_path: Path) -> None:
