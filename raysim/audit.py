@@ -42,6 +42,7 @@ ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
 DEFAULT_ATTACKS = ("membership", "one-run")
 MULTIPLICITIES = [1, 2, 4]
 INVERSION_RANKS = (64, 256)
+"""Beside the run's own rank; at most half the hidden size, since a span of all dimensions tells nothing."""
 INVERSION_BATCHES = (1, 2, 4)
 INVERSION_NOISES = (0.0, 1e-3, 1e-1, 1.0)
 INVERSION_B_STD = 0.01
@@ -77,8 +78,8 @@ def main(arguments: argparse.Namespace) -> int:
     """
     run_dir = Path(arguments.folder)
     config = finished_config(run_dir)
-    attacks = tuple(dict.fromkeys(arguments.attack or DEFAULT_ATTACKS))
-    _check(config, attacks, arguments)
+    attacks = tuple(dict.fromkeys(arguments.attack or _default_attacks(config)))
+    _check(config, run_dir, attacks, arguments)
     found = _read(run_dir / "audit.json")
     display = False if arguments.quiet else None
     again: dict[str, Callable[[], dict[str, Any]]] = {
@@ -116,11 +117,16 @@ def one_run(config: Config, run_dir: Path, arguments: argparse.Namespace, *, dis
     own = _read(run_dir / "audit.json").get("one_run")
     if own and config.audit.num_canaries:
         return dict(own)
+    again = _with_canaries(config, run_dir, arguments)
+    _say(f"one-run audit: the run once more with {again.audit.num_canaries} {again.audit.canary} canaries", display=display)
+    return dict(_read(run(again, display=display).out / "audit.json")["one_run"])
+
+
+def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace) -> Config:
+    """The run once more with canaries of the one-run audit."""
     kind = _strongest_canary(config) if arguments.canary == "auto" else arguments.canary
     changes = {"audit.num_canaries": arguments.canaries, "audit.canary": kind, "audit.confidence": arguments.confidence}
-    folder = run_dir / "audit" / f"one-run-{kind}-{arguments.canaries}"
-    again = run(_again(config, folder, changes), display=display)
-    return dict(_read(again.out / "audit.json")["one_run"])
+    return _again(config, run_dir / "audit" / f"one-run-{kind}-{arguments.canaries}-{arguments.confidence:g}", changes)
 
 
 def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str, Any]:
@@ -128,7 +134,8 @@ def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str
     if config.audit.multiplicities:
         records = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     else:
-        changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "attack.every": 1}
+        changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "audit.num_canaries": 0, "attack.every": 1}
+        _say(f"canaries: the run once more with secrets inserted {', '.join(map(str, MULTIPLICITIES))} times", display=display)
         records = run(_again(config, run_dir / "audit" / "canaries", changes), display=display).records
     return {
         "by_round": [{"round_index": record["round_index"], **record["exposure"]} for record in records if record.get("exposure")],
@@ -144,7 +151,7 @@ def _again(config: Config, folder: Path, changes: dict[str, Any]) -> Config:
 def _strongest_canary(config: Config) -> str:
     """The kind that tells most while it belongs to the unit that the ledger names, and leaves the mechanism as it was where it can."""
     if config.privacy.unit == "client":
-        return "record" if config.privacy.noise_at == "distributed" else "update"
+        return "update"
     return "gradient" if config.method.name == "dplora" and config.dplora.mode == "example" else "record"
 
 
@@ -259,7 +266,7 @@ def inversion(config: Config) -> list[dict[str, Any]]:
             build,
             examples,
             opening=template_opening(lm.tokenizer, system_prompt=config.data.system_prompt),
-            ranks=sorted({config.lora.rank, *INVERSION_RANKS}),
+            ranks=inversion_ranks(config.lora.rank, hidden_size=lm.model.config.hidden_size),
             batch_sizes=INVERSION_BATCHES,
             noise_multipliers=INVERSION_NOISES,
             b_std=INVERSION_B_STD,
@@ -269,7 +276,21 @@ def inversion(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def _check(config: Config, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
+def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
+    """The ranks of the sweep, in ascending order."""
+    return sorted({rank, *(min(other, max(1, hidden_size // 2)) for other in INVERSION_RANKS)})
+
+
+def _default_attacks(config: Config) -> tuple[str, ...]:
+    """What is done unless something is asked for; no canary can be in a secure sum."""
+    return ("membership",) if _is_masked(config) else DEFAULT_ATTACKS
+
+
+def _is_masked(config: Config) -> bool:
+    return config.privacy.unit == "client" and config.privacy.noise_at == "distributed"
+
+
+def _check(config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
     method = config.method.name
     if method in ("base", "locit") and set(attacks) != {"inversion"}:
         raise ValueError(f"method.name={method!r} releases nothing that was trained together; audit another run, or --attack inversion")
@@ -278,6 +299,18 @@ def _check(config: Config, attacks: Sequence[str], arguments: argparse.Namespace
             raise ValueError(f"--{option}={value} must be at least {least}")
     if not 0.5 <= arguments.confidence < 1:
         raise ValueError(f"--confidence={arguments.confidence:g} must be at least 0.5 and less than 1")
+    if "one-run" in attacks and _is_masked(config):
+        raise ValueError(
+            "--attack one-run: privacy.noise_at='distributed' lets the server see a sum only, which no canary update can join; "
+            "audit the same run with privacy.noise_at=server"
+        )
+    if "one-run" in attacks and not config.audit.num_canaries:
+        _with_canaries(config, run_dir, arguments)
+
+
+def _say(line: str, *, display: bool | None) -> None:
+    if display is not False:
+        print(line, flush=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -290,22 +323,43 @@ def _read(path: Path) -> dict[str, Any]:
 def _print(found: dict[str, Any], attacks: Sequence[str]) -> None:
     if found.get("membership") and {"membership", "lira"} & set(attacks):
         rows = [
-            [name, _interval(report, "auc"), _interval(report, "tpr_at_0.1pct"), _interval(report, "tpr_at_1pct")]
+            [name.replace("_", " "), *(_interval(report, key) for key in ("auc", "tpr_at_0.1pct", "tpr_at_1pct"))]
             for name, report in found["membership"].items()
         ]
         print_rows("membership of training records", ["score", "AUC", "TPR at 0.1% FPR", "TPR at 1% FPR"], rows)
-    if found.get("exposure") and "canaries" in attacks:
-        last = found["exposure"]["by_round"]
-        counts = list(last[0]["by_multiplicity"]) if last else []
-        rows = [[str(line["round_index"]), *(f"{line['by_multiplicity'][count]:.2f}" for count in counts)] for line in last]
-        limit = f"{last[0]['max']:.2f}" if last else "?"
-        print_rows(f"exposure of canaries in bits (at most {limit})", ["round", *(f"{count} times" for count in counts)], rows)
-    if found.get("inversion") and "inversion" in attacks:
-        keys = ("rank", "batch", "noise", "distinct_tokens", "span_dim", "token_recall", "token_precision", "rouge_l")
-        rows = [[f"{row[key]:g}" if key in ("noise", "rank") else f"{row[key]:.3g}" for key in keys] for row in found["inversion"]]
-        print_rows("inversion of one client's update (DAGER)", [key.replace("_", " ") for key in keys], rows)
+    if "canaries" in attacks:
+        _print_exposure(found["exposure"]["by_round"])
+    if "inversion" in attacks:
+        rows = [_inversion_cells(row) for row in found["inversion"]]
+        print_rows("inversion of one client's update (DAGER)", [heading for heading, _ in INVERSION_COLUMNS.values()], rows)
     if found.get("one_run"):
         print(verdict(found["one_run"]), flush=True)
+
+
+def _print_exposure(by_round: Sequence[dict[str, Any]]) -> None:
+    if not by_round:
+        return
+    counts = list(by_round[0]["by_multiplicity"])
+    rows = [[str(line["round_index"] + 1), *(f"{line['by_multiplicity'][count]:.2f}" for count in counts)] for line in by_round]
+    headings = ["after round", *("once" if count == "1" else f"{count} times" for count in counts)]
+    print_rows(f"exposure of canaries inserted so often, in bits (at most {by_round[0]['max']:.2f})", headings, rows)
+
+
+INVERSION_COLUMNS: dict[str, tuple[str, str]] = {
+    "rank": ("rank", "d"),
+    "batch": ("batch", "d"),
+    "noise": ("noise", "g"),
+    "distinct_tokens": ("distinct tokens", "d"),
+    "span_dim": ("span", "d"),
+    "token_recall": ("token recall", ".2f"),
+    "token_precision": ("precision", ".2f"),
+    "rouge_l": ("ROUGE-L", ".3f"),
+}
+"""Column of the sweep -> its heading and the format of its figures."""
+
+
+def _inversion_cells(row: dict[str, Any]) -> list[str]:
+    return [format(row[key], form) for key, (_, form) in INVERSION_COLUMNS.items()]
 
 
 def _interval(report: dict[str, Any], key: str) -> str:
