@@ -19,33 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raysim import runfiles
 from raysim.adapter import Vector, load_adapter
-from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
-from raysim.attacks.membership import lira_scores, loss_scores, membership_report
-from raysim.auditing import membership_attack, token_losses, verdict
+from raysim.auditing import inversion_rows, lira_attack, membership_attack, verdict
 from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import Config, load, with_overrides
 from raysim.data.tokens import Example
 from raysim.experiment import Experiment, prepare
 from raysim.progress import print_rows
 from raysim.report import write_run_report
-from raysim.rng import numpy_rng, seed_for
 from raysim.runner import Backend, open_backend, run
 from raysim.simulate import Clients, start
-from raysim.train import TrainSettings, train_adapter
 from raysim.worker import Assignment
 
 ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
 DEFAULT_ATTACKS = ("membership", "one-run")
 MULTIPLICITIES = [1, 2, 4]
-INVERSION_RANKS = (64, 256)
-"""Beside the run's own rank; at most half the hidden size, since a span of all dimensions tells nothing."""
-INVERSION_BATCHES = (1, 2, 4)
-INVERSION_NOISES = (0.0, 1e-3, 1e-1, 1.0)
-INVERSION_B_STD = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +184,15 @@ def membership(
                 batch_size=config.evaluate.batch_size,
             )
         if "lira" in attacks:
-            reports["lira"] = lira(config, target, num_shadows=arguments.shadows)
+            reports["lira"] = lira_attack(
+                config,
+                target.experiment.real_examples,
+                target.experiment.heldout,
+                num_shadows=arguments.shadows,
+                first=target.first,
+                last=target.last,
+                evaluate=lambda work: target.clients.evaluate(work, lambda: None),
+            )
     return reports
 
 
@@ -210,75 +207,12 @@ def _target(config: Config, run_dir: Path, *, display: bool | None) -> Iterator[
         yield Target(experiment, backend.clients(assignment, experiment), lm, first, load_adapter(run_dir / "adapter", lm.layout))
 
 
-def lira(config: Config, target: Target, *, num_shadows: int) -> dict[str, Any]:
-    """Offline LiRA: shadow adapters trained without noise on random halves of all records, as long as the run trained."""
-    train, pool = config.train, target.examples
-    settings = TrainSettings(
-        num_epochs=train.num_epochs * config.server.num_rounds,
-        max_steps=0,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        optimizer=train.optimizer,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        prox_mu=0.0,
-    )
-    is_in = shadow_halves(num_shadows, len(pool), seed=config.seed)
-    shadows = []
-    for index, half in enumerate(is_in):
-        chosen = [example for example, inside in zip(pool, half, strict=True) if inside]
-        adapter, _ = train_adapter(target.lm, target.first, chosen, settings=settings, seed=seed_for(config.seed, "shadow", index))
-        shadows.append(adapter)
-    losses = token_losses(
-        pool,
-        [target.last, *shadows],
-        evaluate=lambda work: target.clients.evaluate(work, lambda: None),
-        batch_size=config.evaluate.batch_size,
-    )
-    scores = lira_scores(loss_scores(losses[0]), np.stack([loss_scores(loss) for loss in losses[1:]]), is_out=~is_in)
-    return membership_report(scores[: target.num_members], scores[target.num_members :]) | {"num_shadows": num_shadows}
-
-
-def shadow_halves(num_shadows: int, num_examples: int, *, seed: int) -> np.ndarray:
-    """Which examples each shadow is trained on, of shape (num_shadows, num_examples): every example is left out by half of them.
-
-    Shadows come in pairs that split the examples between them.
-    """
-    halves: list[np.ndarray] = []
-    for pair in range((num_shadows + 1) // 2):
-        inside = numpy_rng(seed, "shadow half", pair).permutation(num_examples) < num_examples // 2
-        halves += [inside, ~inside]
-    return np.stack(halves[:num_shadows])
-
-
 def inversion(config: Config) -> list[dict[str, Any]]:
-    """The `inversion` entry of audit.json: rows of the sweep over rank, batch size and noise on the run's own records and model, in float32."""
+    """The `inversion` entry of audit.json, on the run's own records and model."""
     base = load_base_model(config.model.name, dtype="float32", cache_dir=config.model.cache_dir)
-
-    def build(rank: int) -> LanguageModel:
-        return build_language_model(base, rank=rank, alpha=2.0 * rank, dropout=0.0, target_modules=list(config.lora.target_modules))
-
-    lm = build(config.lora.rank)
-    examples = sorted(prepare(config, lm).real_examples, key=lambda example: example.num_tokens)[: max(INVERSION_BATCHES)]
-    return [
-        dict(row)
-        for row in inversion_sweep(
-            build,
-            examples,
-            opening=template_opening(lm.tokenizer, system_prompt=config.data.system_prompt),
-            ranks=inversion_ranks(config.lora.rank, hidden_size=lm.model.config.hidden_size),
-            batch_sizes=INVERSION_BATCHES,
-            noise_multipliers=INVERSION_NOISES,
-            b_std=INVERSION_B_STD,
-            seed=config.seed,
-            settings=InversionSettings(),
-        )
-    ]
-
-
-def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
-    """The ranks of the sweep, in ascending order."""
-    return sorted({rank, *(min(other, max(1, hidden_size // 2)) for other in INVERSION_RANKS)})
+    lora = config.lora
+    lm = build_language_model(base, rank=lora.rank, alpha=lora.alpha, dropout=0.0, target_modules=list(lora.target_modules))
+    return inversion_rows(config, prepare(config, lm).real_examples)
 
 
 def _default_attacks(config: Config) -> tuple[str, ...]:
@@ -342,7 +276,7 @@ def _print_exposure(by_round: Sequence[dict[str, Any]]) -> None:
     counts = list(by_round[0]["by_multiplicity"])
     rows = [[str(line["round_index"] + 1), *(f"{line['by_multiplicity'][count]:.2f}" for count in counts)] for line in by_round]
     headings = ["after round", *("once" if count == "1" else f"{count} times" for count in counts)]
-    print_rows(f"exposure of canaries inserted so often, in bits (at most {by_round[0]['max']:.2f})", headings, rows)
+    print_rows(f"exposure of canaries in bits (at most {by_round[0]['max']:.2f})", headings, rows)
 
 
 INVERSION_COLUMNS: dict[str, tuple[str, str]] = {

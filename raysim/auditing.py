@@ -18,7 +18,9 @@ import numpy as np
 from raysim.adapter import Vector
 from raysim.attacks.canaries import Canary, make_canaries, membership_canaries, secret_examples
 from raysim.attacks.canary_updates import canary_coins, canary_direction, canary_scores, canary_seed, present
-from raysim.attacks.membership import calibrated_scores, loss_scores, membership_report, min_k_scores, zlib_scores
+from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
+from raysim.attacks.membership import calibrated_scores, lira_scores, loss_scores, membership_report, min_k_scores, zlib_scores
+from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import Config
 from raysim.data.records import Record
 from raysim.data.tokens import Example
@@ -27,9 +29,15 @@ from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.audit import gaussian_audit, one_run_audit
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.mechanism import Mechanism
-from raysim.rng import seed_for
+from raysim.rng import numpy_rng, seed_for
+from raysim.train import TrainSettings
 
 Evaluate = Callable[[Sequence[tuple[Vector, Job]]], list[list[Any]]]
+INVERSION_RANKS = (64, 256)
+"""Beside the run's own rank; at most half the hidden size, since a span of all dimensions tells nothing."""
+INVERSION_BATCHES = (1, 2, 4)
+INVERSION_NOISES = (0.0, 1e-3, 1e-1, 1.0)
+INVERSION_B_STD = 0.01
 DELTA_WITHOUT_PROMISE = 1e-5
 """delta of the bound for a run that promises nothing."""
 
@@ -148,19 +156,27 @@ def final_audit(
     last: Vector,
     evaluate: Evaluate,
 ) -> dict[str, Any] | None:
-    """The content of audit.json: `one_run` and `membership`, each null unless it was asked for; None if neither was.
+    """The content of audit.json: `one_run`, `membership` and `inversion`, each null unless it was asked for; None if none was.
 
     `members` were trained on and `nonmembers` were not; `first` and `last` are the releases before and after the run.
     """
-    if not (plan.num_one_run or config.audit.membership):
+    audit = config.audit
+    if not (plan.num_one_run or audit.membership or audit.num_shadows or audit.inversion):
         return None
-    one_run = _one_run(plan, config, tokenizer=tokenizer, ledger=ledger, first=first, last=last, evaluate=evaluate)
-    membership = (
-        membership_attack(members, nonmembers, first=first, last=last, evaluate=evaluate, batch_size=config.evaluate.batch_size)
-        if config.audit.membership
-        else None
-    )
-    return {"one_run": one_run, "membership": membership}
+    membership: dict[str, Any] = {}
+    if audit.membership:
+        membership |= membership_attack(
+            members, nonmembers, first=first, last=last, evaluate=evaluate, batch_size=config.evaluate.batch_size
+        )
+    if audit.num_shadows:
+        membership["lira"] = lira_attack(
+            config, members, nonmembers, num_shadows=audit.num_shadows, first=first, last=last, evaluate=evaluate
+        )
+    return {
+        "one_run": _one_run(plan, config, tokenizer=tokenizer, ledger=ledger, first=first, last=last, evaluate=evaluate),
+        "membership": membership or None,
+        "inversion": inversion_rows(config, members) if audit.inversion else None,
+    }
 
 
 def membership_attack(
@@ -176,6 +192,81 @@ def membership_attack(
         "min_k": min_k_scores(after),
     }
     return {name: membership_report(values[: len(members)], values[len(members) :]) for name, values in scores.items()}
+
+
+def lira_attack(
+    config: Config,
+    members: Sequence[Example],
+    nonmembers: Sequence[Example],
+    *,
+    num_shadows: int,
+    first: Vector,
+    last: Vector,
+    evaluate: Evaluate,
+) -> dict[str, Any]:
+    """Offline LiRA: shadow adapters trained without noise on random halves of all records, as long as the run trained."""
+    train, pool = config.train, [*members, *nonmembers]
+    settings = TrainSettings(
+        num_epochs=train.num_epochs * config.server.num_rounds,
+        max_steps=0,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        optimizer=train.optimizer,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        prox_mu=0.0,
+    )
+    is_in = shadow_halves(num_shadows, len(pool), seed=config.seed)
+    jobs = [
+        Job("shadow", tuple(pool[i] for i in np.flatnonzero(half)), 0, 0, seed=seed_for(config.seed, "shadow", index), settings=settings)
+        for index, half in enumerate(is_in)
+    ]
+    shadows = [adapter for (adapter,) in evaluate([(first, job) for job in jobs])]
+    losses = token_losses(pool, [last, *shadows], evaluate=evaluate, batch_size=config.evaluate.batch_size)
+    scores = lira_scores(loss_scores(losses[0]), np.stack([loss_scores(loss) for loss in losses[1:]]), is_out=~is_in)
+    return membership_report(scores[: len(members)], scores[len(members) :]) | {"num_shadows": num_shadows}
+
+
+def shadow_halves(num_shadows: int, num_examples: int, *, seed: int) -> np.ndarray:
+    """Which examples each shadow is trained on, of shape (num_shadows, num_examples): every example is left out by half of them.
+
+    Shadows come in pairs that split the examples between them.
+    """
+    halves: list[np.ndarray] = []
+    for pair in range((num_shadows + 1) // 2):
+        inside = numpy_rng(seed, "shadow half", pair).permutation(num_examples) < num_examples // 2
+        halves += [inside, ~inside]
+    return np.stack(halves[:num_shadows])
+
+
+def inversion_rows(config: Config, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """The `inversion` entry of audit.json: rows of the sweep over rank, batch size and noise on the shortest of `examples`, with the run's base model, in float32."""
+    base = load_base_model(config.model.name, dtype="float32", cache_dir=config.model.cache_dir)
+
+    def build(rank: int) -> LanguageModel:
+        return build_language_model(base, rank=rank, alpha=2.0 * rank, dropout=0.0, target_modules=list(config.lora.target_modules))
+
+    lm = build(config.lora.rank)
+    shortest = sorted(examples, key=lambda example: example.num_tokens)[: max(INVERSION_BATCHES)]
+    return [
+        dict(row)
+        for row in inversion_sweep(
+            build,
+            shortest,
+            opening=template_opening(lm.tokenizer, system_prompt=config.data.system_prompt),
+            ranks=inversion_ranks(config.lora.rank, hidden_size=lm.model.config.hidden_size),
+            batch_sizes=INVERSION_BATCHES,
+            noise_multipliers=INVERSION_NOISES,
+            b_std=INVERSION_B_STD,
+            seed=config.seed,
+            settings=InversionSettings(),
+        )
+    ]
+
+
+def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
+    """The ranks of the sweep, in ascending order."""
+    return sorted({rank, *(min(other, max(1, hidden_size // 2)) for other in INVERSION_RANKS)})
 
 
 def token_losses(examples: Sequence[Example], adapters: Sequence[Vector], *, evaluate: Evaluate, batch_size: int) -> list[list[np.ndarray]]:

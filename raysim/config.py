@@ -267,6 +267,10 @@ class AuditConfig:
     """Confidence of the lower bound on epsilon."""
     membership: bool = False
     """Whether to attack membership of training records (against held-out ones) after the last round."""
+    num_shadows: int = 0
+    """LiRA: shadow adapters to train for it after the last round; 0 for no such attack."""
+    inversion: bool = False
+    """Whether to show what gradient inversion reads in one client's update, by rank, batch size and noise, after the last round."""
 
 
 @dataclass(frozen=True)
@@ -426,6 +430,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "privacy.population": (0, math.inf, True),
     "privacy.dropout_tolerance": (0, 0.5, True),
     "audit.num_secrets": (1, math.inf, True),
+    "audit.num_shadows": (0, math.inf, True),
     "audit.num_references": (1, math.inf, True),
     "audit.num_canaries": (0, math.inf, True),
     "audit.canary_scale": (0, math.inf, False),

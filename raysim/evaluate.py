@@ -18,7 +18,7 @@ from raysim.base import LanguageModel
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
 from raysim.generate import Sampling, generate
-from raysim.train import mean_nll
+from raysim.train import TrainSettings, mean_nll, train_adapter
 
 CANARY_TOKENS = 8
 """Tokens of a canary's secret, about."""
@@ -29,7 +29,7 @@ CANARY_BATCH = 64
 @dataclass(frozen=True)
 class Job:
     """A piece of evaluation: the `nll` of examples, the `token_nll` of each of their tokens, the `answer` to each prompt plus
-    `prefix_tokens` of its response, or the `exposure` of canaries among `num_references` other secrets."""
+    `prefix_tokens` of its response, the `exposure` of canaries among `num_references` other secrets, or a `shadow` trained on examples."""
 
     kind: str
     examples: tuple[Example, ...]
@@ -39,12 +39,15 @@ class Job:
     num_references: int = 0
     seed: int = 0
     system_prompt: str | None = None
+    settings: TrainSettings | None = None
 
     @property
     def cost(self) -> int:
         """Roughly how long it takes, for ordering: answering costs more than scoring."""
         tokens = sum(example.num_tokens for example in self.examples)
-        return 10 * tokens if self.kind == "answer" else tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
+        if self.kind in ("answer", "shadow"):
+            return 10 * tokens
+        return tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,11 @@ def plan(
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
-    """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's text."""
+    """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's
+    text; of a shadow, its adapter."""
+    if job.kind == "shadow":
+        assert job.settings is not None, "a shadow needs training settings"
+        return [train_adapter(lm, adapter, job.examples, settings=job.settings, seed=job.seed)[0]]
     if job.kind == "token_nll":
         return list(token_nlls(lm, adapter, job.examples, batch_size=len(job.examples)))
     if job.kind == "exposure":
