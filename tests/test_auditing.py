@@ -404,3 +404,18 @@ ONE_RUN = {"epsilon_claimed": 2.95, "epsilon_lower": 1.25, "confidence": 0.95, "
 )
 def test_the_verdict_says_what_was_claimed_and_what_was_found(changes: dict[str, Any], line: str) -> None:
     assert verdict(ONE_RUN | {"canary": "update"} | changes) == line
+
+
+def test_a_configuration_asks_for_shadows_and_for_inversion(tmp_path: Path, backend: Backend) -> None:
+    settings = ["audit.num_shadows=2", "audit.inversion=true", "server.num_rounds=1", "lora.rank=4"]
+    done = run(small("fedit", *settings, out=tmp_path / "run"), display=False, backend=backend)
+    found = json.loads((done.out / "audit.json").read_text())
+    assert found["one_run"] is None
+    assert list(found["membership"]) == ["lira"]
+    assert found["membership"]["lira"]["num_shadows"] == 2
+    assert found["membership"]["lira"]["num_in"] == len(prepare(done.config, backend.worker.language_model(done.config.lora)).real_examples)
+    assert {row["rank"] for row in found["inversion"]} == {4, 16}
+    assert all(row["token_recall"] == 0.0 for row in found["inversion"] if row["noise"] >= 0.1), "noise hides the tokens"
+    page = (done.out / "report.html").read_text()
+    assert "Membership attacks on" in page
+    assert "gradient inversion" in page

@@ -1,5 +1,7 @@
 """`raysim audit` on finished runs: what it prints, what it writes, what it does not do twice, and what it refuses."""
 
+import contextlib
+import io
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from raysim.audit import inversion_ranks, shadow_halves
-from raysim.auditing import verdict
+from raysim.auditing import inversion_ranks, shadow_halves, verdict
 from raysim.cli import main
 from raysim.runner import open_backend, run
 from tests.small_runs import raysim, results, small
@@ -45,11 +46,13 @@ def by_default(dplora: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def everything(dplora: Path, by_default: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """The attacks that must be asked for, after the default ones."""
+def everything(dplora: Path, by_default: subprocess.CompletedProcess[str]) -> list[str]:
+    """What is printed by the attacks that must be asked for, after the default ones."""
     assert by_default.returncode == 0
     asked = [word for attack in ("canaries", "lira", "inversion") for word in ("--attack", attack)]
-    return raysim("audit", str(dplora), *asked, "--shadows", "2", "--quiet", cwd=dplora.parent)
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        assert main(["audit", str(dplora), *asked, "--shadows", "2", "--quiet"]) == 0
+    return written.getvalue().splitlines()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -94,29 +97,26 @@ def test_the_page_shows_the_audit(dplora: Path, by_default: subprocess.Completed
     assert "min k" in page
 
 
-def test_what_is_asked_for_is_added_to_what_there_is(dplora: Path, everything: subprocess.CompletedProcess[str]) -> None:
-    assert everything.returncode == 0, everything.stderr
-    assert everything.stderr == ""
+def test_what_is_asked_for_is_added_to_what_there_is(dplora: Path, everything: list[str]) -> None:
     found = read(dplora / "audit.json")
     assert set(found) == {"one_run", "membership", "exposure", "inversion"}
     assert set(found["membership"]) == {"loss", "reference", "zlib", "min_k", "lira"}
     assert found["membership"]["lira"]["num_shadows"] == 2
-    lines = everything.stdout.splitlines()
-    assert [row[0] for row in below(lines, "membership of training records")[1:]] == ["loss", "reference", "zlib", "min k", "lira"]
-    assert lines[-1] == verdict(found["one_run"])
-    assert not any(line.startswith("loading") for line in lines), "quiet"
+    assert [row[0] for row in below(everything, "membership of training records")[1:]] == ["loss", "reference", "zlib", "min k", "lira"]
+    assert everything[-1] == verdict(found["one_run"])
+    assert not any(line.startswith("loading") for line in everything), "quiet"
 
 
-def test_exposure_is_printed_and_kept_by_round(dplora: Path, everything: subprocess.CompletedProcess[str]) -> None:
+def test_exposure_is_printed_and_kept_by_round(dplora: Path, everything: list[str]) -> None:
     by_round = read(dplora / "audit.json")["exposure"]["by_round"]
     assert [line["round_index"] for line in by_round] == [0, 1]
-    table = below(everything.stdout.splitlines(), "exposure of canaries inserted so often, in bits (at most 6.00)")
+    table = below(everything, "exposure of canaries in bits (at most 6.00)")
     assert table[0] == ["after round", "once", "2 times", "4 times"]
     shown = [[float(cell) for cell in row] for row in table[1:]]
     assert shown == [pytest.approx([line["round_index"] + 1, *line["by_multiplicity"].values()], abs=0.005) for line in by_round]
 
 
-def test_inversion_is_swept_over_rank_batch_and_noise(dplora: Path, everything: subprocess.CompletedProcess[str]) -> None:
+def test_inversion_is_swept_over_rank_batch_and_noise(dplora: Path, everything: list[str]) -> None:
     rows = read(dplora / "audit.json")["inversion"]
     assert [(row["rank"], row["batch"], row["noise"]) for row in rows] == [
         (rank, batch, noise) for rank in (4, 16) for batch in (1, 2, 4) for noise in (0.0, 0.001, 0.1, 1.0)
@@ -124,7 +124,7 @@ def test_inversion_is_swept_over_rank_batch_and_noise(dplora: Path, everything: 
     assert all(row["span_dim"] <= row["num_rows"] for row in rows)
     assert [row["span_dim"] for row in rows if row["noise"] == 0.0] == [8] * 3 + [32] * 3, "q and v share an input"
     assert all(row["span_dim"] <= 1 for row in rows if row["noise"] >= 0.1), "noise of the clip's size drowns what there is"
-    table = below(everything.stdout.splitlines(), "inversion of one client's update (DAGER)")
+    table = below(everything, "inversion of one client's update (DAGER)")
     assert table[0] == ["rank", "batch", "noise", "distinct tokens", "span", "token recall", "precision", "ROUGE-L"]
     assert [[float(cell) for cell in row[:5]] for row in table[1:]] == [
         [row["rank"], row["batch"], row["noise"], row["distinct_tokens"], row["span_dim"]] for row in rows
@@ -132,14 +132,13 @@ def test_inversion_is_swept_over_rank_batch_and_noise(dplora: Path, everything: 
 
 
 def test_a_second_call_makes_nothing_again_and_says_the_same(
-    dplora: Path, everything: subprocess.CompletedProcess[str], capsys: pytest.CaptureFixture[str]
+    dplora: Path, everything: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert everything.returncode == 0
     found = (dplora / "audit.json").read_text()
     made = {path: path.stat().st_mtime_ns for path in (dplora / "audit").rglob("*") if path.is_file()}
     assert {path.relative_to(dplora / "audit").parts[0] for path in made} == {"one-run-gradient-100-0.95", "canaries"}
     assert main(["audit", str(dplora), "--attack", "one-run", "--attack", "canaries", "--quiet"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == everything.stdout.splitlines()[-1]
+    assert capsys.readouterr().out.splitlines()[-1] == everything[-1]
     assert {path: path.stat().st_mtime_ns for path in (dplora / "audit").rglob("*") if path.is_file()} == made
     assert (dplora / "audit.json").read_text() == found
 
@@ -190,10 +189,12 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.err
 
 
-def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
-    done = raysim("audit", "nothing", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "raysim: nothing holds no finished run (no summary.json); finish it first: raysim run CONFIG out=nothing\n"
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, str(tmp_path / "none"))
+    assert (
+        said
+        == f"raysim: {tmp_path / 'none'} holds no finished run (no summary.json); finish it first: raysim run CONFIG out={tmp_path / 'none'}\n"
+    )
     assert not any(tmp_path.iterdir())
 
 
