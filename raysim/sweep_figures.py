@@ -31,8 +31,11 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#dcebf5", "#7db3d8", "#0b
 ON_LIGHT, ON_DARK = "#14181d", "#ffffff"  # on the shades, which are the same on a dark page
 MOST_STEPS = 12  # more different values of a key than this are a range, not a list
 NUM_BINS = 5
+MOST_TICKS = 7
+ROUND_STEPS = [1, 2, 2.5, 5, 10]
+BEHIND_TEXT: Any = {"boxstyle": "round,pad=0.15", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.75}
 FULL_WIDTH, HALF_WIDTH = 11.0, 7.2
-PLACE_OF_MISSING = 0.84  # values end here where the place at the end is for runs that have none
+PLACE_OF_MISSING = 0.8  # values end here where the place at the end is for runs that have none
 
 Sense = str
 
@@ -53,6 +56,7 @@ class Scale:
     shown: tuple[float, ...] = ()
     missing: str = ""
     text: Callable[[Any], str] = str
+    exact: Callable[[Any], str] = str
 
     def position(self, value: Any) -> float | None:
         """Where `value` lies, or None if it has no place."""
@@ -83,6 +87,10 @@ class Measure:
     least_span: float = 0.0
     """The axis covers at least this much, so that a difference of nothing does not look like one."""
     missing: str = ""
+    log_from: float = 20.0
+    """The axis is logarithmic where the largest value is this many times the smallest."""
+    exact: Callable[[Any], str] = str
+    """The text of a value that stands alone, where `text` is for round numbers on an axis."""
 
 
 def is_number(value: Any) -> bool:
@@ -110,15 +118,14 @@ def key_scale(label: str, values: Sequence[Any], *, text: Callable[[Any], str] =
 def measure_scale(measure: Measure, values: Sequence[Any]) -> Scale:
     """The axis of a figure, at least `least_span` long, with a place for runs without it where the measure names one."""
     numbers = sorted(v for v in values if is_number(v)) or [0.0]
-    missing = measure.missing if len(numbers) < len(values) else ""
-    if numbers[0] > 0 and numbers[-1] / numbers[0] >= 20:
-        return Scale(
-            measure.label, "log", low=numbers[0], high=numbers[-1], shown=_shown(numbers, log=True), missing=missing, text=measure.text
-        )
+    words: dict[str, Any] = {"text": measure.text, "exact": measure.exact, "missing": measure.missing if len(numbers) < len(values) else ""}
+    if numbers[0] > 0 and numbers[-1] / numbers[0] >= measure.log_from:
+        distinct = list({measure.text(v): v for v in numbers}.values())
+        return Scale(measure.label, "log", low=numbers[0], high=numbers[-1], shown=_shown(distinct, log=True), **words)
     middle, half = (numbers[0] + numbers[-1]) / 2, max(numbers[-1] - numbers[0], measure.least_span) / 2
     low, high = middle - half, middle + half
-    shown = tuple(v for v in MaxNLocator(5).tick_values(low, high) if low <= v <= high)
-    return Scale(measure.label, "linear", low=low, high=high, shown=shown, missing=missing, text=measure.text)
+    shown = tuple(v for v in MaxNLocator(5, steps=ROUND_STEPS).tick_values(low, high) if low <= v <= high)
+    return Scale(measure.label, "linear", low=low, high=high, shown=shown, **words)
 
 
 def _spaced_like_log(numbers: Sequence[float]) -> bool:
@@ -136,15 +143,15 @@ def _spaced_like_log(numbers: Sequence[float]) -> bool:
 
 def _shown(numbers: Sequence[float], *, log: bool) -> tuple[float, ...]:
     """The values to write on an axis: the numbers themselves where they are few, else round ones."""
-    if len(numbers) <= 7:
+    if len(numbers) <= MOST_TICKS:
         return tuple(numbers)
     low, high = numbers[0], numbers[-1]
     if not log:
-        return tuple(v for v in MaxNLocator(6).tick_values(low, high) if low <= v <= high)
+        return tuple(v for v in MaxNLocator(6, steps=ROUND_STEPS).tick_values(low, high) if low <= v <= high)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices = [[step * 10.0**power for power in powers for step in steps] for steps in ((1, 2, 5), (1,))]
+    choices = [[step * 10.0**power for power in powers for step in steps] for steps in ((1, 2, 5), (1, 3), (1,))]
     rounds = [[v for v in choice if low <= v <= high] for choice in choices]
-    return tuple(next((choice for choice in rounds if 2 <= len(choice) <= 7), [low, high]))
+    return tuple(next((choice for choice in rounds if 2 <= len(choice) <= 4), [low, high]))
 
 
 # --- which mark is which
@@ -279,8 +286,8 @@ def by_key(rows: Sequence[Mapping[str, Any]], *, key: str, label: str, measures:
             axes = figure.add_subplot(1, len(measures), panel + 1)
             drawn = [(row[key], row[measure.key]) for row in rows if is_number(row[measure.key])]
             up = measure_scale(measure, [y for _, y in drawn])
-            for place in _places(rows, keys=(key, measure.key), scales=(across, up)).values():
-                axes.plot([place[0]], [place[1]], "o", color=ACCENT, alpha=0.3, markersize=5)
+            places = _places([row for row in rows if is_number(row[measure.key])], keys=(key, measure.key), scales=(across, up)).values()
+            axes.plot([x for x, _ in places], [y for _, y in places], "o", color=ACCENT, alpha=0.3, markersize=5)
             _draw_means(axes, drawn, across=across, up=up)
             _draw_axis(axes.xaxis, across)
             axes.set_yticks([position for position, _ in up.ticks()], [word for _, word in up.ticks()])
@@ -309,14 +316,15 @@ def _draw_means(axes: Axes, drawn: Sequence[tuple[Any, float]], *, across: Scale
     for (x, mean), height in zip(means, heights, strict=True):
         if len(means) <= 8:
             axes.annotate(
-                up.text(mean),
+                up.exact(mean),
                 (x, height),
-                xytext=(0, 9),
+                xytext=(0, 8),
                 textcoords="offset points",
                 ha="center",
                 fontsize=9.5,
                 fontweight="bold",
                 color=ACCENT,
+                bbox=BEHIND_TEXT,
             )
 
 
@@ -357,7 +365,7 @@ def _draw_cells(axes: Axes, means: Mapping[tuple[int, int], float], *, size: tup
             continue
         share = (high - mean if measure.sense == "min" else mean - low) / span
         axes.add_patch(Rectangle((i - 0.48, j - 0.46), 0.96, 0.92, facecolor=SHADES(share), edgecolor="none"))
-        axes.text(i, j, measure.text(mean), ha="center", va="center", fontsize=9.5, color=ON_DARK if share > 0.6 else ON_LIGHT)
+        axes.text(i, j, measure.exact(mean), ha="center", va="center", fontsize=9.5, color=ON_DARK if share > 0.6 else ON_LIGHT)
     axes.set_xlim(-0.5, size[0] - 0.5)
     axes.set_ylim(size[1] - 0.5, -0.5)
 
@@ -386,7 +394,17 @@ def parallel(rows: Sequence[Mapping[str, Any]], *, scales: Mapping[str, Scale], 
         for x, scale in enumerate(scales.values()):
             axes.axvline(x, color=GRID, linewidth=1.2, zorder=1)
             for position, word in scale.ticks():
-                axes.annotate(word, (x, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, color=INK, zorder=4)
+                axes.annotate(
+                    word,
+                    (x, position),
+                    xytext=(6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                    color=INK,
+                    zorder=4,
+                    bbox=BEHIND_TEXT,
+                )
         axes.set_xticks(range(len(scales)), [scale.label for scale in scales.values()])
         axes.tick_params(axis="x", labelcolor=INK, labeltop=True, labelbottom=False)
         axes.set_yticks([])
