@@ -264,7 +264,7 @@ def print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]
             table.add_column(heading, justify="left" if index == 0 else "right")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        _console().print(table)
+        _console().print(table, "", sep="\n")
         return
     lines = [list(headings), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -551,6 +551,7 @@ def _exposure_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
     panels = []
     for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
         measured = [(r["round_index"] + 1, r["exposure"]) for r in run.records if r.get("exposure")]
+        again = not measured
         measured = measured or [(r["round_index"] + 1, r) for r in (run.audit.get("exposure") or {}).get("by_round", [])]
         if not measured:
             continue
@@ -572,6 +573,7 @@ def _exposure_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
             f"Invented records with random secrets, put into the shards once or several times: how far up each secret ranks among others, in bits. "
             f"1 is what chance gives on average, {most:.1f} the most that can be seen here."
         )
+        note += " From the run made again with canaries for the audit." if again else ""
         figure = figures.by_round(lines, axis="Exposure (bits)", least_span=2.0, note=f"at most {most:.1f}")
         panels.append(Panel(f"exposure-{index}", f"Exposure of canaries, {label}", note, figure))
     return panels
