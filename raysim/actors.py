@@ -90,8 +90,9 @@ class ServerActor:
 class RayBackend:
     """Client actors and a server actor over one base model, reused by every run that shares model and resources."""
 
-    def __init__(self, base: BaseModel, *, resources: ResourcesConfig, num_actors: int) -> None:
-        self.base_ref = ray.put(base)
+    def __init__(self, base: Any, *, resources: ResourcesConfig, num_actors: int) -> None:
+        """`base` is a `BaseModel`, or a reference to one that others share (see `share_base`)."""
+        self.base_ref = base if isinstance(base, ray.ObjectRef) else ray.put(base)
         self.base: BaseModel = ray.get(self.base_ref)  # the shared copy, in place of the driver's own
         client = resources.client
         options: dict[str, Any] = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, "max_restarts": -1, "max_task_retries": -1}
@@ -198,6 +199,17 @@ class RayServer:
         with _plain_errors():
             new_state, record = ray.get(self._actor.step.remote(self._assignment_ref, state, *sums))
         return new_state, record
+
+
+def share_base(base: BaseModel) -> Any:
+    """A reference to `base` in the object store, where every process of a node reads the same copy."""
+    return ray.put(base)
+
+
+def shared_base(base_ref: Any) -> BaseModel:
+    """The node's copy of what `share_base` shared, its arrays read-only."""
+    base: BaseModel = ray.get(base_ref)
+    return base
 
 
 def start_ray() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from raysim.worker import Assignment, Worker
 
 LARGE_DELTA = 1e-3
 """A default delta above this protects too little to go unmentioned."""
+
+
+OnRound = Callable[[list[dict[str, Any]]], None]
+"""Hears of all records so far after each round, once they are on disk."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Backend:
         return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
 
 
-def run(config: Config, *, display: bool | None = None, backend: Backend | None = None) -> Run:
+def run(config: Config, *, display: bool | None = None, backend: Backend | None = None, on_round: OnRound | None = None) -> Run:
     """Runs `config` to its end and writes its folder; continues one that was interrupted, returns one that is finished.
 
     `display` is False for silence, None for a live display on a terminal and plain lines elsewhere.
@@ -67,7 +71,7 @@ def run(config: Config, *, display: bool | None = None, backend: Backend | None 
     if finished is not None:
         return finished
     with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
-        return _run(config, out, opened, display=display)
+        return _run(config, out, opened, display=display, on_round=on_round)
 
 
 def compare(config: Config, *, display: bool | None = None) -> list[Run]:
@@ -135,21 +139,23 @@ def backend_key(config: Config) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def open_backend(config: Config, *, display: bool | None = False) -> Iterator[Backend]:
+def open_backend(config: Config, *, display: bool | None = False, base_ref: Any = None, num_actors: int | None = None) -> Iterator[Backend]:
     """A backend for `config` (its dtype resolved), closed on leaving; says what it starts unless `display` is False.
+
+    `base_ref` is a base model that others share (`actors.share_base`), None to load it; `num_actors` the client actors for
+    which there is room, None to ask the cluster.
 
     Errors: ValueError if the model or the resources cannot be had.
     """
     resources, on_ray = config.resources, config.resources.backend == "ray"
-    num_actors = 0
     if on_ray:
         actors.start_ray()
-        num_actors = actors.num_client_actors(config, num_clients=config.partition.num_clients)
+        num_actors = num_actors or actors.num_client_actors(config, num_clients=config.partition.num_clients)
     if display is not False:
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
         print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
-    base: BaseModel = load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
-    ray_backend = actors.RayBackend(base, resources=resources, num_actors=num_actors) if on_ray else None
+    base: BaseModel = actors.shared_base(base_ref) if base_ref is not None else load_model(config)
+    ray_backend = actors.RayBackend(base_ref or base, resources=resources, num_actors=num_actors or 0) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
     worker = Worker(ray_backend.base if ray_backend else base, device=local_device, num_threads=resources.num_threads)
     try:
@@ -159,7 +165,12 @@ def open_backend(config: Config, *, display: bool | None = False) -> Iterator[Ba
             ray_backend.close()
 
 
-def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -> Run:
+def load_model(config: Config) -> BaseModel:
+    """The base model of a run (its dtype resolved)."""
+    return load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
+
+
+def _run(config: Config, out: Path, backend: Backend, *, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights)
@@ -168,6 +179,8 @@ def _run(config: Config, out: Path, backend: Backend, *, display: bool | None) -
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
         runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
+        if on_round is not None:
+            on_round(simulation.records)
 
     with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
         for line in notes(experiment, config):

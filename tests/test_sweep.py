@@ -1,0 +1,234 @@
+"""Sweeps in this process's Ray: what a trial's row says, what fails, stops, continues, fits, and is refused.
+
+Left out: whole commands, and being killed (tests/e2e/test_sweep.py).
+"""
+
+import csv
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from rich.console import Console
+
+from raysim.config import Config, load
+from raysim.runner import run
+from raysim.sweep import bundles, decided, planned, status, sweep, trial_folder
+from raysim.sweep_progress import SweepProgress
+from raysim.sweep_space import trial_config
+from tests.conftest import SMALL
+
+TIMES = ("wall_s", "tokens_per_s")
+pytestmark = pytest.mark.usefixtures("ray_session")  # one node with 4 CPUs and 2 GPUs on paper
+
+
+def small_sweep(out: Path, *overrides: str) -> Config:
+    """A small sweep into `out`, each trial in a process of its own."""
+    return load("", [*SMALL, f"out={out}", "resources.client.num_cpus=1", "sweep.loggers=[]", *overrides])
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A sweep of four trials of which two cannot be: no layer has such a name."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return small_sweep(out, "sweep.space={lora.target_modules: [[q_proj], [no_such_layer]], lora.rank: [2, 4]}")
+
+
+@pytest.fixture(scope="module")
+def finished(failing: Config, ray_session: None) -> Any:
+    """That sweep at its end."""
+    return sweep(failing, display=False)
+
+
+def test_a_trial_is_the_run_that_its_settings_make_and_one_that_fails_is_a_row(failing: Config, finished: Any, tmp_path: Path) -> None:
+    points = planned(decided(failing))
+    assert [row["trial"] for row in finished.rows] == [point.name for point in points]
+    assert [row["status"] for row in finished.rows] == ["done", "done", "failed", "failed"]
+    alone = run(dataclasses.replace(trial_config(failing, points[1], out=""), out=str(tmp_path / "alone")), display=False)
+    row = finished.rows[1]
+    assert row["adapter_sha256"] == alone.summary["adapter_sha256"] != finished.rows[0]["adapter_sha256"]
+    assert (row["heldout_nll"], row["leakage"]) == (alone.summary["eval"]["heldout_nll"], alone.summary["attack"]["train_rouge_l"])
+    assert (row["num_rounds"], row["uplink_bytes"], row["num_tokens"]) == tuple(
+        alone.summary[key] for key in ("num_rounds", "uplink_bytes", "num_tokens")
+    )
+    assert row["epsilon"] is None
+    assert "no_such_layer" in finished.rows[2]["error"]
+    assert "\n" not in finished.rows[2]["error"]
+    assert finished.rows[2]["heldout_nll"] is None
+
+
+def test_the_table_on_disk_says_the_same_and_the_page_stands_beside_it(finished: Any) -> None:
+    with (finished.out / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{key: str("" if row.get(key) is None else row[key]) for key in table[0]} for row in finished.rows] == table
+    assert table[0]["folder"] == f"trials/{table[0]['trial']}"
+    assert (finished.out / table[0]["folder"] / "adapter" / "adapter_model.safetensors").is_file()
+    assert finished.summary["num_trials"] == {"all": 4, "done": 2, "stopped": 0, "failed": 2}
+    assert finished.report.read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(failing: Config, finished: Any) -> None:
+    done = [trial_folder(finished.config, point) for point in planned(finished.config)][:2]
+    before = {path: path.stat().st_mtime_ns for folder in done for path in folder.rglob("*")}
+    again = sweep(failing, display=False)
+    assert {path: path.stat().st_mtime_ns for folder in done for path in folder.rglob("*")} == before
+    assert again.rows == finished.rows
+
+
+def test_another_sweeps_folder_is_refused_and_how_many_run_at_once_does_not_make_another(failing: Config, finished: Any) -> None:
+    more = dataclasses.replace(failing.sweep, space={"lora.rank": [2, 4, 8]})
+    with pytest.raises(ValueError, match=r"belongs to another sweep \(sweep.space="):
+        sweep(dataclasses.replace(failing, sweep=more), display=False)
+    with pytest.raises(ValueError, match=r"belongs to another sweep \(seed=0 there and 1 here"):
+        sweep(dataclasses.replace(failing, seed=1), display=False)
+    other = dataclasses.replace(failing.sweep, max_concurrent=1)
+    assert sweep(dataclasses.replace(failing, sweep=other), display=False).rows == finished.rows
+
+
+def test_a_scheduler_stops_the_worse_trial_and_it_stays_stopped(tmp_path: Path) -> None:
+    config = small_sweep(
+        tmp_path / "out",
+        "server.num_rounds=3",
+        "sweep.space={train.lr: [5e-3, 1e-9]}",
+        "sweep.scheduler=asha",
+        "sweep.max_concurrent=1",
+    )
+    first = sweep(config, display=False)
+    assert [(row["status"], row["num_rounds"]) for row in first.rows] == [("done", 3), ("stopped", 1)]
+    assert first.rows[0]["heldout_nll"] < first.rows[1]["heldout_nll"]
+    assert "adapter_sha256" not in first.rows[1], "it released nothing"
+    assert sweep(config, display=False).rows == first.rows
+
+
+def test_a_trial_on_actors_gives_the_same_bits_as_in_its_own_process(tmp_path: Path) -> None:
+    settings = ("sweep.space={lora.rank: [4]}", "partition.num_clients=2")
+    local = sweep(small_sweep(tmp_path / "local", *settings), display=False)
+    on_ray = sweep(small_sweep(tmp_path / "ray", *settings, "resources.backend=ray"), display=False)
+    [one], [other] = local.rows, on_ray.rows
+    assert {key: value for key, value in one.items() if key not in TIMES} == {key: v for key, v in other.items() if key not in TIMES}
+
+
+def test_a_trial_that_can_never_fit_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    config = small_sweep(tmp_path / "out", "sweep.space={lora.rank: [2], resources.client.num_cpus: [1, 9]}")
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"point 1 \(lora.rank=2, resources.client.num_cpus=9.*1 node: 4 CPUs, 2 GPUs"):
+        sweep(config, display=False)
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_trials_that_hold_all_gpus_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Three clients of a quarter of a GPU each, eight trials, two GPUs: two trials at a time."""
+    config = load("", ["partition.num_clients=3", "resources.client.num_gpus=0.25", "resources.client.num_cpus=0.25"])
+
+    def trial(values: dict[str, Any]) -> None:
+        @ray.remote(num_gpus=0.25, num_cpus=0.25)
+        class Client:
+            def gpus(self) -> list[int]:
+                return list(ray.get_gpu_ids())
+
+        clients = [Client.remote() for _ in range(3)]
+        tune.report({"gpus": sum(len(ids) for ids in ray.get([client.gpus.remote() for client in clients], timeout=100))})
+
+    started = time.monotonic()
+    done = tune.Tuner(
+        tune.with_resources(trial, tune.PlacementGroupFactory(bundles(config, num_actors=3))),
+        param_space={"number": tune.grid_search(list(range(8)))},
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert [result.metrics["gpus"] for result in done] == [3] * 8
+    assert time.monotonic() - started < 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["resources.client.num_cpus=2", "resources.client.memory_gb=1"], [{}, {"CPU": 2, "memory": 2**30}, {"CPU": 2, "memory": 2**30}]),
+        (["resources.client.num_gpus=0.5"], [{}, {"CPU": 0.5, "GPU": 0.5}, {"CPU": 0.5, "GPU": 0.5}]),
+        (["resources.backend=local", "resources.client.num_cpus=2"], [{"CPU": 2}]),
+        (["resources.backend=local", "resources.client.num_cpus=0"], [{"CPU": 0.001}]),
+    ],
+)
+def test_a_trial_reserves_what_its_clients_need_and_nothing_for_who_waits(settings: list[str], expected: list[dict[str, float]]) -> None:
+    assert bundles(load("", settings), num_actors=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["sweep.space={}"], "sweep.space"),
+        (["sweep.space={lora.rank: [4, 0]}"], r"point 1 \(lora.rank=0\)"),
+        (["sweep.space={lora.rank: [4]}", "sweep.objectives={accuracy: max}"], "accuracy"),
+        (["sweep.space={lora.rank: [4]}", "attack.every=-1"], "leakage"),
+        (["sweep.space={lora.rank: [4]}", "sweep.scheduler=asha", "evaluate.every=0"], "evaluate.every"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, settings: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        sweep(small_sweep(tmp_path / "out", *settings), display=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    config = small_sweep(tmp_path, "sweep.space={lora.rank: [4]}")
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="not a sweep's folder"):
+        sweep(config, display=False)
+    with pytest.raises(ValueError, match="is a file"):
+        sweep(dataclasses.replace(config, out=str(tmp_path / "letter.txt")), display=False)
+
+
+def test_a_trials_status_is_read_from_its_folder(tmp_path: Path) -> None:
+    assert status(tmp_path / "absent") == "waiting"
+    (tmp_path / "summary.json").write_text("{}")
+    assert status(tmp_path) == "waiting", "a run without its page is not finished"
+    (tmp_path / "stopped.json").write_text("{}")
+    assert status(tmp_path) == "stopped"
+    (tmp_path / "report.html").write_text("")
+    assert status(tmp_path) == "done"
+
+
+def test_a_log_of_a_sweep_has_a_line_for_each_event_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    with SweepProgress("demo") as progress:
+        progress.add("000-lora.rank=2", {"lora.rank": 2}, num_rounds=3)
+        progress.add("001-lora.rank=4", {"lora.rank": 4}, num_rounds=3, status="done")
+        progress.start("000-lora.rank=2")
+        progress.round("000-lora.rank=2", {"heldout_nll": 1.25, "epsilon": 2.5}, round=1)
+        assert progress.trials["000-lora.rank=2"].left_s() is not None
+        assert progress.left_s() is None, "no trial has ended in this sitting"
+        progress.end("000-lora.rank=2", "failed", error="round 1: no")
+    printed = capsys.readouterr().out
+    assert [line.split("  ")[2] for line in printed.splitlines()] == ["starts", "round 1/3", "failed in 0:00: round 1: no"]
+    assert "nll 1.25  eps 2.5" in printed
+    assert "2 of 2 trials over, 1 failed" in printed
+    assert printed.replace("\n", "").isprintable()
+
+
+def test_the_live_table_shows_each_trial_with_its_figures(render: Callable[[Any], str]) -> None:
+    progress = SweepProgress("demo", enabled=False)
+    progress.add("000-lora.rank=2", {"lora.rank": 2}, num_rounds=4)
+    progress.add("001-lora.rank=4", {"lora.rank": 4}, num_rounds=4)
+    progress.start("001-lora.rank=4")
+    progress.round("001-lora.rank=4", {"heldout_nll": 1.25, "leakage": 0.5, "tokens_per_s": 1234.0}, round=2)
+    shown = render(progress)
+    assert "0 of 2 trials over, 1 running" in shown
+    waiting, running = (next(line for line in shown.splitlines() if line.startswith(number)) for number in ("000", "001"))
+    assert waiting.split()[:4] == ["000", "lora.rank=2", "waiting", "0/4"]
+    assert running.split()[:7] == ["001", "lora.rank=4", "running", "2/4", "1.25", "0.50", "—"]
+
+
+@pytest.fixture
+def render() -> Callable[[Any], str]:
+    """A function from what rich can show to its text on a terminal of 100 columns."""
+
+    def draw(shown: Any) -> str:
+        console = Console(width=100, force_terminal=False)
+        with console.capture() as capture:
+            console.print(shown)
+        return capture.get()
+
+    return draw
