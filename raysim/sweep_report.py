@@ -88,10 +88,30 @@ def write_sweep_report(
     command = partial(_exact_command, out_dir=out_dir, config_name=config_name, overrides=overrides)
     groups = aggregate(rows, swept=swept)
     found = _summary(rows, groups, title=title, objectives=objectives, swept=swept, selection=selection, command=command)
+    found["started_with"] = {"config_name": config_name, "overrides": list(overrides)}
     (out_dir / "summary.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     path = out_dir / "report.html"
     path.write_text(_page(out_dir, rows=rows, groups=groups, summary=found), encoding="utf-8")
     return path
+
+
+def rewrite_sweep_report(out_dir: Path) -> Path:
+    """The path of `report.html`, written again from `results.csv` with the title, objectives and sentences of `summary.json`.
+
+    Errors: ValueError if one of the two files is missing.
+    """
+    path = Path(out_dir) / "summary.json"
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is missing; give the folder of a finished sweep")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return write_sweep_report(
+        out_dir,
+        title=summary["title"],
+        objectives=summary["objectives"],
+        swept=list(summary["swept"]),
+        selection=summary["selection"],
+        **summary["started_with"],
+    )
 
 
 # --- rows
@@ -213,11 +233,12 @@ def best_under(rows: Sequence[Row], *, objective: str, budget: Mapping[str, floa
 
 
 def command_for(row: Row, *, config_name: str, overrides: Sequence[str] = ()) -> str:
-    """The command that runs the trial of `row` again: `config_name`, then `overrides`, then its settings, quoted for a shell.
+    """The command that runs the trial of `row` again: `config_name`, then `overrides` (but for `out` and `sweep`), then its settings.
 
     The settings are the columns that are keys of a configuration, and the seed. It writes a folder of its own below `runs/`.
     """
-    words = [config_name, *overrides, *[f"{key}={_override_text(value)}" for key, value in _settings_of(row).items()]]
+    of_runs = [item for item in overrides if not item.startswith(("out=", "sweep."))]
+    words = [config_name, *of_runs, *[f"{key}={_override_text(value)}" for key, value in _settings_of(row).items()]]
     return shlex.join(["raysim", "run", *words, f"out=runs/{row['trial']}"])
 
 
@@ -408,12 +429,17 @@ def _described(group: Row, *, names: Mapping[str, str], measures: Sequence[Measu
 
 def _measure(key: str, sense: str) -> Measure:
     text = partial(_axis_text, key)
-    missing = "no\nguarantee" if key == "epsilon" else ""
-    return Measure(key, LABELS.get(key, key), sense, text, least_span=LEAST_SPANS.get(key, 0.0), missing=missing)
+    words: dict[str, Any] = {"missing": "no\nguarantee", "log_from": 4.0} if key == "epsilon" else {}
+    return Measure(key, LABELS.get(key, key), sense, text, least_span=LEAST_SPANS.get(key, 0.0), exact=partial(_exact_text, key), **words)
 
 
 def _axis_text(metric: str, value: float) -> str:
     return f"{value:.3g}" if metric not in ("uplink_bytes", "wall_s", "details_rate", "num_tokens") else _figure_text(metric, value)
+
+
+def _exact_text(metric: str, value: float) -> str:
+    """Three digits, zeros at the end included, so that numbers side by side are equally long."""
+    return f"{value:#.3g}" if 0.001 <= abs(value) < 100 and metric not in ("uplink_bytes", "wall_s") else _axis_text(metric, value)
 
 
 # --- figures
@@ -558,7 +584,7 @@ def _banners(groups: Sequence[Row], summary: Row) -> list[str]:
         notes.append(f"{counts['failed']} of {counts['all']} trials failed and count nowhere; the table says why.")
     if counts["stopped"]:
         notes.append(
-            f"{counts['stopped']} of {counts['all']} trials were stopped early: they are in the table, and not averaged or ranked."
+            f"{counts['stopped']} of {counts['all']} trials ended early: what is measured after fewer rounds is in the table, and not averaged or ranked."
         )
     done = [group for group in groups if group["status"] == "done"]
     kinds = [unit + (" (simulated noise)" if simulated else "") for unit, simulated in _promises(done)]
@@ -622,7 +648,7 @@ def _table(rows: Sequence[Row], swept: Sequence[str], out_dir: Path) -> tuple[li
     """(headings, rows) of the table of all trials; a cell is (text, what it is sorted by), a trial that failed has its error instead of figures."""
     keys = [key for key in swept if key != "seed"]
     metrics = [metric for metric in METRICS if any(row.get(metric) is not None for row in rows)]
-    columns = ["trial", "status", *keys, "seed", *[LABELS.get(metric, metric) for metric in metrics]]
+    columns = ["trial", "status", *_short_names(keys).values(), "seed", *[LABELS.get(metric, metric) for metric in metrics]]
     table = []
     for row in rows:
         settings = [(_value_text(row.get(key)), row.get(key)) for key in (*keys, "seed")]

@@ -19,7 +19,7 @@ from matplotlib import image
 
 from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
 from raysim.sweep_figures import Measure, key_scale, measure_scale
-from raysim.sweep_report import aggregate, best_under, command_for, pareto_front, read_results, write_sweep_report
+from raysim.sweep_report import aggregate, best_under, command_for, pareto_front, read_results, rewrite_sweep_report, write_sweep_report
 from tests.sweep_folders import grid_rows, trial_row, write_sweep
 
 SELECTION = "Choosing the best of these trials costs nothing that is counted here."
@@ -242,12 +242,14 @@ def test_a_command_gives_the_very_configuration_of_its_trial(tmp_path: Path) -> 
         words = [f"method.name={row['method.name']}", "server.num_rounds=2", *private]
         trial_with_config(tmp_path, row, load("quickstart", words))
     swept = list(space)
-    write_page(tmp_path, rows, swept, config_name="quickstart", overrides=["server.num_rounds=2"])
+    write_page(tmp_path, rows, swept, config_name="quickstart", overrides=["server.num_rounds=2", "sweep.num_samples=4", "out=runs/mine"])
     commands = commands_of(tmp_path)
     assert any("method.name=fedpit" in command for command in commands.values())
     for trial, command in commands.items():
         words = shlex.split(command)
         assert words[2] == "quickstart"
+        assert "sweep." not in command
+        assert command.count(" out=") == 1
         assert ("target_epsilon" in command.split(" out=")[0]) == ("dplora" in trial)
         assert result_key(load(words[2], words[3:])) == result_key(load(tmp_path / "trials" / trial / "config.yaml"))
 
@@ -290,7 +292,7 @@ def test_every_trial_is_in_the_table_and_a_failed_one_with_its_error(page: Page,
             epsilon = cells[head.index("epsilon")]
             assert epsilon == "no guarantee" if not row["epsilon"] else float(epsilon) == pytest.approx(float(row["epsilon"]), rel=5e-3)
     assert "1 of 24 trials failed" in page.text
-    assert "1 of 24 trials were stopped early" in page.text
+    assert "1 of 24 trials ended early" in page.text
     assert "a <sweep>" in page.text
     assert SELECTION in page.text
 
@@ -354,6 +356,18 @@ def test_epsilons_of_different_units_do_not_beat_each_other(tmp_path: Path) -> N
     assert {(e["figures"]["unit"], e["budget"]["epsilon"]) for e in summary_of(tmp_path)["best_under"]} == set(
         itertools.product(("client", "example"), (1, 3, 8))
     )
+
+
+def test_a_report_is_written_again_from_its_folder(tmp_path: Path) -> None:
+    rows = grid_rows({"lora.rank": [4, 16]})
+    write_page(tmp_path, rows, ["lora.rank"], config_name="quickstart", overrides=["server.num_rounds=2"])
+    files = {name: (tmp_path / name).read_bytes() for name in ("report.html", "summary.json")}
+    assert b"raysim run quickstart server.num_rounds=2" in files["report.html"]
+    (tmp_path / "report.html").unlink()
+    rewrite_sweep_report(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    with pytest.raises(ValueError, match="is missing"):
+        rewrite_sweep_report(tmp_path / "nowhere")
 
 
 def test_one_key_with_seeds_makes_a_page(tmp_path: Path) -> None:
