@@ -1,4 +1,4 @@
-"""The command line: `raysim run | compare | audit | verify | budget | report | configs`. What a user gets wrong is one line on standard error and status 2."""
+"""The command line: `raysim run | compare | sweep | audit | verify | budget | report | configs`. What a user gets wrong is one line on standard error and status 2."""
 
 import argparse
 import os
@@ -20,6 +20,7 @@ EPILOG = """examples:
   raysim run quickstart method.name=fedit privacy.unit=client out=runs/private
   raysim run quickstart resources.client.num_gpus=0.25   four clients to a GPU
   raysim run quickstart method.name=dplora privacy.target_epsilon=3    the noise is solved for
+  raysim sweep sweep-smoke                               many runs at once: who is on the privacy-utility front?
   raysim audit runs/quickstart-dplora                    attack a finished run: does the ledger hold?
   raysim verify runs/quickstart-dplora                   recompute epsilon and every hash of a run
   raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000
@@ -67,6 +68,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
         command.add_argument("--quiet", action="store_true", help="no progress display")
         command.set_defaults(command=function)
+    _add_sweep(commands, chosen)
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
@@ -79,6 +81,17 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     )
     configs.set_defaults(command=_configs)
     return parser
+
+
+def _add_sweep(commands: Any, chosen: str) -> None:
+    text = "run many points of a configuration's `sweep.space` at once, ending in a privacy-utility frontier"
+    example = "raysim sweep sweep-smoke\n  raysim sweep quickstart method.name=dplora 'sweep.space={privacy.target_epsilon: [1, 3, 8], lora.rank: [4, 16]}'"
+    command = _command(commands, "sweep", text, example=example)
+    if chosen == "sweep":
+        from raysim import sweep  # torch, transformers and Ray
+
+        sweep.add_arguments(command)
+        command.set_defaults(command=sweep.main)
 
 
 def _add_audit(commands: Any, chosen: str) -> None:

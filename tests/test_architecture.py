@@ -49,6 +49,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim", "raysim.runner"): "torch and Ray take seconds to import, and who only reads configurations needs neither",
     ("raysim.cli", "raysim.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.budget"): "the other commands answer without importing dp-accounting and scipy",
+    ("raysim.cli", "raysim.sweep"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.budget", "raysim.figures"): "matplotlib: a second, and only who asks for a picture draws one",
     ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
