@@ -65,7 +65,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_table(undisturbed: t
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["sweep.space={}"], "sweep.space"),
+        (["sweep.objectives.accuracy=max"], "accuracy"),
         (["sweep.space={lora.rnk: [4]}"], "lora.rank"),
         (["sweep.space={lora.rank: [4, 0]}"], "lora.rank=0"),
         (["out=/proc/no/such/place"], "/proc/no/such/place"),
