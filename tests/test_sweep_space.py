@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysim.config import FLAT_DEFAULTS, Config, SweepConfig, load, result_key, unresolved, unused_privacy, with_overrides
+from raysim.privacy.accounting import Release, epsilon_of
+from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.selection import worst_releases
 from raysim.runner import run
 from raysim.sweep_space import (
     IDLE,
@@ -371,6 +374,27 @@ def test_a_private_selection_is_accepted_even_with_no_trial(given: dict[str, Any
     config = selection({"lora.rank": [4, 8], "privacy.noise_multiplier": {"loguniform": [0.5, 2]}}, private_selection=given)
     check_points(config, random_points(config, num=9))
     check_points(config, [])
+
+
+def test_no_point_drawn_costs_more_than_the_worst_of_the_support() -> None:
+    """The chain by which a sweep is accounted for: support, mechanisms, worst releases; with some slack, and never too little."""
+    space = {
+        "privacy.noise_multiplier": {"loguniform": [0.5, 4]},
+        "dplora.num_steps": {"randint": [1, 6]},
+        "dplora.batch_size": [2, 6],
+        "lora.rank": [4, 8],
+    }
+    config = selection(space)
+
+    def releases(point: Point) -> tuple[Release, ...]:
+        mechanism = Mechanism.from_config(trial_config(config, point, out=""), shard_sizes=[16, 16])
+        return mechanism.releases(mechanism.num_rounds)
+
+    worst = worst_releases([releases(point) for point in support_points(config)], shared_samples=False)
+    bound = epsilon_of(worst, delta=1e-3).rdp
+    drawn = [epsilon_of(releases(point), delta=1e-3).rdp for point in random_points(config, num=12)]
+    assert max(drawn) <= bound < math.inf
+    assert min(drawn) < bound / 3
 
 
 # --- keys that change nothing ---

@@ -151,7 +151,7 @@ def selection_statement(
         return (
             "Choosing the best of these trials has no privacy bound of its own: how many there are was fixed beforehand, or depended on "
             "their results. A trial's epsilon holds for a trial that was picked without looking at the results; whoever sees the results of "
-            f"all {num_private} private trials has seen all of them together. For a bound, set sweep.private_selection, which draws "
+            f"all private trials ({num_private}) has what they tell together. For a bound, set sweep.private_selection, which draws "
             f"the number of trials at random.{_SCORES if reads_private else ''}"
         )
     if reads_private:

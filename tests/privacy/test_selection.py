@@ -306,7 +306,7 @@ def test_where_there_is_no_bound_no_number_is_given(changed: dict[str, object], 
 
 def test_a_fixed_number_of_trials_names_what_is_seen_and_the_remedy() -> None:
     text = statement(distribution="", epsilon=None, reads_private=True)
-    assert "all 9 private trials" in text
+    assert "all private trials (9)" in text
     assert "sweep.private_selection" in text
     assert "Leakage" in text
     assert "Leakage" not in statement(distribution="", epsilon=None)
