@@ -261,18 +261,36 @@ def _exact_command(row: Row, *, out_dir: Path, config_name: str, overrides: Sequ
     own_file = _trial_folder(row, out_dir) / "config.yaml"
     if not own_file.is_file():
         return command_for(row, config_name=config_name or str(out_dir / "config.yaml"), overrides=overrides)
-    own = configuration.load(own_file)
-    flat = configuration.flatten_keys(configuration.to_dict(own))
-    kept = {key: value for key, value in row.items() if key not in flat or flat[key] == value or "." not in key}
-    for candidate in (row, kept) if config_name else ():
-        command = command_for(candidate, config_name=config_name, overrides=overrides)
-        try:
-            again = configuration.load(config_name, shlex.split(command)[3:])
-        except ValueError:
-            continue
-        if configuration.result_key(again) == configuration.result_key(own):
-            return command
-    return shlex.join(["raysim", "run", str(own_file), f"out=runs/{row['trial']}"])
+    own = configuration.result_key(configuration.load(own_file))
+    by_settings = _command_by_settings(row, own, config_name=config_name, overrides=overrides) if config_name else None
+    return by_settings or shlex.join(["raysim", "run", str(own_file), f"out=runs/{row['trial']}"])
+
+
+def _command_by_settings(row: Row, own: Row, *, config_name: str, overrides: Sequence[str]) -> str | None:
+    """The command that makes the settings `own` out of what the sweep was started with, or None.
+
+    Beside the swept keys it sets what the trial had to do without (a target of epsilon, for a method without noise), and
+    what `auto` was decided to be on the machine of the sweep.
+    """
+    changed = {key: own[key] for key in _settings_of(row) if key in own}
+    command = partial(command_for, config_name=config_name, overrides=overrides)
+    try:
+        file = OmegaConf.load(configuration.find_config(config_name))
+        start = OmegaConf.to_container(OmegaConf.merge(file, OmegaConf.from_dotlist(list(overrides))))
+        assert isinstance(start, dict)
+        given = configuration.flatten_keys({str(key): value for key, value in start.items()})
+        changed |= {key: own[key] for key, value in given.items() if key in own and key not in changed and value not in (own[key], "auto")}
+        again = configuration.result_key(_loaded(command({"trial": row["trial"], **changed})))
+        changed |= {key: own[key] for key, value in again.items() if value == "auto" and own.get(key) != "auto"}
+        found = command({"trial": row["trial"], **changed})
+        return found if configuration.result_key(_loaded(found)) == own else None
+    except (ValueError, OmegaConfBaseException):
+        return None
+
+
+def _loaded(command: str) -> configuration.Config:
+    words = shlex.split(command)
+    return configuration.load(words[2], words[3:])
 
 
 def _trial_folder(row: Row, out_dir: Path) -> Path:

@@ -237,12 +237,12 @@ def commands_of(folder: Path) -> dict[str, str]:
 def test_a_command_gives_the_very_configuration_of_its_trial(tmp_path: Path) -> None:
     space = {"method.name": ["fedpit", "dplora"], "privacy.target_epsilon": [2.0, 4.0]}
     rows = grid_rows(space)
-    for row in rows:  # fedpit has no guarantee here, so its trials ran without the target
+    for row in rows:  # fedpit has no guarantee here, so its trials ran without the target; `auto` was decided when they ran
         private = [f"privacy.target_epsilon={row['privacy.target_epsilon']}"] if row["method.name"] == "dplora" else []
-        words = [f"method.name={row['method.name']}", "server.num_rounds=2", *private]
+        words = [f"method.name={row['method.name']}", "server.num_rounds=2", "train.dtype=bfloat16", *private]
         trial_with_config(tmp_path, row, load("quickstart", words))
-    swept = list(space)
-    write_page(tmp_path, rows, swept, config_name="quickstart", overrides=["server.num_rounds=2", "sweep.num_samples=4", "out=runs/mine"])
+    given = ["server.num_rounds=2", "sweep.num_samples=4", "out=runs/mine", "train.dtype=auto"]
+    write_page(tmp_path, rows, list(space), config_name="quickstart", overrides=given)
     commands = commands_of(tmp_path)
     assert any("method.name=fedpit" in command for command in commands.values())
     for trial, command in commands.items():
@@ -250,15 +250,28 @@ def test_a_command_gives_the_very_configuration_of_its_trial(tmp_path: Path) -> 
         assert words[2] == "quickstart"
         assert "sweep." not in command
         assert command.count(" out=") == 1
-        assert ("target_epsilon" in command.split(" out=")[0]) == ("dplora" in trial)
+        assert result_key(load(words[2], words[3:])) == result_key(load(tmp_path / "trials" / trial / "config.yaml"))
+
+
+def test_a_command_unsets_what_the_file_sets_and_the_trial_did_without(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("privacy: {target_epsilon: 4}\nmethod: {name: dplora}\n")
+    rows = grid_rows({"method.name": ["fedit", "dplora"]})
+    trial_with_config(tmp_path, rows[0], load("", ["method.name=fedit"]))
+    trial_with_config(tmp_path, rows[1], load(tmp_path / "mine.yaml"))
+    write_page(tmp_path, rows, ["method.name"], config_name=str(tmp_path / "mine.yaml"))
+    commands = commands_of(tmp_path)
+    assert set(commands) == {row["trial"] for row in rows}
+    for trial, command in commands.items():
+        words = shlex.split(command)
+        assert words[2] == str(tmp_path / "mine.yaml")
         assert result_key(load(words[2], words[3:])) == result_key(load(tmp_path / "trials" / trial / "config.yaml"))
 
 
 def test_a_command_names_the_trials_own_file_where_settings_are_not_enough(tmp_path: Path) -> None:
     rows = grid_rows({"lora.rank": [4, 16]})
     for row in rows:
-        trial_with_config(tmp_path, row, load("quickstart", [f"lora.rank={row['lora.rank']}", "train.lr=0.5"]))
-    write_page(tmp_path, rows, ["lora.rank"], config_name="quickstart")
+        trial_with_config(tmp_path, row, load("quickstart", [f"lora.rank={row['lora.rank']}", "train.weight_decay=0.5"]))
+    write_page(tmp_path, rows, ["lora.rank"], config_name="quickstart")  # whose file says nothing about weight decay
     for trial, command in commands_of(tmp_path).items():
         assert shlex.split(command)[2] == str(tmp_path / "trials" / trial / "config.yaml")
 
