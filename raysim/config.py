@@ -453,6 +453,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 # Keys whose value is a dictionary with keys of its own, which are no settings of this run.
 WHOLE_KEYS = ("sweep.space", "sweep.private_selection", "sweep.objectives")
+# Of these, the ones that a later layer replaces; `sweep.space` is added to.
+REPLACED_KEYS = ("sweep.private_selection", "sweep.objectives")
 
 
 CLIENT_ONLY = tuple(
@@ -487,9 +489,14 @@ def from_layers(layers: list[DictConfig]) -> Config:
         merged = OmegaConf.merge(_defaults(), *layers)
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    for key in REPLACED_KEYS:
+        for layer in layers:
+            given = OmegaConf.select(layer, key)
+            if given is not None:
+                OmegaConf.update(merged, key, given, merge=False)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
-    return validate(_resolve_auto(config))
+    return validate(resolve_auto(config))
 
 
 def with_overrides(config: Config, overrides: dict[str, Any]) -> Config:
@@ -617,7 +624,7 @@ def _check_privacy(config: Config) -> None:
         raise ValueError(
             "fedpit.share_mix and fedpit.scorer use private records: privacy.unit='example' needs share_mix=0 and scorer='none'"
         )
-    unused = {} if config.compare else unused_privacy(config)
+    unused = {} if config.compare or config.sweep.space else unused_privacy(config)
     for key in unused:
         raise ValueError(f"{key} is set but means nothing with privacy.unit={unit!r} (method.name={method!r}); {_remedy(key, unit)}")
     _check_client_privacy(config)
@@ -695,7 +702,7 @@ def _check_audit(config: Config) -> None:
 def unresolved(config: Config) -> dict[str, Any]:
     """The overrides that make `auto` again of what `auto` had decided for this method, for use with another method."""
     decided = flatten_keys(to_dict(config))
-    return {key: "auto" for key in AUTOMATIC if flatten_keys(to_dict(_resolve_auto(_with_auto(config, key))))[key] == decided[key]}
+    return {key: "auto" for key in AUTOMATIC if flatten_keys(to_dict(resolve_auto(_with_auto(config, key))))[key] == decided[key]}
 
 
 def _with_auto(config: Config, key: str) -> Config:
@@ -703,7 +710,8 @@ def _with_auto(config: Config, key: str) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: "auto"})})
 
 
-def _resolve_auto(config: Config) -> Config:
+def resolve_auto(config: Config) -> Config:
+    """The configuration with every `auto` decided by the others."""
     privacy, cohort = config.privacy, config.server.cohort_size
     unit = _auto_unit(config.method.name) if privacy.unit == "auto" else privacy.unit
     weighting = _auto_weighting(unit) if config.server.weighting == "auto" else config.server.weighting

@@ -11,7 +11,7 @@ from typing import Any
 from raysim import actors, runfiles
 from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
-from raysim.config import Config, unresolved, unused_privacy, validate, with_overrides
+from raysim.config import Config, SweepConfig, unresolved, unused_privacy, validate, with_overrides
 from raysim.experiment import Experiment, prepare
 from raysim.progress import Progress
 from raysim.report import write_comparison_report, write_run_report
@@ -65,7 +65,7 @@ def run(config: Config, *, display: bool | None = None, backend: Backend | None 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
     RuntimeError naming round and client for what fails later, after which the same call continues.
     """
-    config = validate(dataclasses.replace(resolved(config), compare={}))
+    config = validate(dataclasses.replace(resolved(config), compare={}, sweep=SweepConfig()))
     out = runfiles.check_folder(config)
     finished = load_run(config, out)
     if finished is not None:

@@ -28,8 +28,8 @@ from raysim.config import (
     RESULT_NEUTRAL,
     Config,
     SweepConfig,
-    _resolve_auto,
     from_layers,
+    resolve_auto,
     unresolved,
     unused_privacy,
     validate,
@@ -329,7 +329,7 @@ def trial_config(config: Config, point: Point, *, out: str | Path) -> Config:
     values |= {"name": point.name, "out": str(Path(out) / "trials" / point.name), "compare": {}, "sweep": SweepConfig()}
     try:
         typed = {key: value if key in NOT_SWEPT else _typed(key, value) for key, value in values.items()}
-        entry: Config = _resolve_auto(_replaced(config, typed))
+        entry: Config = resolve_auto(_replaced(config, typed))
         trial: Config = _replaced(entry, unused_privacy(entry))
         return validate(trial)
     except ValueError as error:

@@ -76,6 +76,21 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
     assert (config.seed, config.lora.rank, config.lora.dropout, config.lora.alpha) == (5, 2, 0.1, Config().lora.alpha)
 
 
+def test_objectives_are_replaced_and_a_space_is_added_to(tmp_path: Path) -> None:
+    path = written(tmp_path / "c.yaml", "sweep: {space: {lora.rank: [2, 4]}, objectives: {epsilon: min}}\n")
+    config = load(path, ["sweep.space.partition.alpha=[1, 2]"])
+    assert config.sweep.objectives == {"epsilon": "min"}
+    assert set(config.sweep.space) == {"lora.rank", "partition"}
+    assert load(path, ["sweep.objectives={heldout_nll: min}"]).sweep.objectives == {"heldout_nll": "min"}
+    assert load("").sweep.objectives == {"heldout_nll": "min", "leakage": "min"}
+
+
+def test_a_sweep_may_set_a_budget_that_only_some_of_its_points_have() -> None:
+    assert load("", ["sweep.space={method.name: [fedit, dplora]}", "privacy.target_epsilon=3"]).privacy.target_epsilon == 3
+    with pytest.raises(ValueError, match=r"privacy\.target_epsilon is set but means nothing"):
+        load("", ["privacy.target_epsilon=3"])
+
+
 def test_the_last_of_two_overrides_wins() -> None:
     assert load("", ["seed=1", "seed=2"]).seed == 2
 
