@@ -124,6 +124,10 @@ def measure_scale(measure: Measure, values: Sequence[Any]) -> Scale:
         return Scale(measure.label, "log", low=numbers[0], high=numbers[-1], shown=_shown(distinct, log=True), **words)
     middle, half = (numbers[0] + numbers[-1]) / 2, max(numbers[-1] - numbers[0], measure.least_span) / 2
     low, high = middle - half, middle + half
+    if numbers[0] >= 0 > low:  # no figure that is never negative has an axis below zero
+        low, high = 0.0, high - low
+    if low == high:
+        return Scale(measure.label, "linear", low=low, high=high, shown=(low,), **words)
     shown = tuple(v for v in MaxNLocator(5, steps=ROUND_STEPS).tick_values(low, high) if low <= v <= high)
     return Scale(measure.label, "linear", low=low, high=high, shown=shown, **words)
 

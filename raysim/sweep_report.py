@@ -329,7 +329,9 @@ def _summary(
         }
 
     sought = _front_objectives(done, objectives)
-    best = [(key, sense, best_under(done, objective=key, budget={}, sense=sense)) for key, sense in objectives.items()]
+    front = [done[i] for i in _front(done, sought)]
+    ranked = [*front, *[group for group in done if group not in front]]  # of equals, one on the front is the best
+    best = [(key, sense, best_under(ranked, objective=key, budget={}, sense=sense)) for key, sense in objectives.items()]
     statuses = [row["status"] for row in rows]
     return {
         "title": title,
@@ -339,8 +341,8 @@ def _summary(
         "swept": {key: _values_of(rows, key) for key in swept},
         "selection": selection,
         "best": [{"objective": key, "sense": sense, **entry(group)} for key, sense, group in best if group is not None],
-        "best_under": [found | entry(group) for found, group in _under_budgets(done, objectives)],
-        "front": {"objectives": sought, "settings": [entry(done[i]) for i in _front(done, sought)]},
+        "best_under": [found | entry(group) for found, group in _under_budgets(ranked, objectives)],
+        "front": {"objectives": sought, "settings": [entry(group) for group in front]},
         "failed": [{"trial": row["trial"], "error": row.get("error")} for row in rows if row["status"] == "failed"],
     }
 

@@ -359,6 +359,14 @@ def test_the_summary_names_the_best_and_the_front(page: Page, folder: Path) -> N
         assert entry["command"] in page.text
 
 
+def test_of_equals_the_best_is_one_on_the_front(tmp_path: Path) -> None:
+    rows = grid_rows({"lora.rank": [4, 8, 16]})
+    for row, nll in zip(rows, (2.5, 2.3, 2.4), strict=True):
+        row |= {"leakage": 0.2, "heldout_nll": nll}
+    write_page(tmp_path, rows, ["lora.rank"])
+    assert [entry["trial"] for entry in summary_of(tmp_path)["best"]] == [rows[1]["trial"]] * 2
+
+
 def test_epsilons_of_different_units_do_not_beat_each_other(tmp_path: Path) -> None:
     rows = grid_rows({"privacy.target_epsilon": [1.0, 2.0], "method.name": ["fedit", "dplora"]})
     for row, nll in zip(rows, (2.0, 2.5, 2.1, 2.6), strict=True):  # by figures alone, the first beats all others
@@ -399,7 +407,6 @@ def test_a_sweep_that_failed_altogether_still_says_so(tmp_path: Path, num: int) 
     assert summary_of(tmp_path)["best"] == summary_of(tmp_path)["front"]["settings"] == []
 
 
-@pytest.mark.slow
 def test_a_thousand_random_trials_stay_under_five_megabytes(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     rows = [
@@ -477,6 +484,15 @@ def test_runs_without_an_epsilon_have_a_place_beyond_all_others() -> None:
     assert all((scale.position(value) or 0.0) < 0.9 for value in (1.0, 4.0))
     assert scale.ticks()[-1] == (1.0, "none")
     assert measure_scale(measure, [1.0, 4.0]).position(None) is None
+
+
+def test_an_axis_of_equal_values_names_them_and_stays_above_zero() -> None:
+    scale = measure_scale(Measure("epsilon", "epsilon", "min", "{:g}".format, missing="none"), [4.0, 4.0, None])
+    assert [text for _, text in scale.ticks()] == ["4", "none"]
+    assert 0 < (scale.position(4.0) or 0) < 1
+    scale = measure_scale(Measure("leakage", "leakage", "min", "{:g}".format, least_span=0.05), [0.0, 0.0])
+    assert scale.position(0.0) == 0.0
+    assert min(float(text) for _, text in scale.ticks()) == 0.0
 
 
 def test_a_difference_of_nothing_looks_like_one() -> None:
