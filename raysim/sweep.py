@@ -82,6 +82,7 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once: the run folders hold all that is worth saving
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a table of its own even where it is told to be silent
+    "RAY_COLOR_PREFIX": "0",  # control characters in what Ray says of a process that died
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data and models mean what they mean to the driver
 }
 
@@ -399,7 +400,7 @@ def _model_key(trial: Config) -> tuple[str, str, str]:
 def _tuner(plan: Plan, points: Sequence[Point], *, callbacks: Sequence[Any]) -> Any:
     os.environ.update(QUIET)
     for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # `Watch` says what failed, in one line
     config, settings, searches = plan.config, plan.config.sweep, plan.config.sweep.search == "optuna"
 
     def room(values: dict[str, Any]) -> Any:
@@ -555,6 +556,10 @@ class Watch(tune.Callback):
             self._progress.end(name, "stopped")
         else:
             self._end(name, result["status"], error=result.get("error", ""))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        self._progress.note(f"{_point(trial.config).name}: its process died; it goes on from its last finished round")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's process died too often."""

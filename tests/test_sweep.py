@@ -5,17 +5,23 @@ Left out: whole commands, and being killed (tests/e2e/test_sweep.py).
 
 import csv
 import dataclasses
+import os
+import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray import tune
 from rich.console import Console
 
 from raysim.config import Config, load
+from raysim.privacy.selection import draw_num_trials
 from raysim.runner import run
 from raysim.sweep import bundles, decided, planned, status, sweep, trial_folder
 from raysim.sweep_progress import SweepProgress
@@ -102,6 +108,64 @@ def test_a_scheduler_stops_the_worse_trial_and_it_stays_stopped(tmp_path: Path) 
     assert first.rows[0]["heldout_nll"] < first.rows[1]["heldout_nll"]
     assert "adapter_sha256" not in first.rows[1], "it released nothing"
     assert sweep(config, display=False).rows == first.rows
+
+
+def test_a_trial_whose_process_is_killed_goes_on_from_its_last_round(tmp_path: Path) -> None:
+    config = small_sweep(tmp_path / "out", "server.num_rounds=4", "train.num_epochs=8", "sweep.space={lora.rank: [4]}")
+    [point] = planned(decided(config))
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list((tmp_path / "out").glob("trials/*/state/round-00001")):
+            time.sleep(0.01)
+        killed.extend(trial_processes())
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    [row] = sweep(config, display=False).rows
+    assert len(killed) == 1
+    alone = run(dataclasses.replace(trial_config(config, point, out=""), out=str(tmp_path / "alone")), display=False)
+    assert (row["status"], row["num_rounds"], row["adapter_sha256"]) == ("done", 4, alone.summary["adapter_sha256"])
+
+
+def trial_processes() -> list[int]:
+    """The processes of trials that run in this process's Ray."""
+    raylets = [child.pid for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    children = [child for pid in raylets for child in psutil.Process(pid).children()]
+    return [child.pid for child in children if any(word.startswith("ray::ImplicitFunc.") for word in child.cmdline())]
+
+
+def test_a_search_by_optuna_writes_its_points_down_and_learns_them_again(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    space = "sweep.space={lora.rank: [2, 4], train.lr: {loguniform: [1e-4, 1e-2]}, train.batch_size: {randint: [1, 3]}}"
+    config = small_sweep(tmp_path / "out", space, "sweep.search=optuna", "sweep.num_samples=2", "sweep.max_concurrent=1")
+    first = sweep(config, display=False)
+    assert [row["status"] for row in first.rows] == ["done", "done"]
+    for row in first.rows:
+        assert row["lora.rank"] in (2, 4)
+        assert 1e-4 <= row["train.lr"] <= 1e-2
+        assert row["train.batch_size"] in (1, 2, 3)
+    assert first.rows[0]["train.lr"] != first.rows[1]["train.lr"]
+    (first.out / first.rows[1]["folder"] / "summary.json").unlink()
+    again = sweep(config, display=False)
+    without = [{key: value for key, value in row.items() if key not in TIMES} for row in again.rows]
+    assert without == [{key: value for key, value in row.items() if key not in TIMES} for row in first.rows]
+
+
+def test_a_private_selection_draws_how_many_trials_there_are_and_says_what_choosing_costs(tmp_path: Path) -> None:
+    settings = ["method.name=dplora", "privacy.secure_noise=true", "privacy.delta=1e-3", "sweep.search=random"]
+    space = "sweep.space={lora.rank: [2, 4], privacy.noise_multiplier: {uniform: [1, 2]}}"
+    config = small_sweep(tmp_path / "out", *settings, space, "sweep.private_selection={distribution: geometric, mean: 2}")
+    config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, objectives={"heldout_nll": "min"}))
+    done = sweep(config, display=False)
+    assert len(done.rows) == draw_num_trials(distribution="geometric", mean=2, seed=config.seed)
+    told = re.search(r"Choosing the best trial is \(([0-9.]+), 0.001\)-differentially private", done.summary["selection"])
+    assert told is not None, done.summary["selection"]
+    assert float(told.group(1)) > max(row["epsilon"] for row in done.rows), "choosing costs more than one trial"
+    many = {len(planned(dataclasses.replace(decided(config), seed=seed))) for seed in range(8)}
+    assert len(many) > 1, "the number is drawn"
 
 
 def test_a_trial_on_actors_gives_the_same_bits_as_in_its_own_process(tmp_path: Path) -> None:
