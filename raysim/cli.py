@@ -72,7 +72,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
-    text = "write the page and figures of a run or comparison again"
+    text = "write the page and figures of a run, comparison or sweep again"
     report = _command(commands, "report", text, example="raysim report runs/quickstart")
     report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
     report.set_defaults(command=_report)
@@ -159,15 +159,20 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from raysim import report  # matplotlib: seconds to import
+    from raysim import report, sweep_report  # matplotlib: seconds to import
 
     folder = Path(arguments.folder)
     if (folder / "rounds.jsonl").is_file():
         print(report.write_run_report(folder))
         return 0
+    if (folder / "sweep.yaml").is_file() and (folder / "results.csv").is_file():
+        print(sweep_report.rewrite_sweep_report(folder))
+        return 0
     runs = sorted(path.parent for path in folder.glob("*/rounds.jsonl")) if folder.is_dir() else []
     if not runs:
-        raise ValueError(f"{arguments.folder!r} is neither the folder of a run (no rounds.jsonl) nor of a comparison (no runs below it)")
+        raise ValueError(
+            f"{arguments.folder!r} is neither the folder of a run (no rounds.jsonl) nor of a comparison (no runs below it) or sweep"
+        )
     print(report.write_comparison_report(folder, runs))
     return 0
 

@@ -37,7 +37,7 @@ ON_LABEL = "#14181d"
 MARKERS = "osD^vPX*"
 OTHER = "other"
 
-_STYLE: Any = {  # Any: the keys of matplotlib settings are a closed set of literals in its stubs
+STYLE: Any = {  # Any: the keys of matplotlib settings are a closed set of literals in its stubs
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10.5,
@@ -102,7 +102,7 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
 
     The value axis covers at least `least_span`, so that a difference of nothing does not look like one.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=3.7)
         for line in lines:
             _draw_line(axes, line)
@@ -120,7 +120,7 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
 
 def trade_off(points: Sequence[Point]) -> Figure:
     """Utility against leakage at the end of every run; a hollow mark is the held-out control."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=3.7)
         for point in points:
             if point.control is not None:
@@ -164,7 +164,7 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
 
 def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
     """Bytes sent over the whole run, up (solid) and down (pale), for (label, colour, uplink, downlink)."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=1.2 + 0.62 * len(runs))
         largest = max([max(up, down) for _, _, up, down in runs] + [1.0])
         for i, (_, colour, up, down) in enumerate(runs):
@@ -184,7 +184,7 @@ def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Writes `figure` for print (200 dots an inch, on white)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
@@ -192,7 +192,7 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     """`figure` as an SVG element that follows the page's colours and font, its ids made unique by `name`."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
@@ -300,7 +300,7 @@ def _stacked_bars(
     names: Sequence[str], labels: Sequence[str], counts: Sequence[Sequence[int]], *, colours: Sequence[str], axis: str
 ) -> Figure:
     """Horizontal stacked bars with the counts written where they fit and the total at the end."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         legend_rows = -(-len(labels) // 3)
         figure, axes = _canvas(height=1.0 + 0.24 * legend_rows + min(0.46 * len(names), 2.8 + 0.03 * len(names), 7.0))
         widest = max([sum(row) for row in counts] + [1])

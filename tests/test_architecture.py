@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "rng", "progress", "sweep_space"),
+    ("config", "rng", "progress", "sweep_space", "sweep_progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "train", "generate", "lora", "attacks", "judge"),
     ("synthesis", "private_synthesis", "methods", "server", "evaluate"),
     ("experiment", "worker", "auditing"),
     ("simulate",),
     ("actors",),
-    ("report", "figures", "budget", "verify", "sweep_report"),
+    ("report", "figures", "budget", "verify", "sweep_report", "sweep_figures"),
     ("runner",),
     ("audit", "sweep"),
     ("cli",),
@@ -52,6 +52,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.sweep"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.budget", "raysim.figures"): "matplotlib: a second, and only who asks for a picture draws one",
+    ("raysim.cli", "raysim.sweep_report"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
