@@ -21,8 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from raysim.figures import GRID, INK, MARKERS, METHOD_COLOURS, MUTED, SPARE_COLOURS, SURFACE, colours_of, inline_svg
-from raysim.figures import STYLE
+from raysim.figures import GRID, INK, MARKERS, METHOD_COLOURS, MUTED, SPARE_COLOURS, STYLE, SURFACE, colours_of, inline_svg
 from raysim.progress import human_bytes
 
 PALETTE = [light for name, (light, _) in METHOD_COLOURS.items() if name != "base"] + [light for light, _ in SPARE_COLOURS]
