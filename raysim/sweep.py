@@ -162,6 +162,9 @@ def planned(config: Config) -> list[Point]:
     Errors: ValueError naming the point.
     """
     settings = config.sweep
+    for name in settings.loggers:
+        if name not in LOGGERS:
+            raise ValueError(f"sweep.loggers: {name!r} is none of {', '.join(LOGGERS)}")
     if settings.search == "optuna":
         _check_optuna(config)
         points = probe_points(config)
@@ -237,8 +240,8 @@ def check_folder(config: Config) -> Path:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or all(path.name.startswith(".sweep.yaml.") for path in out.iterdir()):
-        return out
+    if not out.is_dir() or all(path.name.startswith((".sweep.yaml.", "sweep.yaml")) for path in out.iterdir()):
+        return out  # at most what a sweep leaves that was killed or refused before its first trial
     if not (out / "sweep.yaml").is_file():
         raise ValueError(f"out={config.out!r} exists and is not a sweep's folder; choose another, or empty it")
     theirs, ours = sweep_key(load(out / "sweep.yaml")), sweep_key(config)

@@ -183,6 +183,8 @@ def test_a_trial_that_can_never_fit_is_refused_with_what_there_is(tmp_path: Path
         sweep(config, display=False)
     assert time.monotonic() - started < 30
     assert not (tmp_path / "out" / "trials").exists()
+    with pytest.raises(ValueError, match=r"point 0 \(resources.client.num_cpus=7"):  # and not: belongs to another sweep
+        sweep(dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, space={"resources.client.num_cpus": [7]})), display=False)
 
 
 def test_trials_that_hold_all_gpus_do_not_wait_for_each_other(tmp_path: Path) -> None:
@@ -227,6 +229,7 @@ def test_a_trial_reserves_what_its_clients_need_and_nothing_for_who_waits(settin
         (["sweep.space={}"], "sweep.space"),
         (["sweep.space={lora.rank: [4, 0]}"], r"point 1 \(lora.rank=0\)"),
         (["sweep.space={lora.rank: [4]}", "sweep.objectives={accuracy: max}"], "accuracy"),
+        (["sweep.space={lora.rank: [4]}", "sweep.loggers=[telegraph]"], "telegraph"),
         (["sweep.space={lora.rank: [4]}", "attack.every=-1"], "leakage"),
         (["sweep.space={lora.rank: [4]}", "sweep.scheduler=asha", "evaluate.every=0"], "evaluate.every"),
     ],
