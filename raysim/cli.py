@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 from raysim import __version__
 from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
 from raysim.progress import print_comparison
+from raysim.sweep_space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
   raysim compare quickstart                              the main job: base model, FEDIT, FEDPIT and DP-LoRA side by side
@@ -62,13 +63,18 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     for name, function, text, example in (
         ("run", _run, "run one simulation and write its folder", "raysim run quickstart method.name=fedpit lora.rank=16 out=runs/mine"),
         ("compare", _compare, "run what a configuration's `compare` names, side by side", "raysim compare configs/quickstart.yaml seed=1"),
+        (
+            "sweep",
+            _sweep,
+            "run many points of `sweep.space`, several at once, ending in a privacy-utility frontier",
+            "raysim sweep quickstart method.name=dplora 'sweep.space={privacy.target_epsilon: [1, 3, 8], lora.rank: [4, 16]}'",
+        ),
     ):
         command = _command(commands, name, text, example=example)
         command.add_argument("config", help="a YAML file, or the name of a shipped configuration (see `raysim configs`)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
         command.add_argument("--quiet", action="store_true", help="no progress display")
         command.set_defaults(command=function)
-    _add_sweep(commands, chosen)
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
@@ -81,17 +87,6 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     )
     configs.set_defaults(command=_configs)
     return parser
-
-
-def _add_sweep(commands: Any, chosen: str) -> None:
-    text = "run many points of a configuration's `sweep.space` at once, ending in a privacy-utility frontier"
-    example = "raysim sweep sweep-smoke\n  raysim sweep quickstart method.name=dplora 'sweep.space={privacy.target_epsilon: [1, 3, 8], lora.rank: [4, 16]}'"
-    command = _command(commands, "sweep", text, example=example)
-    if chosen == "sweep":
-        from raysim import sweep  # torch, transformers and Ray
-
-        sweep.add_arguments(command)
-        command.set_defaults(command=sweep.main)
 
 
 def _add_audit(commands: Any, chosen: str) -> None:
@@ -156,6 +151,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     print_comparison(report.comparison_rows([run.summary for run in runs]))
     print(f"report: {runner.comparison_folder(config) / 'report.html'}")
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config, arguments.overrides)
+    check_sweep(config)
+    check_points(config, grid_points(config) if config.sweep.search == "grid" else probe_points(config))
+    from raysim import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+
+    return sweep.main(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -659,13 +659,6 @@ def _shown(value: Any) -> str:
     return MISSING if value is None else f"{value:.4g}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `raysim sweep` to its parser."""
-    parser.add_argument("config", help="a YAML file with a section `sweep`, or the name of a shipped configuration (see `raysim configs`)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's, such as sweep.num_samples=20")
-    parser.add_argument("--quiet", action="store_true", help="no progress display")
-
-
 def main(arguments: argparse.Namespace) -> int:
     """`raysim sweep`: status 0, whatever became of single trials, unless every one of them failed (1)."""
     config = load(arguments.config, arguments.overrides)
