@@ -84,10 +84,10 @@ def federated(config: Config, *, rounds: int) -> dict[str, Any]:
             nonlocal num_tokens
             num_tokens += sum(report.stats.num_tokens for report in reports)
 
-        clients.run_round(chunks, 0, adapter, lambda _: None)
+        clients.run_round(chunks, 0, adapter, None, lambda _: None)
         started = time.perf_counter()
         for round_index in range(1, rounds + 1):
-            clients.run_round(chunks, round_index, adapter, count)
+            clients.run_round(chunks, round_index, adapter, None, count)
         seconds = time.perf_counter() - started
         assert backend.ray is not None
         pids = ray.get([actor.pid.remote() for actor in backend.ray.actors])
