@@ -11,9 +11,10 @@ import torch
 from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import Config
-from raysim.data.partition import cluster_labels, partition_manifest, partition_records
+from raysim.data.configured import configured_records, configured_shards
+from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
-from raysim.data.sources import load_records, split_records
+from raysim.data.sources import split_records
 from raysim.data.tokens import Example, encode_records
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
@@ -52,17 +53,7 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
             f"data.max_length={data.max_length} with evaluate.max_new_tokens={config.evaluate.max_new_tokens} is more than the model's "
             f"context of {lm.max_positions} tokens"
         )
-    records = load_records(
-        source=data.source,
-        path=data.path,
-        preset=data.preset,
-        instruction_field=data.instruction_field,
-        input_field=data.input_field,
-        response_field=data.response_field,
-        label_field=data.label_field,
-        details_field=data.details_field,
-        group_field=data.group_field,
-    )
+    records = configured_records(data)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     examples, cut = _encode(train, lm, config=config)
     heldout_examples, heldout_cut = _encode(heldout, lm, config=config)
@@ -72,7 +63,7 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
         examples = [
             dataclasses.replace(e, record=dataclasses.replace(e.record, label=label)) for e, label in zip(examples, labels, strict=True)
         ]
-    indices = _partition(labels, config=config)
+    indices = configured_shards(labels, config)
     shards = tuple(tuple(examples[i] for i in shard) for shard in indices)
     manifest = partition_manifest(indices, records=[e.record for e in examples], num_tokens=[e.num_tokens for e in examples])
     next_id = 1 + max(record.record_id for record in records)
@@ -112,20 +103,6 @@ def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> 
         eos_token_id=lm.eos_token_ids[0],
         max_length=config.data.max_length,
         system_prompt=config.data.system_prompt,
-    )
-
-
-def _partition(labels: list[str], *, config: Config) -> list[list[int]]:
-    if config.method.name == "cenit":
-        return [list(range(len(labels)))]
-    partition = config.partition
-    return partition_records(
-        labels,
-        scheme=partition.scheme,
-        num_clients=partition.num_clients,
-        alpha=partition.alpha,
-        min_examples=partition.min_examples,
-        seed=config.seed,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,28 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it belongs to another configuration or is not a run's folder.
     """
+    return own_folder(config, file="config.yaml", scratch=(".config.yaml.",), key=result_key, kind="run", other="configuration")
+
+
+def own_folder(
+    config: Config, *, file: str, scratch: tuple[str, ...], key: Callable[[Config], dict[str, Any]], kind: str, other: str
+) -> Path:
+    """`config.out`, if it is new, holds nothing but what begins with `scratch`, or holds a `file` with the same values under `key`.
+
+    `scratch` is what is left when the first file never stood. Errors: ValueError in the words of `kind` and `other`.
+    """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or all(path.name.startswith(".config.yaml.") for path in out.iterdir()):
-        return out  # at most the scratch of a run that was killed before its first file stood
-    if not (out / "config.yaml").is_file():
-        raise ValueError(f"out={config.out!r} exists and is not a run's folder; choose another, or empty it")
-    theirs, ours = result_key(load(out / "config.yaml")), result_key(config)
+    if not out.is_dir() or all(path.name.startswith(scratch) for path in out.iterdir()):
+        return out
+    if not (out / file).is_file():
+        raise ValueError(f"out={config.out!r} exists and is not a {kind}'s folder; choose another, or empty it")
+    theirs, ours = key(load(out / file)), key(config)
     different = sorted(k for k in ours if theirs.get(k) != ours[k])
     if different:
         shown = ", ".join(f"{k}={theirs.get(k)!r} there and {ours[k]!r} here" for k in different[:2])
-        raise ValueError(f"out={config.out!r} belongs to another configuration ({shown}); choose another folder")
+        raise ValueError(f"out={config.out!r} belongs to another {other} ({shown}); choose another folder")
     return out
 
 

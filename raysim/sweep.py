@@ -237,19 +237,9 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it is something else's.
     """
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or all(path.name.startswith((".sweep.yaml.", "sweep.yaml")) for path in out.iterdir()):
-        return out  # at most what a sweep leaves that was killed or refused before its first trial
-    if not (out / "sweep.yaml").is_file():
-        raise ValueError(f"out={config.out!r} exists and is not a sweep's folder; choose another, or empty it")
-    theirs, ours = sweep_key(load(out / "sweep.yaml")), sweep_key(config)
-    different = sorted(key for key in ours if theirs.get(key) != ours[key])
-    if different:
-        shown = ", ".join(f"{key}={theirs.get(key)!r} there and {ours[key]!r} here" for key in different[:2])
-        raise ValueError(f"out={config.out!r} belongs to another sweep ({shown}); choose another folder")
-    return out
+    # A sweep that was killed or refused before its first trial leaves at most its own file.
+    scratch = (".sweep.yaml.", "sweep.yaml")
+    return runfiles.own_folder(config, file="sweep.yaml", scratch=scratch, key=sweep_key, kind="sweep", other="sweep")
 
 
 def sweep_key(config: Config) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from scipy.stats import binom, chi2
 from raysim.adapter import Vector, adapter_sha256
 from raysim.checkpoint import Snapshot, load_latest
 from raysim.config import Config, load
-from raysim.data.partition import partition_manifest, partition_records
-from raysim.data.sources import load_records, split_records
+from raysim.data.configured import configured_records, configured_shards
+from raysim.data.partition import partition_manifest
+from raysim.data.sources import split_records
 from raysim.privacy.accounting import quiet_about_skipped_orders
 from raysim.privacy.mechanism import Mechanism
 
@@ -300,34 +301,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _dealt_again(config: Config) -> dict[str, Any] | None:
     """The manifest of the configuration's split, from the records; None where labels would have to come from a model."""
-    data, partition = config.data, config.partition
-    records = load_records(
-        source=data.source,
-        path=data.path,
-        preset=data.preset,
-        instruction_field=data.instruction_field,
-        input_field=data.input_field,
-        response_field=data.response_field,
-        label_field=data.label_field,
-        details_field=data.details_field,
-        group_field=data.group_field,
-    )
+    data, records = config.data, configured_records(config.data)
     train, _ = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     labels = [record.label for record in train]
-    if partition.scheme in ("dirichlet", "natural") and not all(labels):
+    if config.partition.scheme in ("dirichlet", "natural") and not all(labels):
         return None
-    if config.method.name == "cenit":
-        shards = [list(range(len(train)))]
-    else:
-        shards = partition_records(
-            labels,
-            scheme=partition.scheme,
-            num_clients=partition.num_clients,
-            alpha=partition.alpha,
-            min_examples=partition.min_examples,
-            seed=config.seed,
-        )
-    return partition_manifest(shards, records=train, num_tokens=[0] * len(train))
+    return partition_manifest(configured_shards(labels, config), records=train, num_tokens=[0] * len(train))
 
 
 # --- epsilon

@@ -169,7 +169,7 @@ def test_nan_in_a_record_is_refused_and_leaves_the_last_checkpoint(tmp_path: Pat
     poisoned = [{"loss": float("nan")}]
     value = {0: poisoned, 3: []} if field == "client_records" else poisoned
     with pytest.raises(ValueError, match="JSON"):
-        save(tmp_path, replace(snapshot(3), **{field: value}), changed_clients={0, 3})  # type: ignore[arg-type]
+        save(tmp_path, replace(snapshot(3), **{field: value}), changed_clients={0, 3})  # type: ignore[arg-type]  # the field is a parameter of the test
     assert_equal(load_latest(tmp_path)[0], second)
 
 

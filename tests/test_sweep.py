@@ -28,6 +28,8 @@ from raysim.sweep_progress import SweepProgress
 from raysim.sweep_space import trial_config
 from tests.conftest import SMALL
 
+PATIENCE_S = 200
+"""The longest that a test waits for a trial."""
 TIMES = ("wall_s", "tokens_per_s")
 pytestmark = pytest.mark.usefixtures("ray_session")  # one node with 4 CPUs and 2 GPUs on paper
 
@@ -116,7 +118,10 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_last_round(tmp_path: P
     killed: list[int] = []
 
     def kill() -> None:
+        deadline = time.monotonic() + PATIENCE_S
         while not list((tmp_path / "out").glob("trials/*/state/round-00001")):
+            if time.monotonic() > deadline:
+                return  # nothing killed: the test fails below instead of waiting for ever
             time.sleep(0.01)
         killed.extend(trial_processes())
         for pid in killed:

@@ -126,9 +126,9 @@ REFUSED: list[tuple[dict[str, object], str]] = [
 def test_refuses_what_the_theorem_does_not_cover(changed: dict[str, object], expected: str) -> None:
     arguments: dict[str, object] = {"distribution": "poisson", "mean": 5.0} | changed
     with pytest.raises(ValueError, match=expected):
-        selection_epsilon([GAUSSIAN], delta=1e-5, **arguments)  # type: ignore[arg-type]
+        selection_epsilon([GAUSSIAN], delta=1e-5, **arguments)  # type: ignore[arg-type]  # wrong values on purpose
     with pytest.raises(ValueError, match=expected):
-        draw_num_trials(seed=0, **arguments)  # type: ignore[arg-type]
+        draw_num_trials(seed=0, **arguments)  # type: ignore[arg-type]  # wrong values on purpose
 
 
 def test_refuses_a_delta_and_changes_of_different_kinds() -> None:
@@ -276,7 +276,7 @@ def statement(**changed: object) -> str:
         "num_private": 9,
         "reads_private": False,
     }
-    return selection_statement(**(arguments | changed))  # type: ignore[arg-type]
+    return selection_statement(**(arguments | changed))  # type: ignore[arg-type]  # a dictionary of mixed values
 
 
 def test_a_bound_is_said_with_its_numbers_and_conditions() -> None:

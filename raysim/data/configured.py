@@ -1,0 +1,36 @@
+"""Records and their split among clients as a configuration asks for them: what a run deals, and what a verification deals again."""
+
+from raysim.config import Config, DataConfig
+from raysim.data.partition import partition_records
+from raysim.data.records import Record
+from raysim.data.sources import load_records
+
+
+def configured_records(data: DataConfig) -> list[Record]:
+    """All records of the configured source (see `load_records`)."""
+    return load_records(
+        source=data.source,
+        path=data.path,
+        preset=data.preset,
+        instruction_field=data.instruction_field,
+        input_field=data.input_field,
+        response_field=data.response_field,
+        label_field=data.label_field,
+        details_field=data.details_field,
+        group_field=data.group_field,
+    )
+
+
+def configured_shards(labels: list[str], config: Config) -> list[list[int]]:
+    """The positions of each client's records, given every training record's label; one shard where data are pooled (CENIT)."""
+    if config.method.name == "cenit":
+        return [list(range(len(labels)))]
+    partition = config.partition
+    return partition_records(
+        labels,
+        scheme=partition.scheme,
+        num_clients=partition.num_clients,
+        alpha=partition.alpha,
+        min_examples=partition.min_examples,
+        seed=config.seed,
+    )
