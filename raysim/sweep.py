@@ -42,6 +42,7 @@ from raysim.sweep_space import (
     Point,
     axes,
     check_points,
+    first_alike,
     grid_points,
     idle_keys,
     point_of,
@@ -135,7 +136,8 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
         errors = _run_all(config, points, progress)
     if config.sweep.search == "optuna":
         points = suggested(out)
-    rows = [row(config, point, error=errors.get(point.name, "")) for point in points]
+    ran = first_alike(config, points)
+    rows = [row(config, point, ran=ran[point.name], error=errors.get(ran[point.name].name, "")) for point in points]
     write_results(out, rows, swept=swept_keys(points))
     if not rows:
         return SweepResult(config, out, [], {}, None)
@@ -259,9 +261,9 @@ def write_start(config: Config, out: Path) -> None:
         raise ValueError(f"out={config.out!r} cannot be written ({error.strerror or error}); choose another folder") from None
 
 
-def row(config: Config, point: Point, *, error: str = "") -> dict[str, Any]:
-    """A trial's line of results.csv, read from its folder; `error` is why it failed, if it is not finished."""
-    folder = trial_folder(config, point)
+def row(config: Config, point: Point, *, ran: Point, error: str = "") -> dict[str, Any]:
+    """A trial's line of results.csv, read from the folder of the point whose run is its own; `error` is why it failed, if it is not finished."""
+    folder = trial_folder(config, ran)
     found = status(folder)
     ledger = _read_json(folder / "ledger.json") or {}
     values: dict[str, Any] = {"trial": point.name, "status": "failed" if found == "waiting" else found}
@@ -329,6 +331,9 @@ def _read_json(path: Path) -> Any:
 def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -> dict[str, str]:
     """Runs the trials that are not over yet; returns the errors of those that failed, by name."""
     searches = config.sweep.search == "optuna"
+    if not searches:
+        ran = first_alike(config, points)
+        points = [point for point in points if ran[point.name] is point]
     over = [] if searches else [point for point in points if status(trial_folder(config, point)) != "waiting"]
     remaining = [point for point in points if point not in over]
     progress.expect(config.sweep.num_samples if searches else len(points))

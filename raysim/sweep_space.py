@@ -28,8 +28,10 @@ from raysim.config import (
     RESULT_NEUTRAL,
     Config,
     SweepConfig,
+    flatten_keys,
     from_layers,
     resolve_auto,
+    to_dict,
     unresolved,
     unused_privacy,
     validate,
@@ -533,14 +535,39 @@ IDLE = (
     Idle(("attack.num_examples", "attack.prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )
+UNREAD = (("fedpit.",), ("dplora.",), ("privacy.",))
+"""Of these, whole sections that a run does not read: what differs in them alone is one run."""
 NEVER_IDLE = ("privacy.unit", "train.dtype")
 """Keys of a section above that count all the same."""
+
+
+def first_alike(config: Config, points: Sequence[Point]) -> dict[str, Point]:
+    """For each point's name the first point whose run is the same, which may be the point itself: each run is needed once.
+
+    Two runs are the same where every key is, but for the sections that are another method's, and `privacy` in runs without any.
+    Draws of a private selection, and noise from the operating system, are never the same.
+    """
+    firsts: dict[str, Point] = {}
+    found = {}
+    for point in points:
+        trial = trial_config(config, point, out="")
+        single = bool(config.sweep.private_selection) or trial.privacy.secure_noise
+        found[point.name] = point if single else firsts.setdefault(_run_key(trial), point)
+    return found
+
+
+def _run_key(trial: Config) -> str:
+    unread = tuple(section for rule in IDLE if rule.keys in UNREAD and rule.when(trial) for section in rule.keys)
+    flat = flatten_keys(to_dict(trial)).items()
+    return "\n".join(f"{key}={value!r}" for key, value in flat if key not in NOT_SWEPT and (key in NEVER_IDLE or not key.startswith(unread)))
 
 
 def idle_keys(config: Config, points: Sequence[Point]) -> list[str]:
     """One line for each swept key that changes nothing in some points, and which points only repeat others for that reason."""
     trials = [trial_config(config, point, out="") for point in points]
+    alike = first_alike(config, points)
     idle = [{key: why for key in point.settings if (why := _why_idle(key, trial))} for point, trial in zip(points, trials, strict=True)]
+    by_index = {point.index: point for point in points}
     firsts: dict[str, Point] = {}
     repeats: dict[int, Point] = {}
     for point, keys in zip(points, idle, strict=True):
@@ -555,9 +582,18 @@ def idle_keys(config: Config, points: Sequence[Point]) -> list[str]:
             continue
         reasons = " or ".join(dict.fromkeys(why for _, why in concerned))
         twins = [point.index for point, _ in concerned if point.index in repeats and _differ(point, repeats[point.index], key)]
-        run = f"; {_listed(twins)} repeat{'s' * (len(twins) == 1)} an earlier point's result and {'is' if len(twins) == 1 else 'are'} run all the same"
-        lines.append(f"{key} changes nothing in {_listed([point.index for point, _ in concerned])} ({reasons}){run if twins else ''}")
+        again = [index for index in twins if alike[by_index[index].name].index == index]
+        taken = [index for index in twins if index not in again]
+        told = _repeats(taken, "not run again") + _repeats(again, "run all the same")
+        lines.append(f"{key} changes nothing in {_listed([point.index for point, _ in concerned])} ({reasons}){told}")
     return lines
+
+
+def _repeats(indices: Sequence[int], what: str) -> str:
+    if not indices:
+        return ""
+    one = len(indices) == 1
+    return f"; {_listed(indices)} repeat{'s' * one} an earlier point's result and {'is' if one else 'are'} {what}"
 
 
 def _differ(point: Point, other: Point, key: str) -> bool:

@@ -26,6 +26,7 @@ from raysim.sweep_space import (
     Point,
     axes,
     check_points,
+    first_alike,
     grid_points,
     idle_keys,
     point_of,
@@ -414,14 +415,14 @@ IDLE_CASES: list[tuple[Config, list[str]]] = [
     (
         sweep({"privacy.noise_multiplier": [1, 2]}),
         [
-            "privacy.noise_multiplier changes nothing in points 0, 1 (privacy.unit=none); point 1 repeats an earlier point's result and is run all the same"
+            "privacy.noise_multiplier changes nothing in points 0, 1 (privacy.unit=none); point 1 repeats an earlier point's result and is not run again"
         ],
     ),
     (
         sweep({"method.name": ["fedit", "dplora"], "privacy.noise_multiplier": [1, 2, 3]}),
         [
             "privacy.noise_multiplier changes nothing in points 0-2 (privacy.unit=none); points 1, 2 repeat an earlier point's result and are "
-            "run all the same"
+            "not run again"
         ],
     ),
     (
@@ -441,7 +442,7 @@ IDLE_CASES: list[tuple[Config, list[str]]] = [
     (
         sweep({"fedpit.temperature": [0, 1]}),
         [
-            "fedpit.temperature changes nothing in points 0, 1 (method.name=fedit); point 1 repeats an earlier point's result and is run all the same"
+            "fedpit.temperature changes nothing in points 0, 1 (method.name=fedit); point 1 repeats an earlier point's result and is not run again"
         ],
     ),
     (
@@ -464,6 +465,27 @@ IDLE_CASES: list[tuple[Config, list[str]]] = [
 @pytest.mark.parametrize(("config", "expected"), IDLE_CASES)
 def test_idle_keys_are_named_with_the_points_they_make_repeat(config: Config, expected: list[str]) -> None:
     assert idle_keys(config, grid_points(config)) == expected
+
+
+def test_each_run_is_needed_once_where_only_unread_sections_differ() -> None:
+    config = sweep({"method.name": ["fedit", "dplora"], "privacy.target_epsilon": [1, 3], "fedpit.temperature": [0, 1]})
+    points = grid_points(config)
+    assert [first_alike(config, points)[point.name].index for point in points] == [0, 0, 0, 0, 4, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        sweep({"lora.rank": [4, 8], "method.name": ["fedit", "locit"]}),
+        sweep({"resources.client.num_cpus": [1, 2]}),
+        sweep({"privacy.unit": ["none", "client"]}),
+        sweep({"train.min_lr": [1e-6, 1e-5]}),
+        sweep({"privacy.clip_quantile": [0.2, 0.5]}, "method.name=dplora", "privacy.secure_noise=true"),
+    ],
+)
+def test_runs_that_may_differ_are_all_run(config: Config) -> None:
+    points = grid_points(config)
+    assert all(first_alike(config, points)[point.name] is point for point in points)
 
 
 # An idle key, the settings in which it is, and two values. What is said to change nothing must change no bit of a run.
