@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Snapshot:
     """The lines of synthetic.jsonl so far."""
     clip_norm: float | None = None
     """The next round's bound on updates, where clipping is adaptive."""
+    server_arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """What the server remembers beside the adapter: arrays by name (none of them `adapter`)."""
 
 
 def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> None:
@@ -52,7 +54,9 @@ def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> N
         shutil.rmtree(left)
     scratch = state_dir / f".writing-{os.getpid()}"
     scratch.mkdir()
-    save_file({"adapter": np.ascontiguousarray(snapshot.adapter)}, scratch / "server.safetensors")
+    assert "adapter" not in snapshot.server_arrays, "the adapter has a field of its own"
+    server = {"adapter": snapshot.adapter} | snapshot.server_arrays
+    save_file({key: np.ascontiguousarray(value) for key, value in server.items()}, scratch / "server.safetensors")
     _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic, "clip_norm": snapshot.clip_norm})
     previous = state_dir / f"round-{snapshot.num_rounds - 1:05d}"
     for client_id in sorted(snapshot.client_arrays):
@@ -85,6 +89,7 @@ def load_latest(state_dir: Path) -> tuple[Snapshot | None, list[str]]:
 def _load(folder: Path) -> Snapshot:
     manifest = json.loads((folder / "manifest.json").read_text())
     tables = json.loads((folder / "records.json").read_text())
+    server = load_file(folder / "server.safetensors")
     arrays: dict[int, dict[str, np.ndarray]] = {}
     records: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("client-*.safetensors")):
@@ -94,12 +99,13 @@ def _load(folder: Path) -> Snapshot:
     return Snapshot(
         num_rounds=manifest["num_rounds"],
         config_key=manifest["config_key"],
-        adapter=load_file(folder / "server.safetensors")["adapter"],
+        adapter=server.pop("adapter"),
         client_arrays=arrays,
         client_records=records,
         records=tables["records"],
         synthetic=tables["synthetic"],
         clip_norm=tables["clip_norm"],
+        server_arrays=server,
     )
 
 

@@ -181,7 +181,15 @@ class ServerConfig:
     weighting: str = "auto"
     """`examples` (by shard size), `uniform`, or `auto`: uniform wherever a privacy guarantee is claimed, else by examples."""
     lr: float = 1.0
-    """Server learning rate on the averaged update."""
+    """Server learning rate on the averaged update (or on what `optimizer` makes of it)."""
+    optimizer: str = "none"
+    """`none` (add the averaged update), `momentum` (FedAvgM), or `adam`, `yogi`, `adagrad` (FedOpt, Reddi et al. 2021, which wants an `lr` such as 1e-3)."""
+    beta1: float = 0.9
+    """Server optimizer: decay of the momentum."""
+    beta2: float = 0.99
+    """Server optimizer: decay of the second moment of `adam` and `yogi`."""
+    tau: float = 1e-3
+    """Server optimizer: added to the root of the second moment of the adaptive ones; the larger, the less adaptive."""
     dropout_prob: float = 0.0
     """Probability that a client of a cohort fails before it sends anything (simulated)."""
 
@@ -363,6 +371,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
     "server.weighting": ("auto", "examples", "uniform"),
+    "server.optimizer": ("none", "momentum", "adam", "yogi", "adagrad"),
     "privacy.unit": ("auto", "none", "client", "example"),
     "privacy.noise_at": ("auto", "server", "client", "distributed"),
     "privacy.sampler": ("auto", "poisson", "fixed", "all", "cyclic"),
@@ -416,6 +425,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fedpit.subset_size": (1, math.inf, True),
     "fedpit.top_k": (2, math.inf, True),
     "server.lr": (0, math.inf, False),
+    "server.beta1": (0, 0.9999, True),
+    "server.beta2": (0, 0.9999, True),
+    "server.tau": (0, math.inf, False),
     "server.dropout_prob": (0, 0.99, True),
     "privacy.noise_multiplier": (0, math.inf, True),
     "privacy.clip_norm": (0, math.inf, False),
@@ -590,6 +602,11 @@ def _check_combinations(config: Config) -> None:
     _check_privacy(config)
     if method == "dplora" and config.train.prox_mu > 0:
         raise ValueError("train.prox_mu > 0 has no place in dplora's private step; set it to 0")
+    if config.server.optimizer in ("adam", "yogi", "adagrad") and config.server.lr >= 1:
+        raise ValueError(
+            f"server.lr={config.server.lr:g} with server.optimizer={config.server.optimizer!r} moves every parameter by about that much in a round; "
+            "it must be less than 1, such as 0.001"
+        )
     if config.data.source in ("jsonl", "hub") and not config.data.path:
         raise ValueError(
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"

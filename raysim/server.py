@@ -1,13 +1,13 @@
 """The server of a round: a state, and a pure transition from one to the next.
 
-Left out: server-side momentum and adaptive optimizers; keeping the state alive (an actor's business) and saving it (the
-checkpoint's). Averaging the flat vector is averaging every A and every B separately, as FedIT does
-(Zhang et al. 2024, arXiv 2305.05644).
+Averaging the flat vector is averaging every A and every B separately, as FedIT does (Zhang et al. 2024, arXiv 2305.05644).
+Left out: keeping the state alive (an actor's business) and saving it (the checkpoint's).
 """
 
+import dataclasses
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from raysim.privacy.clipping import ChunkSum, Total, l2_norm, noise_and_divide
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.secagg import TooFewSurvivors
 from raysim.rng import seed_for
+from raysim.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,18 @@ class ServerState:
     """The released adapter, one flat vector."""
     clip_norm: float | None = None
     """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
+    memory: Mapping[str, Moments] = field(default_factory=dict)
+    """What its optimizer remembers: arrays by name, each of the adapter's length."""
 
 
 def step(
-    state: ServerState, parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, lr: float, seed: int
+    state: ServerState,
+    parts: Sequence[ChunkSum | MaskedSum],
+    *,
+    mechanism: Mechanism,
+    lr: float,
+    seed: int,
+    optimizer: ServerOptimizer = PLAIN,
 ) -> tuple[ServerState, dict[str, Any]]:
     """The state after a round whose updates were summed into `parts`, and the server's part of the round's record.
 
@@ -45,15 +54,7 @@ def step(
     Errors: RuntimeError if the new adapter would not be finite.
     """
     clip_norm = clip_norm_of(state, mechanism)
-    assert all(part.clip_norm == clip_norm for part in parts), (
-        f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {clip_norm}"
-    )
-    for part in parts:
-        size = len(part.total) if isinstance(part, ChunkSum) else len(part.messages)
-        if size != len(state.adapter):
-            raise RuntimeError(
-                f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
-            )
+    _check_parts(parts, state=state, clip_norm=clip_norm)
     aborted = False
     try:
         sums = open_sums(parts, mechanism=mechanism, round_index=state.round_index, clip_norm=clip_norm)
@@ -74,18 +75,31 @@ def step(
     kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
     if aborted or denominator == 0.0 or not (sums or mechanism.sum_noise_multiplier):
-        return ServerState(state.round_index + 1, state.adapter, kept_clip), record
+        return dataclasses.replace(state, round_index=state.round_index + 1, clip_norm=kept_clip), record
     mean = _noised_mean(total, denominator=denominator, round_index=state.round_index, mechanism=mechanism, clip_norm=clip_norm, seed=seed)
-    with np.errstate(over="ignore"):
-        adapter = (state.adapter + lr * mean.astype(np.float64)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        direction, memory = server_step(mean, state.memory, optimizer=optimizer)
+        adapter = (state.adapter + lr * direction).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise RuntimeError(f"round {state.round_index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    return ServerState(state.round_index + 1, adapter, kept_clip), record
+    return ServerState(state.round_index + 1, adapter, kept_clip, memory), record
 
 
 def clip_norm_of(state: ServerState, mechanism: Mechanism) -> float | None:
     """The bound on updates in the state's next round; None where they are not clipped."""
     return mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm
+
+
+def _check_parts(parts: Sequence[ChunkSum | MaskedSum], *, state: ServerState, clip_norm: float | None) -> None:
+    assert all(part.clip_norm == clip_norm for part in parts), (
+        f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {clip_norm}"
+    )
+    for part in parts:
+        size = len(part.total) if isinstance(part, ChunkSum) else len(part.messages)
+        if size != len(state.adapter):
+            raise RuntimeError(
+                f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
+            )
 
 
 def _noised_mean(

@@ -17,7 +17,7 @@ from raysim import checkpoint
 from raysim.adapter import Vector, initial_adapter
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
-from raysim.config import Config, result_key
+from raysim.config import FLAT_DEFAULTS, Config, result_key
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, Plan, mean_of, measure, plan
 from raysim.experiment import Experiment
@@ -26,6 +26,7 @@ from raysim.privacy.aggregation import MaskedSum
 from raysim.privacy.clipping import ChunkSum
 from raysim.progress import Progress
 from raysim.server import ServerState, clip_norm_of, step
+from raysim.server_optimizer import ServerOptimizer
 from raysim.worker import Assignment, ClientReport, Worker
 
 BYTES_PER_PARAMETER = 4
@@ -107,7 +108,9 @@ class LocalServer:
     def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
         """See `Server`."""
         config = self.assignment.config
-        return step(state, sums, mechanism=self.assignment.mechanism, lr=config.server.lr, seed=config.seed)
+        server = config.server
+        optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
+        return step(state, sums, mechanism=self.assignment.mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer)
 
 
 @dataclass
@@ -361,14 +364,15 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
         simulation.progress.note(problem)
     if snapshot is None:
         return
-    if snapshot.config_key != result_key(simulation.config):
-        different = [k for k, v in result_key(simulation.config).items() if snapshot.config_key.get(k) != v]
+    ours, theirs = result_key(simulation.config), snapshot.config_key
+    different = [key for key in ours | theirs if ours.get(key) != theirs.get(key, FLAT_DEFAULTS.get(key))]
+    if different:
         raise ValueError(
             f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
         )
     assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
     adapter = np.asarray(snapshot.adapter, dtype=np.float32)
-    simulation.state = ServerState(round_index=snapshot.num_rounds, adapter=adapter, clip_norm=snapshot.clip_norm)
+    simulation.state = ServerState(snapshot.num_rounds, adapter, snapshot.clip_norm, snapshot.server_arrays)
     simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
@@ -381,6 +385,7 @@ def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None
         config_key=result_key(simulation.config),
         adapter=simulation.state.adapter,
         clip_norm=simulation.state.clip_norm,
+        server_arrays=dict(simulation.state.memory),
         client_arrays={k: state.arrays for k, state in simulation.kept.items()},
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,

@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "rng", "progress", "sweep_space", "sweep_progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
-    ("base", "train", "generate", "lora", "attacks", "judge"),
-    ("synthesis", "private_synthesis", "methods", "server", "evaluate"),
+    ("base", "train", "generate", "branches", "lora", "attacks", "judging"),
+    ("synthesis", "private_synthesis", "methods", "server", "server_optimizer", "evaluate"),
     ("experiment", "worker", "auditing"),
     ("simulate",),
     ("actors",),

@@ -22,6 +22,7 @@ def snapshot(num_rounds: int, *, client_ids: tuple[int, ...] = (0, 3)) -> Snapsh
         client_records={k: [{"instruction": f"ünï {k}", "response": "b\nc"}] for k in client_ids},
         records=[{"round_index": i, "loss": 0.1 + i, "eval": None} for i in range(num_rounds)],
         synthetic=[{"client_id": 0, "kept": True}],
+        server_arrays={"momentum": rng.standard_normal(50), "variance": rng.standard_normal(50)},
     )
 
 
@@ -32,7 +33,11 @@ def assert_equal(found: Snapshot | None, expected: Snapshot) -> None:
     assert found.client_arrays.keys() == expected.client_arrays.keys()
     for client_id, arrays in expected.client_arrays.items():
         assert {name: a.tobytes() for name, a in found.client_arrays[client_id].items()} == {n: a.tobytes() for n, a in arrays.items()}
-    assert replace(found, adapter=expected.adapter, client_arrays={}) == replace(expected, client_arrays={})
+    assert {name: (a.dtype, a.tobytes()) for name, a in found.server_arrays.items()} == {
+        name: (a.dtype, a.tobytes()) for name, a in expected.server_arrays.items()
+    }
+    bare = replace(expected, client_arrays={}, server_arrays={})
+    assert replace(found, adapter=expected.adapter, client_arrays={}, server_arrays={}) == bare
 
 
 def names(folder: Path) -> list[str]:

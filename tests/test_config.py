@@ -194,6 +194,10 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
         (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
         (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
         (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "whole number"]),
+        *[
+            ([f"server.optimizer={name}"], ["server.lr=1", f"server.optimizer='{name}'", "less than 1, such as 0.001"])
+            for name in ("adam", "yogi", "adagrad")
+        ],
     ],
 )
 def test_combinations_without_a_meaning_are_refused(overrides: list[str], named: list[str]) -> None:
@@ -214,6 +218,8 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
         ["resources.num_actors=2"],
         ["resources.client.num_gpus=0.25"],
         ["resources.client.num_gpus=2"],
+        ["server.optimizer=momentum"],
+        ["server.optimizer=adam", "server.lr=0.999"],
     ],
 )
 def test_the_neighbours_of_refused_combinations_are_allowed(overrides: list[str]) -> None:

@@ -12,6 +12,7 @@ from raysim.config import load
 from raysim.privacy.clipping import ChunkSum, clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.server import ServerState, step, weights_for
+from raysim.server_optimizer import PLAIN, ServerOptimizer, server_step
 
 Vector = npt.NDArray[np.float32]
 SIZE = 3000
@@ -286,3 +287,96 @@ def test_a_sum_of_another_size_is_refused() -> None:
     one = ChunkSum(np.ones(1), 1.0, (1.0,), 0, 0, None)
     with pytest.raises(RuntimeError, match="a sum of 1 numbers came for an adapter of"):
         step(start(), [one], mechanism=make(), lr=1.0, seed=0)
+
+
+# --- server optimizers ---
+
+
+def by_hand(name: str, deltas: list[float], *, lr: float, beta1: float, beta2: float, tau: float) -> list[float]:
+    """One coordinate's path under Reddi et al.'s algorithm 2 (or FedAvgM), a number at a time."""
+    x, m, v, path = 0.0, 0.0, tau * tau, list[float]()
+    for delta in deltas:
+        if name == "momentum":
+            m = beta1 * m + delta
+            x += lr * m
+        else:
+            m = beta1 * m + (1 - beta1) * delta
+            sign = (v > delta**2) - (v < delta**2)
+            v = {
+                "adam": beta2 * v + (1 - beta2) * delta**2,
+                "yogi": v - (1 - beta2) * delta**2 * sign,
+                "adagrad": v + delta**2,
+            }[name]
+            x += lr * m / (math.sqrt(v) + tau)
+        path.append(x)
+    return path
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "yogi", "adagrad"])
+def test_a_server_optimizer_is_the_papers_recursion(name: str) -> None:
+    """Over five rounds, for updates from far below tau to far above it, and of either sign."""
+    settings = {"beta1": 0.8, "beta2": 0.6, "tau": 0.01}
+    scales = np.geomspace(1e-4, 10, 40) * np.resize([1, -1], 40)
+    deltas = np.random.default_rng(0).standard_normal((5, 40)) * scales
+    deltas = deltas.astype(np.float32)
+    mechanism, state, lr = make(), ServerState(0, np.zeros(40, dtype=np.float32)), 0.03
+    path = []
+    for delta in deltas:
+        sums = [clip_and_sum([delta], weights=[1.0], clip_norm=None)]
+        state, _ = step(state, sums, mechanism=mechanism, lr=lr, seed=0, optimizer=ServerOptimizer(name, **settings))
+        path.append(state.adapter)
+    expected = np.array([by_hand(name, column.astype(float).tolist(), lr=lr, **settings) for column in deltas.T]).T
+    np.testing.assert_allclose(path, expected, rtol=1e-5, atol=1e-8)
+    assert set(state.memory) == ({"momentum"} if name == "momentum" else {"momentum", "variance"})
+
+
+def test_the_optimizers_differ_and_the_second_moment_is_of_updates_not_of_the_momentum() -> None:
+    """After an update and its opposite the momentum is nearly nothing, and the second moment is not."""
+    once = np.full(3, 0.5, dtype=np.float32)
+    steps = {}
+    for name in ("momentum", "adam", "yogi", "adagrad"):
+        optimizer = ServerOptimizer(name, beta1=0.5, beta2=0.5, tau=1e-3)
+        _, memory = server_step(once, {}, optimizer=optimizer)
+        steps[name], memory = server_step(-once, memory, optimizer=optimizer)
+        if name == "adam":
+            np.testing.assert_allclose(memory["variance"], 0.25 * 0.75 + 1e-6 / 4, rtol=1e-9)
+            np.testing.assert_allclose(memory["momentum"], -0.125)
+    assert len({found.tobytes() for found in steps.values()}) == 4
+
+
+def test_no_optimizer_adds_the_average_to_the_bit_and_remembers_nothing() -> None:
+    sums = sums_of(updates_of(3), make())
+    state, _ = step(start(), sums, mechanism=make(), lr=0.7, seed=0, optimizer=PLAIN)
+    mean = (sum((part.total for part in sums), start=np.zeros(SIZE)) / 3.0).astype(np.float32)
+    assert state.adapter.tobytes() == (start().adapter + 0.7 * mean.astype(np.float64)).astype(np.float32).tobytes()
+    assert state.memory == {}
+
+
+ADAM = ServerOptimizer("adam", beta1=0.9, beta2=0.99, tau=1e-3)
+
+
+def test_under_privacy_the_optimizer_sees_the_noised_average_alone() -> None:
+    """It is a function of what would be released without it: same noise, same ledger, and a retry gives the same bits."""
+    mechanism, sums = private(), sums_of(updates_of(4), private())
+    zeros = ServerState(2, np.zeros(SIZE, dtype=np.float32), None, {"momentum": np.ones(SIZE), "variance": np.ones(SIZE)})
+    plain, plain_record = step(zeros, sums, mechanism=mechanism, lr=1.0, seed=3)
+    state, record = step(zeros, sums, mechanism=mechanism, lr=0.1, seed=3, optimizer=ADAM)
+    again, _ = step(zeros, sums, mechanism=mechanism, lr=0.1, seed=3, optimizer=ADAM)
+    direction, memory = server_step(plain.adapter, zeros.memory, optimizer=ADAM)
+    assert state.adapter.tobytes() == again.adapter.tobytes() == (0.1 * direction).astype(np.float32).tobytes()
+    assert record == plain_record
+    assert {name: array.tobytes() for name, array in state.memory.items()} == {name: array.tobytes() for name, array in memory.items()}
+    assert all((array == 1).all() for array in zeros.memory.values()), "the state that was given is left as it was"
+
+
+def test_a_round_that_releases_nothing_makes_no_step() -> None:
+    state = ServerState(4, start().adapter, None, {"momentum": np.ones(SIZE), "variance": np.ones(SIZE)})
+    after, record = step(state, [], mechanism=make(), lr=0.1, seed=0, optimizer=ADAM)
+    assert record["empty_round"]
+    assert after == dataclasses.replace(state, round_index=5)
+
+
+def test_an_optimizers_step_that_is_not_finite_is_refused() -> None:
+    huge = np.full(SIZE, np.finfo(np.float32).max, dtype=np.float32)
+    with pytest.raises(RuntimeError, match="round 0: the new adapter is not finite"):
+        step(start(), sums_of([huge], make()), mechanism=make(), lr=10.0, seed=0, optimizer=dataclasses.replace(ADAM, name="momentum"))

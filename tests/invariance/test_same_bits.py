@@ -49,6 +49,8 @@ PRIVATE = {
     "local": [*CLIENT, "privacy.noise_at=client"],
     "adaptive": [*CLIENT, "privacy.clipping=adaptive"],
     "cyclic": [*CLIENT, "partition.num_clients=4", "server.cohort_size=1", "privacy.sampler=cyclic", "privacy.num_bands=3"],
+    "adam": [*CLIENT, "server.optimizer=adam", "server.lr=0.01"],
+    "momentum": ["fedit", *QUICK, "server.optimizer=momentum"],
     "synthesis": [
         "fedpit",
         *QUICK,
@@ -61,7 +63,7 @@ PRIVATE = {
         "fedpit.top_k=8",
     ],
 }
-"""Runs in which noise, clipping bound or synthetic records depend on what other rounds and clients did: a method, and its settings."""
+"""Runs in which noise, clipping bound, server or synthetic records depend on what other rounds and clients did: a method, and its settings."""
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_private_runs_are_the_same_on_actors(backend: Backend, in_process: Calla
 def test_private_runs_that_are_resumed_end_like_undisturbed_ones(
     backend: Backend, in_process: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
-    """After the second round of three: the noise and the bound of the third build on those before."""
+    """After the second round of three: the noise, the bound and the server's memory of the third build on those before."""
     method, *settings = PRIVATE[name]
     undisturbed, out = in_process(method, *settings), tmp_path / "run"
     shutil.copytree(undisturbed, out)
@@ -142,6 +144,8 @@ def test_the_private_runs_that_are_compared_do_what_they_are_named_for(in_proces
     assert len({record["clip_norm"] for record in done["adaptive"]}) == 3
     assert len({record["noise_std"] for record in done["cyclic"]}) == 3, "each round takes back more of the noise before it"
     assert [record["cohort"] for record in done["cyclic"]] == [[0], [1], [2]]
+    for name, arrays in (("adam", {"adapter", "momentum", "variance"}), ("momentum", {"adapter", "momentum"})):
+        assert load_file(in_process(*PRIVATE[name]) / "state" / "round-00003" / "server.safetensors").keys() == arrays
     assert any(record["synthetic"]["num_kept"] for record in done["synthesis"][:2]), "something must be trained on, and kept for later"
     digests = {results(in_process(*settings))["adapter_sha256"] for settings in PRIVATE.values()}
     assert len(digests) == len(PRIVATE)
