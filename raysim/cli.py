@@ -1,10 +1,15 @@
 """The command line: `raysim run | compare | sweep | audit | verify | budget | report | configs`. What a user gets wrong is one line on standard error and status 2."""
 
 import argparse
+import contextlib
+import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +36,12 @@ EPILOG = """examples:
 Any key of the configuration can be set as key=value; `out=DIR` chooses the folder. The same command continues a run that
 was interrupted. RAY_ADDRESS names a cluster to run on; without it, Ray is started on this machine.
 """
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells the process of a submitted job about that job."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), as `ray job stop` and batch systems do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,16 +49,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
     try:
-        return int(arguments.command(arguments))
+        with _terminable():
+            return int(arguments.command(arguments))
     except ValueError as error:
         print(f"raysim: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"raysim: {error}\nraysim: the same command continues from the last finished round", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nraysim: interrupted; the same command continues from the last finished round", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM interrupts as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
@@ -133,8 +162,23 @@ def _command(commands: Any, name: str, text: str, *, example: str) -> argparse.A
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _load(arguments: argparse.Namespace) -> Config:
+    """The configuration of what is to be run.
+
+    Errors: ValueError if the folder would go the way of a job's working directory.
+    """
     config = load(arguments.config, arguments.overrides)
+    job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    if "working_dir" in job.get("runtime_env", {}) and not Path(config.out).is_absolute():
+        raise ValueError(
+            f"out={config.out!r} is not an absolute path: a job's working directory is removed after the job;"
+            " name a folder on storage that every node sees, such as out=/mnt/runs/mine"
+        )
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
     from raysim import report, runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     done = runner.run(config, display=False if arguments.quiet else None)
@@ -144,7 +188,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    config = load(arguments.config, arguments.overrides)
+    config = _load(arguments)
     from raysim import report, runner  # as in _run
 
     runs = runner.compare(config, display=False if arguments.quiet else None)
@@ -154,7 +198,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    config = load(arguments.config, arguments.overrides)
+    config = _load(arguments)
     check_sweep(config)
     check_points(config, grid_points(config) if config.sweep.search == "grid" else probe_points(config))
     from raysim import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
