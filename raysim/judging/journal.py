@@ -1,0 +1,96 @@
+"""Every request to a judge and every reply, one JSON object a line, on disk before it counts: what is there is never asked for again.
+
+A request is known by the SHA-256 of its body (model, messages, parameters). The address is noted beside it and is no part of it: the
+same model behind another address or port gives the same judgements.
+Left out: several processes writing one file (refused), and removing lines.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+Entry = dict[str, Any]
+
+
+def request_key(body: dict[str, Any]) -> str:
+    """The SHA-256 of a request's body as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+class Journal:
+    """The file of requests and replies at `path`, opened for this process alone; a context manager.
+
+    An entry has `key`, `reply` (an object, or null for a request that came to nothing) and whatever else its writer notes. A last line
+    without an end, which a killed process left, is cut off.
+    Errors: ValueError if another process has the file open, or a line is not an entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = threading.Lock()
+        self._replies: dict[str, Any] = {}
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            self._claim()
+            self._read()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        os.close(self._file)
+
+    def reply(self, key: str) -> Any:
+        """The reply to the request with this key, or None if there is none."""
+        with self._lock:
+            return self._replies.get(key)
+
+    def replies(self) -> list[Any]:
+        """All replies, in the order in which they came."""
+        with self._lock:
+            return list(self._replies.values())
+
+    def append(self, entry: Entry) -> None:
+        """Writes an entry, and returns when it is on disk."""
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()  # ASCII: a model may say half of a surrogate pair
+        with self._lock:
+            while line:  # a full disk or a signal may take a part only
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+            self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        if entry["reply"] is not None:
+            self._replies.setdefault(entry["key"], entry["reply"])
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path}: another process is judging into this file; wait for it, or choose another folder") from None
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        os.ftruncate(self._file, whole)
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                self._keep({"key": entry["key"], "reply": entry["reply"]})
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{self.path}: line {number} is no request with its reply ({type(error).__name__}); remove the line, and it is asked again"
+                ) from None
