@@ -113,7 +113,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class MethodConfig:
     name: str = "fedit"
-    """`fedit`, `fedpit`, `dplora`, `locit` (no federation), `cenit` (all data in one place) or `base` (no training)."""
+    """`fedit`, `scaffold`, `fedpit`, `dplora`, `locit` (no federation), `cenit` (all data in one place) or `base` (no training)."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_schedule": ("constant", "cosine"),
     "train.optimizer": ("adamw", "sgd"),
     "train.dtype": ("auto", "float32", "bfloat16"),
-    "method.name": ("fedit", "fedpit", "dplora", "locit", "cenit", "base"),
+    "method.name": ("fedit", "scaffold", "fedpit", "dplora", "locit", "cenit", "base"),
     "fedpit.local_train_on": ("real+synthetic", "real"),
     "fedpit.scorer": ("ifs", "none"),
     "fedpit.private_decoding": ("shrunk", "argmax"),
@@ -630,6 +630,11 @@ def _check_privacy(config: Config) -> None:
     if method == "dplora" and unit != "example":
         raise ValueError(
             f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit"
+        )
+    if unit == "client" and method == "scaffold":
+        raise ValueError(
+            "privacy.unit='client' does not cover method.name='scaffold': control variates are a second upload, neither clipped nor noised; "
+            "use method.name=fedit"
         )
     if unit == "client" and method != "fedit":
         raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")

@@ -25,10 +25,11 @@ METHOD_COLOURS: dict[str, tuple[str, str]] = {
     "fedit": ("#0072b2", "#56b4e9"),
     "fedpit": ("#d55e00", "#f08a3c"),
     "dplora": ("#00896a", "#2fc69c"),
+    "scaffold": ("#5b4fa3", "#a79bee"),
     "locit": ("#b0588c", "#e295c0"),
     "cenit": ("#a87400", "#e6b422"),
 }
-SPARE_COLOURS = (("#5b4fa3", "#a79bee"), ("#8c3b3b", "#e08080"), ("#4d7300", "#a5cf4c"))
+SPARE_COLOURS = (("#3d5a80", "#9bb6d8"), ("#6b4f3a", "#c9a98c"), ("#00707f", "#4fc3d4"))
 INK, MUTED, GRID, SURFACE = "#1c2530", "#5d6772", "#dfe3e8", "#fffffe"
 DARK = {INK: "#e8ecf1", MUTED: "#a4aeba", GRID: "#343c47", SURFACE: "#171c23"}
 LABEL_COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#99ddff", "#44bb99", "#bbcc33", "#c3a6e0", "#cfcfcf")

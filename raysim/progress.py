@@ -20,7 +20,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-METHOD_LABELS = {"base": "base model", "fedit": "FEDIT", "fedpit": "FEDPIT", "dplora": "DP-LoRA", "locit": "LOCIT", "cenit": "CENIT"}
+METHOD_LABELS = {
+    "base": "base model",
+    "fedit": "FEDIT",
+    "scaffold": "SCAFFOLD",
+    "fedpit": "FEDPIT",
+    "dplora": "DP-LoRA",
+    "locit": "LOCIT",
+    "cenit": "CENIT",
+}
 NO_GUARANTEE = "no guarantee"
 MISSING = "—"
 

@@ -32,7 +32,7 @@ class ServerState:
     clip_norm: float | None = None
     """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
     memory: Mapping[str, Moments] = field(default_factory=dict)
-    """What its optimizer remembers: arrays by name, each of the adapter's length."""
+    """What else it remembers, float64 arrays of the adapter's length by name: the optimizer's `momentum` and `variance`, and SCAFFOLD's `control`."""
 
 
 def step(
@@ -80,9 +80,24 @@ def step(
     with np.errstate(over="ignore", invalid="ignore"):
         direction, memory = server_step(mean, state.memory, optimizer=optimizer)
         adapter = (state.adapter + lr * direction).astype(np.float32)
+    if "control" in state.memory:
+        memory["control"] = _next_control(state.memory["control"], sums, mechanism=mechanism)
     if not np.isfinite(adapter).all():
         raise RuntimeError(f"round {state.round_index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
     return ServerState(state.round_index + 1, adapter, kept_clip, memory), record
+
+
+def broadcast(state: ServerState) -> npt.NDArray[np.float32]:
+    """What the server sends to a client: the adapter, followed by the control variate where there is one."""
+    if "control" not in state.memory:
+        return state.adapter
+    return np.concatenate([state.adapter, state.memory["control"].astype(np.float32)])
+
+
+def _next_control(control: Moments, sums: Sequence[ChunkSum], *, mechanism: Mechanism) -> Moments:
+    """c plus the changes of the clients' control variates, over the weight of all clients: the mean of every c_k, as before."""
+    changes = sum((part.control for part in sums if part.control is not None), start=np.zeros(len(control)))
+    return control + changes / sum(weights_for(mechanism.shard_sizes, weighting=mechanism.weighting))
 
 
 def clip_norm_of(state: ServerState, mechanism: Mechanism) -> float | None:
@@ -100,6 +115,8 @@ def _check_parts(parts: Sequence[ChunkSum | MaskedSum], *, state: ServerState, c
             raise RuntimeError(
                 f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
             )
+        has_control = isinstance(part, ChunkSum) and part.control is not None
+        assert has_control == ("control" in state.memory), "control variates come from clients that were sent one, and from all of them"
 
 
 def _noised_mean(

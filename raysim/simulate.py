@@ -25,7 +25,7 @@ from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import MaskedSum
 from raysim.privacy.clipping import ChunkSum
 from raysim.progress import Progress
-from raysim.server import ServerState, clip_norm_of, step
+from raysim.server import ServerState, broadcast, clip_norm_of, step
 from raysim.server_optimizer import ServerOptimizer
 from raysim.worker import Assignment, ClientReport, Worker
 
@@ -41,7 +41,10 @@ class Clients(Protocol):
     def run_round(
         self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
     ) -> list[Any]:
-        """The chunks' sums in the order of `chunks`, updates clipped to `clip_norm` if any; `on_done` hears of each chunk as it ends."""
+        """The chunks' sums in the order of `chunks`, updates clipped to `clip_norm` if any; `on_done` hears of each chunk as it ends.
+
+        `adapter` is what the server sends, so it is followed by the control variate where there is one (see `server.broadcast`).
+        """
 
     def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
         """What these clients keep; those that keep nothing are left out."""
@@ -134,7 +137,9 @@ class Simulation:
 
 def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
     """The state before the first round."""
-    return ServerState(round_index=0, adapter=initial_adapter(layout, seed=config.seed))
+    adapter = initial_adapter(layout, seed=config.seed)
+    memory = {"control": np.zeros(len(adapter))} if config.method.name == "scaffold" else {}
+    return ServerState(round_index=0, adapter=adapter, memory=memory)
 
 
 def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
@@ -168,7 +173,7 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
             progress.client_done(report.client_id, report.stats.num_tokens)
 
     progress.round(round_index, cohort)
-    sums = simulation.clients.run_round(chunks, round_index, adapter, clip_norm, on_done)
+    sums = simulation.clients.run_round(chunks, round_index, broadcast(simulation.state), clip_norm, on_done)
     sums += canary_sums(
         experiment.canaries,
         mechanism=mechanism,
@@ -344,9 +349,11 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) -> dict[str, int]:
-    """Bytes up and down in the round: an adapter each way and client; raw records, once, where data are pooled; else none."""
+    """Bytes up and down in the round: an adapter each way and client, and as much again for a control variate; raw records, once, where
+    data are pooled; else none.
+    """
     method = simulation.config.method.name
-    adapter_bytes = len(simulation.state.adapter) * BYTES_PER_PARAMETER
+    sent_bytes = len(broadcast(simulation.state)) * BYTES_PER_PARAMETER
     if method == "locit":
         return {"uplink_bytes": 0, "downlink_bytes": 0}
     if method == "cenit":
@@ -354,8 +361,8 @@ def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) ->
         pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
         return {"uplink_bytes": pooled, "downlink_bytes": 0}
     drawn = len(simulation.experiment.mechanism.sample_cohort(round_index))
-    sent = adapter_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
-    return {"uplink_bytes": sent * len(cohort), "downlink_bytes": adapter_bytes * drawn}
+    sent = sent_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
+    return {"uplink_bytes": sent * len(cohort), "downlink_bytes": sent_bytes * drawn}
 
 
 def _resume(simulation: Simulation, state_dir: Path) -> None:

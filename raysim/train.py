@@ -146,12 +146,19 @@ def mean_nll(lm: LanguageModel, examples: Sequence[Example], *, batch_size: int)
 
 
 def train_adapter(
-    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: TrainSettings, seed: int
+    lm: LanguageModel,
+    adapter: Vector,
+    examples: Sequence[Example],
+    *,
+    settings: TrainSettings,
+    seed: int,
+    correction: Vector | None = None,
 ) -> tuple[Vector, TrainStats]:
     """The adapter after local training from `adapter` on `examples`, float32 of shape (P,).
 
     The loss of a batch is the mean over its response tokens. With no examples the adapter comes back unchanged.
-    FedProx: Li et al. (2020), arXiv 1812.06127, mu/2 ||w - w_global||^2.
+    FedProx: Li et al. (2020), arXiv 1812.06127, mu/2 ||w - w_global||^2. `correction`, of shape (P,), is subtracted after each step, times
+    the learning rate (SCAFFOLD's c - c_k); a correction of zeros changes no bit.
 
     Errors: RuntimeError if a LoRA tensor is frozen, or if nothing was learned although there was a loss to lower.
     """
@@ -160,6 +167,7 @@ def train_adapter(
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     anchor = lm.flat.clone()
     optimizer = _optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    shift = None if correction is None else torch.tensor(settings.lr * correction, device=lm.device)
     lengths = [example.num_tokens for example in examples]
     num_tokens = num_steps = scored = 0
     total_nll, reached = 0.0, False
@@ -176,6 +184,8 @@ def train_adapter(
             if settings.max_grad_norm > 0:
                 lm.flat_grad.mul_((settings.max_grad_norm / (_norm(lm.flat_grad) + 1e-6)).clamp(max=1.0))
             optimizer.step()
+            if shift is not None:
+                lm.flat.sub_(shift)
             num_steps += 1
             num_tokens += sum(example.num_tokens for example in chosen)
             total_nll += float(nll_B.detach().sum())

@@ -4,10 +4,12 @@ A worker keeps nothing between calls that a result depends on, so any worker can
 Plain Python: `LocalClients` holds one, `actors.py` makes Ray actors of it.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysim.adapter import Vector, check_adapter
@@ -16,9 +18,9 @@ from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, run_job
 from raysim.methods import METHODS
-from raysim.methods.call import ClientCall, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.privacy.aggregation import MaskedSum, sum_chunk
-from raysim.privacy.clipping import ChunkSum
+from raysim.privacy.clipping import ChunkSum, Total
 from raysim.privacy.mechanism import Mechanism
 from raysim.train import TrainStats
 
@@ -71,7 +73,7 @@ class Worker:
         assignment: Assignment,
         client_ids: Sequence[int],
         round_index: int,
-        adapter: Vector,
+        broadcast: Vector,
         shards: Sequence[tuple[Example, ...]],
         states: Sequence[ClientState | None],
         *,
@@ -79,30 +81,48 @@ class Worker:
     ) -> tuple[ChunkSum | MaskedSum, list[ClientReport], list[ClientState | None]]:
         """The clipped, weighted sum of the chunk's updates (masked under secure aggregation), a report and the new state of each client.
 
-        `clip_norm` is the round's bound on updates, None for none.
+        `broadcast` is what the server sends (see `server.broadcast`); `clip_norm` is the round's bound on updates, None for none.
 
         Errors: RuntimeError naming the round and the client in which something failed.
         """
         config, mechanism = assignment.config, assignment.mechanism
         lm = self.language_model(config.lora)
         method = METHODS[config.method.name]
-        updates, reports, new_states = [], [], []
+        adapter, control = split_broadcast(broadcast, size=lm.layout.num_parameters)
+        results: list[ClientResult] = []
         for client_id, shard, state in zip(client_ids, shards, states, strict=True):
-            call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state)
+            call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state, control)
             try:
                 result = method(lm, call)
                 check_adapter(result.update, lm.layout)
             except Exception as error:
                 raise RuntimeError(f"round {round_index}, client {client_id}: {type(error).__name__}: {error}") from error
-            updates.append(result.update)
-            reports.append(ClientReport(client_id, result.stats, result.synthetic))
-            new_states.append(result.state)
+            results.append(result)
         weights = [assignment.weights[client_id] for client_id in client_ids]
+        updates = [result.update for result in results]
         total = sum_chunk(
             updates, client_ids=client_ids, weights=weights, clip_norm=clip_norm, mechanism=mechanism, round_index=round_index
         )
-        return total, reports, new_states
+        if control is not None:
+            assert isinstance(total, ChunkSum), "control variates are not masked"
+            total = dataclasses.replace(total, control=_control_sum(results, weights))
+        reports = [ClientReport(k, result.stats, result.synthetic) for k, result in zip(client_ids, results, strict=True)]
+        return total, reports, [result.state for result in results]
 
     def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """The results of one evaluation job on one adapter."""
         return run_job(self.language_model(lora), adapter, job)
+
+
+def split_broadcast(broadcast: Vector, *, size: int) -> tuple[Vector, Vector | None]:
+    """The adapter of `size` parameters and, if one follows it, the server's control variate."""
+    return (broadcast[:size], broadcast[size:]) if len(broadcast) == 2 * size else (broadcast, None)
+
+
+def _control_sum(results: Sequence[ClientResult], weights: Sequence[float]) -> Total:
+    """The weighted sum of what changed in the clients' control variates, in float64."""
+    total = np.zeros(len(results[0].update), dtype=np.float64)
+    for result, weight in zip(results, weights, strict=True):
+        assert result.control_change is not None, "the method sends no change of a control variate"
+        total += weight * result.control_change.astype(np.float64)
+    return total

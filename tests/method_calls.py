@@ -37,6 +37,7 @@ def make_call(lm: LanguageModel, *overrides: str, records: Sequence[Record] = tu
         adapter=some_adapter(lm),
         shard=tuple(encode(lm, records)),
         state=None,
+        control=np.zeros(lm.layout.num_parameters, dtype=np.float32) if config.method.name == "scaffold" else None,
     )
 
 

@@ -21,6 +21,7 @@ FEDPIT = [
 METHODS = {
     "fedit": ["method.name=fedit"],
     "fedpit": FEDPIT,
+    "scaffold": ["method.name=scaffold"],
     "dplora-example": ["method.name=dplora", "dplora.mode=example"],
     "dplora-literal": ["method.name=dplora", "dplora.mode=literal"],
     "fedit-client": ["method.name=fedit", "privacy.unit=client"],

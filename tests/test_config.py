@@ -244,7 +244,7 @@ FIXED = "privacy.sampler=fixed"
     [
         *[
             ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
-            for method in ("fedit", "locit", "cenit", "base")
+            for method in ("fedit", "scaffold", "locit", "cenit", "base")
         ],
         *[
             ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
@@ -254,6 +254,10 @@ FIXED = "privacy.sampler=fixed"
             ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
             for method in ("fedpit", "locit", "cenit", "base")
         ],
+        (
+            ["method.name=scaffold", *CLIENT],
+            "privacy.unit='client' does not cover method.name='scaffold': control variates are a second upload, .* use method.name=fedit",
+        ),
         ([*CLIENT, "server.weighting=examples"], "server.weighting='examples' is unbounded in one client .* use uniform"),
         (PRIVATE_FEDPIT[:2], "fedpit.share_mix and fedpit.scorer use private records: .* share_mix=0 and scorer='none'"),
         ([*PRIVATE_FEDPIT, "fedpit.share_mix=0.1"], "fedpit.share_mix and fedpit.scorer use private records"),

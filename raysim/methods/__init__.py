@@ -5,5 +5,13 @@ from raysim.methods.dplora import dplora
 from raysim.methods.fedit import fedit
 from raysim.methods.fedpit import fedpit
 from raysim.methods.locit import locit
+from raysim.methods.scaffold import scaffold
 
-METHODS: dict[str, Method] = {"fedit": fedit, "fedpit": fedpit, "dplora": dplora, "locit": locit, "cenit": fedit}
+METHODS: dict[str, Method] = {
+    "fedit": fedit,
+    "scaffold": scaffold,
+    "fedpit": fedpit,
+    "dplora": dplora,
+    "locit": locit,
+    "cenit": fedit,
+}

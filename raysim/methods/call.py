@@ -42,6 +42,8 @@ class ClientCall:
     """The client's own examples."""
     state: ClientState | None
     """What it kept from its last round, if anything."""
+    control: Vector | None = None
+    """The server's control variate, shape (P,), where the method has one."""
 
     def seed(self, *key: str | int) -> int:
         """The seed of a random stream of this call."""
@@ -95,12 +97,14 @@ class ClientResult:
     """What a client's work in a round came to."""
 
     update: Vector
-    """Its adapter minus the one it was given: all that leaves the client."""
+    """Its adapter minus the one it was given: all that leaves the client, but for `control_change`."""
     stats: TrainStats
     state: ClientState | None = None
     """What it keeps; never sent to the server."""
     synthetic: tuple[dict[str, Any], ...] = ()
     """Records it generated, with verdicts and scores, for inspection by whoever simulates."""
+    control_change: Vector | None = None
+    """What changed in its control variate, shape (P,); sent with the update by methods that have one."""
 
 
 Method = Callable[[LanguageModel, ClientCall], ClientResult]

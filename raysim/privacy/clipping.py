@@ -39,6 +39,8 @@ class ChunkSum:
     """How many updates were not finite and count as zero."""
     clip_norm: float | None
     """The bound that was applied; None for none."""
+    control: Total | None = None
+    """Sum of weight times change of a client's control variate, for the method that has one (never under clipping)."""
 
 
 def clip_and_sum(

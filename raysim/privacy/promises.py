@@ -7,6 +7,8 @@ NO_GUARANTEE = {
     "fedit": "No differential-privacy guarantee: FEDIT releases averages of unclipped, unnoised updates.",
     "fedpit": "No differential-privacy guarantee: FEDPIT's protection is empirical only, since the synthetic records it trains the "
     "shared adapter on are written from private demonstrations.",
+    "scaffold": "No differential-privacy guarantee: SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control "
+    "variates beside them.",
     "locit": "No differential-privacy guarantee: each client's adapter is trained on its own records without noise, and stays with it.",
     "cenit": "No differential-privacy guarantee: all records are pooled in one place and trained on without noise.",
     "base": "Nothing is learned from the clients' records: the base model is released as it was. No mechanism is needed or claimed.",

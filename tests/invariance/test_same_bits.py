@@ -50,6 +50,7 @@ PRIVATE = {
     "adaptive": [*CLIENT, "privacy.clipping=adaptive"],
     "cyclic": [*CLIENT, "partition.num_clients=4", "server.cohort_size=1", "privacy.sampler=cyclic", "privacy.num_bands=3"],
     "adam": [*CLIENT, "server.optimizer=adam", "server.lr=0.01"],
+    "scaffold": ["scaffold", *QUICK, "partition.num_clients=4", "server.cohort_size=2"],
     "momentum": ["fedit", *QUICK, "server.optimizer=momentum"],
     "synthesis": [
         "fedpit",
@@ -144,7 +145,8 @@ def test_the_private_runs_that_are_compared_do_what_they_are_named_for(in_proces
     assert len({record["clip_norm"] for record in done["adaptive"]}) == 3
     assert len({record["noise_std"] for record in done["cyclic"]}) == 3, "each round takes back more of the noise before it"
     assert [record["cohort"] for record in done["cyclic"]] == [[0], [1], [2]]
-    for name, arrays in (("adam", {"adapter", "momentum", "variance"}), ("momentum", {"adapter", "momentum"})):
+    remembered = {"adam": {"adapter", "momentum", "variance"}, "momentum": {"adapter", "momentum"}, "scaffold": {"adapter", "control"}}
+    for name, arrays in remembered.items():
         assert load_file(in_process(*PRIVATE[name]) / "state" / "round-00003" / "server.safetensors").keys() == arrays
     assert any(record["synthetic"]["num_kept"] for record in done["synthesis"][:2]), "something must be trained on, and kept for later"
     digests = {results(in_process(*settings))["adapter_sha256"] for settings in PRIVATE.values()}
@@ -167,14 +169,15 @@ def test_killed_client_actors_change_nothing(backend: Backend, in_process: Calla
     assert results(tmp_path / "run") == expected
 
 
+@pytest.mark.parametrize("method", ["fedpit", "scaffold"])
 def test_killed_actors_of_clients_that_keep_a_state_change_nothing(
-    backend: Backend, in_process: Callable[..., Path], tmp_path: Path
+    backend: Backend, in_process: Callable[..., Path], tmp_path: Path, method: str
 ) -> None:
-    expected = results(in_process("fedpit"))
+    expected = results(in_process(method))
     one = first(backend, 1)
     before = pids(one)
     with killing(before["clients"], once=tmp_path / "run" / "state" / "round-00001", after_s=0.05):
-        run(small("fedpit", *RAY, out=tmp_path / "run"), display=False, backend=one)
+        run(small(method, *RAY, out=tmp_path / "run"), display=False, backend=one)
     assert not set(pids(one)["clients"]) & set(before["clients"]), "the actor that ran was the one that was to be killed"
     assert results(tmp_path / "run") == expected
 

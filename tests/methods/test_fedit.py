@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raysim.base import LanguageModel
+from raysim.config import CHOICES
 from raysim.methods import METHODS
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit
@@ -57,7 +58,19 @@ def test_the_learning_rate_follows_the_schedule(lm: LanguageModel) -> None:
 
 def test_cenit_is_fedit_and_every_method_with_training_is_listed() -> None:
     assert METHODS["cenit"] is METHODS["fedit"]
-    assert set(METHODS) == {"fedit", "fedpit", "dplora", "locit", "cenit"}
+    assert set(METHODS) | {"base"} == set(CHOICES["method.name"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fedprox_without_a_pull_is_fedit(lm: LanguageModel, optimizer: str) -> None:
+    """Bit for bit with mu = 0, and with a mu so small that the proximal term is computed and rounds to nothing; not with mu = 1."""
+    overrides = [f"train.optimizer={optimizer}", "train.batch_size=2", "train.lr=0.05"]
+    plain = fedit(lm, make_call(lm, *overrides)).update.tobytes()
+    assert [fedit(lm, make_call(lm, *overrides, f"train.prox_mu={mu}")).update.tobytes() == plain for mu in ("0", "1e-30", "1")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_locit_sends_nothing_and_goes_on_from_its_own_adapter(lm: LanguageModel) -> None:
@@ -90,7 +103,7 @@ def test_a_call_writes_none_of_its_arguments(lm: LanguageModel, name: str) -> No
     """Arrays from another process are read-only."""
     call = make_call(lm, f"method.name={name}")
     kept = some_adapter(lm, seed=3)
-    for array in (call.adapter, kept):
+    for array in (call.adapter, kept, *([] if call.control is None else [call.control])):
         array.setflags(write=False)
-    result = METHODS[name](lm, replace(call, state=ClientState(arrays={"adapter": kept})))
+    result = METHODS[name](lm, replace(call, state=ClientState(arrays={"adapter": kept, "control": kept})))
     assert result.update.shape == call.adapter.shape
