@@ -10,12 +10,15 @@ import ctypes
 import logging
 import os
 import platform
+import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from raysim.adapter import Vector
 from raysim.base import BaseModel
@@ -28,6 +31,8 @@ from raysim.simulate import LocalServer, OnDone
 from raysim.worker import Assignment, Worker
 
 GIB = 2**30
+REACH_S = 10.0
+"""How long the cluster at RAY_ADDRESS has to take a connection."""
 
 
 class ClientActor:
@@ -201,26 +206,47 @@ class RayServer:
         return new_state, record
 
 
-def share_base(base: BaseModel) -> Any:
-    """A reference to `base` in the object store, where every process of a node reads the same copy."""
-    return ray.put(base)
+def share(value: Any) -> Any:
+    """A reference to `value` in the object store, where every process of a node reads the same copy."""
+    return ray.put(value)
 
 
 def shared_base(base_ref: Any) -> BaseModel:
-    """The node's copy of what `share_base` shared, its arrays read-only."""
+    """The node's copy of a base model that was given to `share`, its arrays read-only."""
     base: BaseModel = ray.get(base_ref)
     return base
 
 
 def start_ray() -> None:
     """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; does nothing if there is a connection."""
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no control characters in what Ray says of a process or node that died
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    handler = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _connect(os.environ["RAY_ADDRESS"])
     else:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack
+
+
+def _connect(address: str) -> None:
+    """Connects to the cluster at RAY_ADDRESS.
+
+    Errors: ValueError if nothing answers there, or not to this client.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"RAY_ADDRESS={address!r}: no cluster to be had there ({reason}); correct it, give its token (RAY_AUTH_MODE=token), or unset it to run here"
+        ) from None
 
 
 def num_client_actors(config: Config, *, num_clients: int) -> int:

@@ -42,43 +42,71 @@ class Experiment:
     """The training examples that are no canaries."""
 
 
-def prepare(config: Config, lm: LanguageModel) -> Experiment:
-    """The experiment that `config` describes.
+@dataclass(frozen=True)
+class EncodedData:
+    """The training and held-out records as tokens: what runs can share that differ only in what they do with them (see `data_key`)."""
 
-    Errors: ValueError where the data, the split or the partition cannot be had as configured.
+    train: tuple[Example, ...]
+    """In the order of the split; labelled with their cluster where the partition goes by labels and the set has none."""
+    num_cut: int
+    heldout: tuple[Example, ...]
+    num_heldout_cut: int
+    next_id: int
+    """The first record id that no record of the source has."""
+
+
+def data_key(config: Config) -> tuple[Any, ...]:
+    """What two configurations must share to have the same `EncodedData`: for clusters of embeddings, how the model computes too."""
+    by_label = config.partition.scheme in ("dirichlet", "natural")
+    clusters = (config.partition.scheme, config.partition.num_clusters, config.train.dtype, config.resources.num_threads)
+    return (config.model.name, config.model.cache_dir, config.data, config.seed, clusters if by_label else ())
+
+
+def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
+    """The records of `config` split, tokenised and labelled.
+
+    Errors: ValueError where the data or the split cannot be had as configured.
     """
     data = config.data
-    if data.max_length + config.evaluate.max_new_tokens > lm.max_positions:
-        raise ValueError(
-            f"data.max_length={data.max_length} with evaluate.max_new_tokens={config.evaluate.max_new_tokens} is more than the model's "
-            f"context of {lm.max_positions} tokens"
-        )
     records = configured_records(data)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     examples, cut = _encode(train, lm, config=config)
     heldout_examples, heldout_cut = _encode(heldout, lm, config=config)
-    labels = [record.label for record in train]
-    if config.partition.scheme in ("dirichlet", "natural") and not all(labels):
+    if config.partition.scheme in ("dirichlet", "natural") and not all(record.label for record in train):
         labels = _cluster(lm, examples, config=config)
         examples = [
             dataclasses.replace(e, record=dataclasses.replace(e.record, label=label)) for e, label in zip(examples, labels, strict=True)
         ]
-    indices = configured_shards(labels, config)
-    shards = tuple(tuple(examples[i] for i in shard) for shard in indices)
-    manifest = partition_manifest(indices, records=[e.record for e in examples], num_tokens=[e.num_tokens for e in examples])
     next_id = 1 + max(record.record_id for record in records)
-    canaries = plan_canaries(config, first_record_id=next_id)
+    return EncodedData(tuple(examples), cut, tuple(heldout_examples), heldout_cut, next_id)
+
+
+def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = None) -> Experiment:
+    """The experiment that `config` describes, on `data` if that was made before (by `encode_data`, for the same `data_key`).
+
+    Errors: ValueError where the data, the split or the partition cannot be had as configured.
+    """
+    if config.data.max_length + config.evaluate.max_new_tokens > lm.max_positions:
+        raise ValueError(
+            f"data.max_length={config.data.max_length} with evaluate.max_new_tokens={config.evaluate.max_new_tokens} is more than the model's "
+            f"context of {lm.max_positions} tokens"
+        )
+    data = data or encode_data(config, lm)
+    indices = configured_shards([example.record.label for example in data.train], config)
+    shards = tuple(tuple(data.train[i] for i in shard) for shard in indices)
+    manifest = partition_manifest(indices, records=[e.record for e in data.train], num_tokens=[e.num_tokens for e in data.train])
+    canaries = plan_canaries(config, first_record_id=data.next_id)
     real = tuple(example for shard in shards for example in shard)
     attacked = _attacked(shards, num_examples=config.attack.num_examples, seed=config.seed)
-    hands = dealt(canaries, len(shards), first_record_id=next_id + len(canaries.secrets) + len(canaries.members))
+    hands = dealt(canaries, len(shards), first_record_id=data.next_id + len(canaries.secrets) + len(canaries.members))
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
     sizes = [len(shard) for shard in shards]
     mechanism_config = config if len(shards) > 1 else dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
     return Experiment(
         shards=shards,
-        heldout=tuple(heldout_examples),
+        heldout=data.heldout,
         attacked=attacked,
-        manifest=manifest | _counts(heldout=heldout, cut=cut, heldout_cut=heldout_cut, max_length=data.max_length, hands=hands),
+        manifest=manifest | _counts(data, max_length=config.data.max_length, hands=hands),
         mechanism=Mechanism.from_config(mechanism_config, shard_sizes=sizes),
         weights=weights_for(sizes, weighting=config.server.weighting),
         canaries=canaries,
@@ -86,11 +114,11 @@ def prepare(config: Config, lm: LanguageModel) -> Experiment:
     )
 
 
-def _counts(*, heldout: Sequence[Record], cut: int, heldout_cut: int, max_length: int, hands: Sequence[Sequence[Record]]) -> dict[str, Any]:
+def _counts(data: EncodedData, *, max_length: int, hands: Sequence[Sequence[Record]]) -> dict[str, Any]:
     return {
-        "num_heldout": len(heldout),
-        "num_cut": cut,
-        "num_heldout_cut": heldout_cut,
+        "num_heldout": len(data.heldout),
+        "num_cut": data.num_cut,
+        "num_heldout_cut": data.num_heldout_cut,
         "max_length": max_length,
         "num_canary_records": [len(hand) for hand in hands],
     }

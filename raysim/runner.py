@@ -12,7 +12,7 @@ from raysim import actors, runfiles
 from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.config import Config, SweepConfig, unresolved, unused_privacy, validate, with_overrides
-from raysim.experiment import Experiment, prepare
+from raysim.experiment import EncodedData, Experiment, prepare
 from raysim.progress import Progress
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
@@ -57,10 +57,18 @@ class Backend:
         return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
 
 
-def run(config: Config, *, display: bool | None = None, backend: Backend | None = None, on_round: OnRound | None = None) -> Run:
+def run(
+    config: Config,
+    *,
+    display: bool | None = None,
+    backend: Backend | None = None,
+    data: EncodedData | None = None,
+    on_round: OnRound | None = None,
+) -> Run:
     """Runs `config` to its end and writes its folder; continues one that was interrupted, returns one that is finished.
 
-    `display` is False for silence, None for a live display on a terminal and plain lines elsewhere.
+    `display` is False for silence, None for a live display on a terminal and plain lines elsewhere. `data` is the run's data where
+    they were tokenised before.
 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
     RuntimeError naming round and client for what fails later, after which the same call continues.
@@ -71,7 +79,7 @@ def run(config: Config, *, display: bool | None = None, backend: Backend | None 
     if finished is not None:
         return finished
     with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
-        return _run(config, out, opened, display=display, on_round=on_round)
+        return _run(config, out, opened, data=data, display=display, on_round=on_round)
 
 
 def compare(config: Config, *, display: bool | None = None) -> list[Run]:
@@ -170,9 +178,9 @@ def load_model(config: Config) -> BaseModel:
     return load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
 
 
-def _run(config: Config, out: Path, backend: Backend, *, display: bool | None, on_round: OnRound | None) -> Run:
+def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
-    experiment = prepare(config, lm)
+    experiment = prepare(config, lm, data=data)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights)
     runfiles.write_start(out, config, manifest=experiment.manifest)
 

@@ -2,8 +2,8 @@
 
 A trial's client actors live in that trial's placement group, so as many trials run at once as fit and none waits for another.
 The run folder is the trial's checkpoint: whatever dies, the same command goes on from the last finished round.
-Left out: Tune's own checkpoints and `Tuner.restore`, which would be a second account of how far a trial is; and sharing the
-tokenised data between trials (seconds a trial, where the weights would be gigabytes).
+The base models and the tokenised data are in the object store once, for all trials that share them.
+Left out: Tune's own checkpoints and `Tuner.restore`, which would be a second account of how far a trial is.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.logger import TBXLoggerCallback
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raysim import actors, runfiles, runner
 from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
+from raysim.experiment import EncodedData, data_key, encode_data
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, selection_statement, worst_releases
 from raysim.progress import MISSING, print_rows
@@ -51,6 +52,7 @@ from raysim.sweep_space import (
     support_points,
     trial_config,
 )
+from raysim.worker import Worker
 
 COLUMNS_BEFORE = ("trial", "status", "error")
 COLUMNS_AFTER = (
@@ -109,6 +111,10 @@ class Plan:
     """The sweep's configuration, its output folder and dtype decided."""
     base_refs: Mapping[tuple[str, str, str], Any]
     """References to the base models, each in the object store once (see `_model_key`)."""
+    data_refs: Mapping[tuple[Any, ...], Any]
+    """References to the tokenised data, likewise (see `data_key`); a trial whose data are not there makes its own."""
+    rounds_before: Mapping[str, int]
+    """Rounds that a trial, by name, had done when this sitting began."""
 
     def trial(self, point: Point) -> Config:
         """The configuration of a trial, all decided."""
@@ -347,9 +353,16 @@ def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -
         _check_fits(_trial(config, point), point)
     if over:
         progress.note(f"{len(over)} of {len(points)} trials were over before")
-    plan = Plan(config, _share_models(config, remaining))
+    base_refs = share_models(config, remaining)
+    rounds_before = {
+        point.name: len(_records(trial_folder(config, point))) for point in (suggested(Path(config.out)) if searches else remaining)
+    }
+    plan = Plan(config, base_refs, share_data(config, remaining, base_refs), rounds_before)
     watch = Watch(progress, config)
-    _tuner(plan, remaining, callbacks=[watch, *_loggers(config, progress)]).fit()
+    scheduler = scheduler_of(config)
+    if scheduler is not None:
+        tell(scheduler, [_trial(config, point) for point in over])
+    _tuner(plan, remaining, scheduler=scheduler, callbacks=[watch, *_loggers(config, progress)]).fit()
     return watch.errors
 
 
@@ -385,17 +398,35 @@ def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
     return [{}, *[dict(bundle) for _ in range(num_actors)]]
 
 
-def _share_models(config: Config, points: Sequence[Point]) -> dict[tuple[str, str, str], Any]:
+def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[str, str, str], Any]:
     """Each base model of the trials in the object store, once."""
     trials = {_model_key(trial): trial for trial in (_trial(config, point) for point in points)}
-    return {key: actors.share_base(runner.load_model(trial)) for key, trial in trials.items()}
+    return {key: actors.share(runner.load_model(trial)) for key, trial in trials.items()}
+
+
+def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple[str, str, str], Any]) -> dict[tuple[Any, ...], Any]:
+    """The tokenised data of the trials in the object store, once for all that share them.
+
+    Data that cannot be had are left to the trials, which say so in their rows; so are those of trials that compute on a GPU in
+    their own process, since embeddings made there may differ in the last bits.
+    """
+    shared: dict[tuple[Any, ...], Any] = {}
+    for point in points:
+        trial = _trial(config, point)
+        elsewhere = trial.resources.backend == "local" and trial.resources.client.num_gpus > 0
+        if elsewhere or data_key(trial) in shared:
+            continue
+        worker = Worker(actors.shared_base(base_refs[_model_key(trial)]), device="cpu", num_threads=trial.resources.num_threads)
+        with contextlib.suppress(ValueError):
+            shared[data_key(trial)] = actors.share(encode_data(trial, worker.language_model(trial.lora)))
+    return shared
 
 
 def _model_key(trial: Config) -> tuple[str, str, str]:
     return (trial.model.name, trial.train.dtype, trial.model.cache_dir)
 
 
-def _tuner(plan: Plan, points: Sequence[Point], *, callbacks: Sequence[Any]) -> Any:
+def _tuner(plan: Plan, points: Sequence[Point], *, scheduler: Any, callbacks: Sequence[Any]) -> Any:
     os.environ.update(QUIET)
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `Watch` says what failed, in one line
@@ -411,7 +442,7 @@ def _tuner(plan: Plan, points: Sequence[Point], *, callbacks: Sequence[Any]) -> 
         tune_config=tune.TuneConfig(
             search_alg=Suggestions(config) if searches else None,
             num_samples=settings.num_samples if searches else 1,
-            scheduler=_scheduler(plan.config),
+            scheduler=scheduler,
             max_concurrent_trials=settings.max_concurrent or None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: _point(trial.config).name,
@@ -430,7 +461,8 @@ def _point(values: Mapping[str, Any]) -> Point:
     return Point(**values["point"])
 
 
-def _scheduler(config: Config) -> Any:
+def scheduler_of(config: Config) -> Any:
+    """Tune's scheduler for `sweep.scheduler` on the first objective; None for `none`."""
     settings = config.sweep
     metric, mode = next(iter(settings.objectives.items()))
     if settings.scheduler == "asha":
@@ -438,6 +470,39 @@ def _scheduler(config: Config) -> Any:
     if settings.scheduler == "median":
         return MedianStoppingRule("round", metric, mode, grace_period=settings.grace_rounds)
     return None
+
+
+def tell(scheduler: Any, trials: Sequence[Config]) -> None:
+    """Tells a scheduler of the rounds of trials that were over before, so that it compares with them as if it had watched."""
+    for trial in trials:
+        records, told = _records(Path(trial.out)), _OverTrial(trial.name)
+        if not records:
+            continue
+        scheduler.on_trial_add(NO_OTHERS, told)
+        for num_rounds in range(1, len(records)):
+            result = _reported(records[:num_rounds], trial)
+            if scheduler.on_trial_result(NO_OTHERS, told, result) == TrialScheduler.STOP:
+                break
+        scheduler.on_trial_complete(NO_OTHERS, told, _reported(records, trial))
+
+
+@dataclass(frozen=True)
+class _OverTrial:
+    """What a scheduler asks of a trial."""
+
+    trial_id: str
+
+
+class _NoOthers:
+    """What a scheduler may ask Tune while nothing runs yet."""
+
+    def get_live_trials(self) -> list[Any]:
+        """None."""
+        return []
+
+
+NO_OTHERS = _NoOthers()
+"""In place of Tune's controller, for a scheduler that is told of trials that are over."""
 
 
 def _loggers(config: Config, progress: SweepProgress) -> list[Any]:
@@ -548,7 +613,10 @@ class Watch(tune.Callback):
         name = point.name
         if result["status"] == "done":
             self._progress.round(name, result, round=result["round"])
-        if result["status"] == "running":
+        over_before = status(trial_folder(self._config, point))
+        if result["status"] == "running" and over_before != "waiting":  # told again, and stopped this time
+            self._progress.end(name, over_before)
+        elif result["status"] == "running":
             told = {"num_rounds": result["round"], "scheduler": self._config.sweep.scheduler}
             runfiles.write_json(trial_folder(self._config, point) / "stopped.json", told)
             self._progress.end(name, "stopped")
@@ -575,16 +643,27 @@ class Watch(tune.Callback):
 def run_trial(values: dict[str, Any], *, plan: Plan) -> None:
     """A trial, in a process of its own: a run that reports each round to Tune, and its end, good or bad."""
     trial = plan.trial(_point(values))
+    if plan.config.sweep.scheduler != "none":
+        _report_again(trial, rounds_before=plan.rounds_before.get(trial.name, 0))
     if status(Path(trial.out)) == "stopped":  # before, and a search wants to hear of it again
         tune.report(_reported(_records(Path(trial.out)), trial) | {"status": "stopped"})
         return
     try:
-        records = _warm.run(trial, base_ref=plan.base_refs.get(_model_key(trial)), on_round=lambda records: _report_round(records, trial))
+        base_ref, data_ref = plan.base_refs.get(_model_key(trial)), plan.data_refs.get(data_key(trial))
+        data = ray.get(data_ref) if data_ref is not None else None
+        records = _warm.run(trial, base_ref=base_ref, data=data, on_round=lambda records: _report_round(records, trial))
     except Exception as error:  # whatever it is, it is this trial's and not the sweep's
         _warm.close()
         tune.report(_reported([], trial) | {"status": "failed", "error": _first_line(error)})
         return
     tune.report(_reported(records, trial) | {"status": "done"})
+
+
+def _report_again(trial: Config, *, rounds_before: int) -> None:
+    """Reports the rounds of an earlier sitting, which the scheduler of this one has not heard of; not those of this one, which it has."""
+    records = _records(Path(trial.out))
+    for num_rounds in range(1, 1 + (rounds_before if len(records) == rounds_before else 0)):
+        _report_round(records[:num_rounds], trial)
 
 
 def _report_round(records: Sequence[Mapping[str, Any]], trial: Config) -> None:
@@ -611,13 +690,13 @@ class WarmBackend:
         self._stack = contextlib.ExitStack()
         self._backend: runner.Backend | None = None
 
-    def run(self, trial: Config, *, base_ref: Any, on_round: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
+    def run(self, trial: Config, *, base_ref: Any, data: EncodedData | None, on_round: runner.OnRound) -> list[dict[str, Any]]:
         """The records of the finished trial."""
         if self._backend is None or self._backend.key != runner.backend_key(trial):
             self.close()
             num_actors = _actors_here(trial)
             self._backend = self._stack.enter_context(runner.open_backend(trial, display=False, base_ref=base_ref, num_actors=num_actors))
-        return runner.run(trial, display=False, backend=self._backend, on_round=on_round).records
+        return runner.run(trial, display=False, backend=self._backend, data=data, on_round=on_round).records
 
     def close(self) -> None:
         """Ends the actors, if there are any."""

@@ -3,8 +3,10 @@
 Left out: whole commands, and being killed (tests/e2e/test_sweep.py).
 """
 
+import contextlib
 import csv
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -18,14 +20,17 @@ import psutil
 import pytest
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from raysim.config import Config, load
+from raysim.experiment import data_key, encode_data, prepare
 from raysim.privacy.selection import draw_num_trials
-from raysim.runner import run
-from raysim.sweep import bundles, decided, planned, status, sweep, trial_folder
+from raysim.runner import resolved, run
+from raysim.sweep import NO_OTHERS, bundles, decided, planned, scheduler_of, share_data, share_models, status, sweep, tell, trial_folder
 from raysim.sweep_progress import SweepProgress
 from raysim.sweep_space import trial_config
+from raysim.worker import Worker
 from tests.conftest import SMALL
 
 PATIENCE_S = 200
@@ -37,6 +42,26 @@ pytestmark = pytest.mark.usefixtures("ray_session")  # one node with 4 CPUs and 
 def small_sweep(out: Path, *overrides: str) -> Config:
     """A small sweep into `out`, each trial in a process of its own."""
     return load("", [*SMALL, f"out={out}", "resources.client.num_cpus=1", "sweep.loggers=[]", *overrides])
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of results.csv but for what depends on the machine."""
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Newcomer:
+    """What a scheduler asks of a trial."""
+
+    trial_id: str = "newcomer"
+
+
+def write_rounds(folder: Path, losses: list[float]) -> None:
+    """A run's records with these held-out losses."""
+    folder.mkdir(parents=True)
+    common = {"num_tokens": 1, "uplink_bytes": 1, "wall_s": 1.0, "epsilon": None, "attack": None}
+    lines = [json.dumps({"round_index": i, "eval": {"heldout_nll": loss}} | common) for i, loss in enumerate(losses)]
+    (folder / "rounds.jsonl").write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +122,36 @@ def test_another_sweeps_folder_is_refused_and_how_many_run_at_once_does_not_make
     assert sweep(dataclasses.replace(failing, sweep=other), display=False).rows == finished.rows
 
 
+def test_points_that_come_to_one_run_share_it(tmp_path: Path) -> None:
+    done = sweep(small_sweep(tmp_path / "out", "sweep.space={privacy.target_epsilon: [1, 2], method.name: [fedit, dplora]}"), display=False)
+    assert [(row["status"], row["privacy.target_epsilon"], row["method.name"]) for row in done.rows] == [
+        ("done", epsilon, method) for epsilon in (1, 2) for method in ("fedit", "dplora")
+    ]
+    assert done.rows[0]["folder"] == done.rows[2]["folder"]
+    assert done.rows[0]["adapter_sha256"] == done.rows[2]["adapter_sha256"] != done.rows[1]["adapter_sha256"]
+    assert len(list((done.out / "trials").iterdir())) == 3
+    assert 0 < done.rows[1]["epsilon"] <= 1 < done.rows[3]["epsilon"] <= 2
+
+
+def test_tokenised_data_are_made_once_for_all_trials_that_can_share_them(tmp_path: Path) -> None:
+    config = decided(small_sweep(tmp_path / "out", "sweep.space={lora.rank: [2, 4], data.num_train: [6, 8], seed: [0, 1]}"))
+    points = planned(config)
+    trials = [resolved(trial_config(config, point, out=tmp_path)) for point in points]
+    base_refs = share_models(config, points)
+    assert len(base_refs) == 1
+    shared = share_data(config, points, base_refs)
+    assert set(shared) == {data_key(trial) for trial in trials}
+    assert len(shared) == 4, "one for each size and seed, whatever the rank"
+    worker = Worker(ray.get(next(iter(base_refs.values()))), device="cpu", num_threads=1)
+    for trial in trials[:3]:
+        lm, data = worker.language_model(trial.lora), ray.get(shared[data_key(trial)])
+        assert data == encode_data(trial, lm)
+        unable = dataclasses.replace(lm, tokenizer=None)
+        assert prepare(trial, unable, data=data).shards == prepare(trial, lm).shards, "nothing is tokenised again"
+    absent = decided(small_sweep(tmp_path / "out", "data.source=jsonl", "data.path=missing.jsonl", "sweep.space={lora.rank: [2, 4]}"))
+    assert share_data(absent, planned(absent), base_refs) == {}, "each trial says for itself that there is no such file"
+
+
 def test_a_scheduler_stops_the_worse_trial_and_it_stays_stopped(tmp_path: Path) -> None:
     config = small_sweep(
         tmp_path / "out",
@@ -112,10 +167,51 @@ def test_a_scheduler_stops_the_worse_trial_and_it_stays_stopped(tmp_path: Path) 
     assert sweep(config, display=False).rows == first.rows
 
 
+def test_a_scheduler_that_continues_knows_what_was_over_and_how_far_the_rest_was(tmp_path: Path) -> None:
+    """Two trials, the second better, then a bad one that is stopped after its first round, by the same rule in a second sitting."""
+    settings = ("server.num_rounds=2", "sweep.space={train.lr: [4e-3, 5e-3, 1e-9]}", "sweep.scheduler=asha", "sweep.max_concurrent=1")
+    config = small_sweep(tmp_path / "out", *settings)
+    first = sweep(config, display=False)
+    assert [(row["status"], row["num_rounds"]) for row in first.rows] == [("done", 2), ("done", 2), ("stopped", 1)]
+    (first.out / first.rows[2]["folder"] / "stopped.json").unlink()  # as if the driver had died at that moment
+    again = sweep(config, display=False)
+    assert again.rows == first.rows
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_search_under_a_scheduler_continues_to_the_same_rows(scheduler: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    space = "sweep.space={train.lr: {loguniform: [1e-4, 1e-2]}}"
+    search = (space, "server.num_rounds=2", "sweep.search=optuna", "sweep.num_samples=3", "sweep.max_concurrent=1")
+    config = small_sweep(tmp_path / "out", *search, f"sweep.scheduler={scheduler}", "sweep.objectives={heldout_nll: min}")
+    first = sweep(config, display=False)
+    (first.out / first.rows[0]["folder"] / "summary.json").unlink()
+    again = sweep(config, display=False)
+    assert [without_times(row) for row in again.rows] == [without_times(row) for row in first.rows]
+
+
+def test_rounds_that_were_over_before_are_told_to_a_scheduler(tmp_path: Path) -> None:
+    """A trial that is worse in its first round than three that were over is stopped, by a rule that was told of them."""
+    config = small_sweep(tmp_path / "out", "server.num_rounds=4", "sweep.scheduler=asha", "sweep.space={lora.rank: [2]}")
+    trials = [dataclasses.replace(config, name=f"trial-{number}", out=str(tmp_path / str(number))) for number in range(3)]
+    for number, trial in enumerate(trials):
+        write_rounds(Path(trial.out), [1.0 + number / 10] * 4)
+    for name in ("asha", "median"):
+        chosen = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, scheduler=name))
+        for told in (trials, []):
+            scheduler = scheduler_of(chosen)
+            tell(scheduler, told)
+            newcomer = Newcomer()
+            scheduler.on_trial_add(NO_OTHERS, newcomer)
+            decision = scheduler.on_trial_result(NO_OTHERS, newcomer, {"round": 1, "heldout_nll": 9.0})
+            assert decision == (TrialScheduler.STOP if told else TrialScheduler.CONTINUE), name
+
+
 def test_a_trial_whose_process_is_killed_goes_on_from_its_last_round(tmp_path: Path) -> None:
     config = small_sweep(tmp_path / "out", "server.num_rounds=4", "train.num_epochs=8", "sweep.space={lora.rank: [4]}")
     [point] = planned(decided(config))
     killed: list[int] = []
+    earlier = set(trial_processes())  # of trials of other tests, which may take a while to end
 
     def kill() -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -123,7 +219,8 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_last_round(tmp_path: P
             if time.monotonic() > deadline:
                 return  # nothing killed: the test fails below instead of waiting for ever
             time.sleep(0.01)
-        killed.extend(trial_processes())
+        assert status(trial_folder(config, point)) == "waiting"
+        killed.extend(set(trial_processes()) - earlier)
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
 
@@ -139,7 +236,14 @@ def trial_processes() -> list[int]:
     """The processes of trials that run in this process's Ray."""
     raylets = [child.pid for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
     children = [child for pid in raylets for child in psutil.Process(pid).children()]
-    return [child.pid for child in children if any(word.startswith("ray::ImplicitFunc.") for word in child.cmdline())]
+    return [child.pid for child in children if is_trial(child)]
+
+
+def is_trial(process: psutil.Process) -> bool:
+    """Whether a process is a trial's, at work or between two calls."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(word.startswith("ray::ImplicitFunc") for word in process.cmdline())
+    return False
 
 
 def test_a_search_by_optuna_writes_its_points_down_and_learns_them_again(tmp_path: Path) -> None:
@@ -155,8 +259,7 @@ def test_a_search_by_optuna_writes_its_points_down_and_learns_them_again(tmp_pat
     assert first.rows[0]["train.lr"] != first.rows[1]["train.lr"]
     (first.out / first.rows[1]["folder"] / "summary.json").unlink()
     again = sweep(config, display=False)
-    without = [{key: value for key, value in row.items() if key not in TIMES} for row in again.rows]
-    assert without == [{key: value for key, value in row.items() if key not in TIMES} for row in first.rows]
+    assert [without_times(row) for row in again.rows] == [without_times(row) for row in first.rows]
 
 
 def test_a_private_selection_draws_how_many_trials_there_are_and_says_what_choosing_costs(tmp_path: Path) -> None:
@@ -178,7 +281,7 @@ def test_a_trial_on_actors_gives_the_same_bits_as_in_its_own_process(tmp_path: P
     local = sweep(small_sweep(tmp_path / "local", *settings), display=False)
     on_ray = sweep(small_sweep(tmp_path / "ray", *settings, "resources.backend=ray"), display=False)
     [one], [other] = local.rows, on_ray.rows
-    assert {key: value for key, value in one.items() if key not in TIMES} == {key: v for key, v in other.items() if key not in TIMES}
+    assert without_times(one) == without_times(other)
 
 
 def test_a_trial_that_can_never_fit_is_refused_with_what_there_is(tmp_path: Path) -> None:
