@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -144,13 +144,15 @@ class EndpointJudge:
         """
         unique = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(max_workers=self.settings.concurrency) as pool:
-            futures = {question: pool.submit(self._rate, question) for question in unique}
+            futures = {question: pool.submit(self._rate_or_stop, question) for question in unique}
             try:
-                self._first_error(list(futures.values()))
-            except BaseException:
-                self._pause.end()  # those that wait give up; those under way are heard out, since they are paid for
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+                wait(futures.values(), return_when=FIRST_EXCEPTION)
+            except BaseException as error:
+                self._pause.end(error)
+            # After an error those that wait give up; those under way are heard out, since they are paid for.
+            pool.shutdown(wait=True, cancel_futures=self._pause.error is not None)
+        if self._pause.error is not None:
+            raise self._pause.error
         return [futures[question].result() for question in questions]
 
     def tally(self) -> dict[str, Any]:
@@ -174,11 +176,12 @@ class EndpointJudge:
             "cost": cost,
         }
 
-    @staticmethod
-    def _first_error(futures: list["Future[Ratings | None]"]) -> None:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
+    def _rate_or_stop(self, question: Question) -> Ratings | None:
+        try:
+            return self._rate(question)
+        except BaseException as error:
+            self._pause.end(error)
+            raise
 
     def _rate(self, question: Question) -> Ratings | None:
         """One question to its end: an unreadable reply is handed back with a reminder of the form."""
@@ -291,6 +294,8 @@ class _Pause:
     """The waits of all requests of a judge: each waits for its own time, and none goes on before the server wants to hear more."""
 
     def __init__(self) -> None:
+        self.error: BaseException | None = None
+        """Why requests are to give up; the first reason counts."""
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -300,8 +305,10 @@ class _Pause:
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + seconds)
 
-    def end(self) -> None:
-        """Whoever waits, or comes to wait, gives up."""
+    def end(self, error: BaseException) -> None:
+        """Whoever waits, or comes to wait, gives up because of `error`."""
+        with self._lock:
+            self.error = self.error or error
         self._ended.set()
 
     def wait(self, seconds: float) -> None:
