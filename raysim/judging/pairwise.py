@@ -102,9 +102,12 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
     Clopper and Pearson. `self_agreement`: the share of judged pairs in which both orders name the same winner (or a tie), and Cohen's
     kappa of the two orders over win, tie and lose: 1 is perfect, 0 what chance gives, None if both orders always say one and the same.
     `position`: of all readable judgements, the shares that prefer the answer read first, neither, and the one read second, and by how much
-    the first leads in the mean of its scores. Shares and means are None where there is nothing to count.
+    the first leads in the mean of its scores. `num_different` of `num_readings` readable judgements have scores of their own: a judge
+    that says one and the same of everything ties all pairs, agrees with itself, and tells nothing. Shares and means are None where
+    there is nothing to count.
     """
     outcomes = [judgement.outcome for judgement in judgements if judgement.outcome is not None]
+    readings = _readings(judgements)
     counts = Counter(outcomes)
     num_good = counts["win"] + counts["tie"]
     return {
@@ -117,7 +120,9 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
         "win_tie_interval": list(clopper_pearson(num_good, len(outcomes))) if outcomes else None,
         "scores": _mean_scores(judgements),
         "self_agreement": _self_agreement(judgements),
-        "position": _position(judgements),
+        "position": _position(readings),
+        "num_readings": len(readings),
+        "num_different": len(set(readings)),
     }
 
 
@@ -133,7 +138,8 @@ def in_words(summary: dict[str, Any]) -> str:
         f"Win+tie {summary['win_tie']:.1%} (95% interval {low:.1%} to {high:.1%}): {summary['num_win']} won, {summary['num_tie']} tied, "
         f"{summary['num_lose']} lost of {summary['num_judged']} pairs{unread}. With the order swapped the judge names the same winner in "
         f"{agreement['share']:.1%} of them (Cohen's kappa {kappa}; 0 is chance); it prefers what it reads first {position['first']:.1%} "
-        f"of the time and what it reads second {position['second']:.1%}."
+        f"of the time and what it reads second {position['second']:.1%}; it gave {summary['num_different']} different sets of scores "
+        f"in {summary['num_readings']} readings."
     )
 
 
@@ -195,8 +201,11 @@ def _self_agreement(judgements: Sequence[Judgement]) -> dict[str, float | None]:
     return {"share": share, "cohen_kappa": None if by_chance == 1.0 else (share - by_chance) / (1.0 - by_chance)}
 
 
-def _position(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    readings = [ratings for judgement in judgements for ratings in (judgement.answer_first, judgement.answer_second) if ratings is not None]
+def _readings(judgements: Sequence[Judgement]) -> list[Ratings]:
+    return [ratings for judgement in judgements for ratings in (judgement.answer_first, judgement.answer_second) if ratings is not None]
+
+
+def _position(readings: Sequence[Ratings]) -> dict[str, float | None]:
     counts = Counter(_outcome(ratings.first, ratings.second) for ratings in readings)
     leads = [(math.fsum(ratings.first) - math.fsum(ratings.second)) / len(CRITERIA) for ratings in readings]
     return {

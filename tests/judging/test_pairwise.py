@@ -93,6 +93,8 @@ def test_a_judge_that_reads_nothing_but_the_order_is_worth_nothing() -> None:
 def test_kappa_is_not_defined_where_all_is_one() -> None:
     summary = summarise(judge_pairs(PAIRS, Told([Ratings(even(3), even(3))] * 8)))
     assert summary["self_agreement"] == {"share": 1.0, "cohen_kappa": None}
+    assert (summary["win_tie"], summary["num_different"], summary["num_readings"]) == (1.0, 1, 8)
+    assert "it gave 1 different sets of scores in 8 readings" in in_words(summary), "who says one thing of everything is seen through"
 
 
 def test_the_criteria_are_averaged_and_both_orders_count_alike() -> None:
@@ -137,6 +139,7 @@ def test_what_could_not_be_read_in_one_order_is_counted_and_left_out() -> None:
     summary = summarise(judged)
     assert (summary["num_pairs"], summary["num_judged"], summary["num_unparsed"]) == (4, 1, 3)
     assert summary["position"]["first"] == 1.0, "single readings still show where the judge leans"
+    assert (summary["num_different"], summary["num_readings"]) == (1, 4)
     assert "(3 more could not be read)" in in_words(summary)
 
 
