@@ -23,7 +23,7 @@ from raysim import runfiles
 from raysim.adapter import Vector, load_adapter
 from raysim.auditing import inversion_rows, lira_attack, membership_attack, verdict
 from raysim.base import LanguageModel, build_language_model, load_base_model
-from raysim.config import Config, load, with_overrides
+from raysim.config import SEPARATE_METHODS, Config, load, with_overrides
 from raysim.data.tokens import Example
 from raysim.experiment import Experiment, prepare
 from raysim.progress import print_rows
@@ -226,7 +226,7 @@ def _is_masked(config: Config) -> bool:
 
 def _check(config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
     method = config.method.name
-    if method in ("base", "locit") and set(attacks) != {"inversion"}:
+    if method in ("base", *SEPARATE_METHODS) and set(attacks) != {"inversion"}:
         raise ValueError(f"method.name={method!r} releases nothing that was trained together; audit another run, or --attack inversion")
     for option, value, least in (("canaries", arguments.canaries, 8), ("shadows", arguments.shadows, 2)):
         if value < least:

@@ -113,7 +113,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class MethodConfig:
     name: str = "fedit"
-    """`fedit`, `scaffold`, `fedpit`, `dplora`, `locit` (no federation), `cenit` (all data in one place) or `base` (no training)."""
+    """`fedit`, `scaffold`, `fedpit`, `fedmit` (real and synthetic records in one adapter), `dplora`, `locit` (no federation), `locit_synthetic`
+    (the same, with records of its own writing), `cenit` (all data in one place) or `base` (no training)."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,16 @@ class FedpitConfig:
     """Private self-generation: `shrunk` (tokens drawn from the noisy distribution shrunk towards the public one) or `argmax` (as published)."""
     top_k: int = 50
     """Private self-generation: tokens are chosen among this many that the model holds most likely without any demonstration."""
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    source: str = "self"
+    """Where synthetic records come from: `self` (written by the model, see `fedpit`) or `file` (public records, of which a client draws its candidates)."""
+    path: str = ""
+    """File for `file` (jsonl, json, csv, or sentence@label text) with the fields `instruction` and `response`."""
+    preset: str = ""
+    """Field names of a known set, as `data.preset`; empty means `instruction` and `response`."""
 
 
 @dataclass(frozen=True)
@@ -344,6 +355,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     fedpit: FedpitConfig = field(default_factory=FedpitConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     dplora: DploraConfig = field(default_factory=DploraConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
@@ -364,9 +376,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_schedule": ("constant", "cosine"),
     "train.optimizer": ("adamw", "sgd"),
     "train.dtype": ("auto", "float32", "bfloat16"),
-    "method.name": ("fedit", "scaffold", "fedpit", "dplora", "locit", "cenit", "base"),
+    "method.name": ("fedit", "scaffold", "fedpit", "fedmit", "dplora", "locit", "locit_synthetic", "cenit", "base"),
     "fedpit.local_train_on": ("real+synthetic", "real"),
     "fedpit.scorer": ("ifs", "none"),
+    "synthesis.source": ("self", "file"),
+    "synthesis.preset": ("", "alpacare", "medinstruct", "medquad", "icliniq", "fpb", "fiqa", "tfns", "dolly", "alpaca"),
     "fedpit.private_decoding": ("shrunk", "argmax"),
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
@@ -462,6 +476,11 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "sweep.grace_rounds": (1, math.inf, True),
     "sweep.max_concurrent": (0, math.inf, True),
 }
+
+SEPARATE_METHODS = ("locit", "locit_synthetic")
+"""Methods in which nothing leaves a client: the adapters are the clients' own."""
+WRITING_METHODS = ("fedpit", "fedmit", "locit_synthetic")
+"""Methods that train on synthetic records, as `fedpit.*` and `synthesis.*` say."""
 
 # Keys whose value is a dictionary with keys of its own, which are no settings of this run.
 WHOLE_KEYS = ("sweep.space", "sweep.private_selection", "sweep.objectives")
@@ -611,12 +630,27 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
         )
+    _check_synthesis(config)
     actors = config.resources.num_actors
     if actors != "auto" and not (actors.isdigit() and int(actors) >= 1):
         raise ValueError(f"resources.num_actors={actors!r} must be 'auto' or a number of at least 1")
     gpus = config.resources.client.num_gpus
     if gpus > 1 and gpus != int(gpus):
         raise ValueError(f"resources.client.num_gpus={gpus:g} must be a fraction up to 1, or a whole number")
+
+
+def _check_synthesis(config: Config) -> None:
+    synthesis = config.synthesis
+    if synthesis.source == "file" and not synthesis.path:
+        raise ValueError("synthesis.path is empty but synthesis.source='file' needs a file of public records")
+    if synthesis.source == "self" and (synthesis.path or synthesis.preset):
+        raise ValueError(
+            "synthesis.path and synthesis.preset mean nothing with synthesis.source='self'; set it to 'file', or leave them out"
+        )
+    if synthesis.source == "file" and config.privacy.unit == "example" and config.method.name == "fedpit":
+        raise ValueError(
+            "synthesis.source='file' writes nothing from private records, so privacy.unit='example' has nothing to protect; use 'none'"
+        )
 
 
 def _check_privacy(config: Config) -> None:

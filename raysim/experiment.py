@@ -10,8 +10,8 @@ import torch
 
 from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
-from raysim.config import Config
-from raysim.data.configured import configured_records, configured_shards
+from raysim.config import WRITING_METHODS, Config
+from raysim.data.configured import configured_records, configured_shards, public_records
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import split_records
@@ -40,6 +40,8 @@ class Experiment:
     canaries: CanaryPlan
     real_examples: tuple[Example, ...]
     """The training examples that are no canaries."""
+    public: tuple[Example, ...]
+    """Public records that stand in for synthetic ones, where they come from a file."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,19 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         weights=weights_for(sizes, weighting=config.server.weighting),
         canaries=canaries,
         real_examples=real,
+        public=_public(config, lm),
     )
+
+
+def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:
+    """The public records, if the method trains on such (`synthesis.source: file`)."""
+    if config.method.name not in WRITING_METHODS:
+        return ()
+    records = public_records(config.synthesis)
+    try:
+        return tuple(_encode(records, lm, config=config)[0])
+    except ValueError as error:
+        raise ValueError(f"synthesis.path={config.synthesis.path}: {error}") from None
 
 
 def _counts(data: EncodedData, *, max_length: int, hands: Sequence[Sequence[Record]]) -> dict[str, Any]:

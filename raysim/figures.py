@@ -26,7 +26,9 @@ METHOD_COLOURS: dict[str, tuple[str, str]] = {
     "fedpit": ("#d55e00", "#f08a3c"),
     "dplora": ("#00896a", "#2fc69c"),
     "scaffold": ("#5b4fa3", "#a79bee"),
+    "fedmit": ("#4d7300", "#a5cf4c"),
     "locit": ("#b0588c", "#e295c0"),
+    "locit_synthetic": ("#7a2f5c", "#f2bcd9"),
     "cenit": ("#a87400", "#e6b422"),
 }
 SPARE_COLOURS = (("#3d5a80", "#9bb6d8"), ("#6b4f3a", "#c9a98c"), ("#00707f", "#4fc3d4"))

@@ -25,8 +25,10 @@ METHOD_LABELS = {
     "fedit": "FEDIT",
     "scaffold": "SCAFFOLD",
     "fedpit": "FEDPIT",
+    "fedmit": "FedMIT",
     "dplora": "DP-LoRA",
     "locit": "LOCIT",
+    "locit_synthetic": "LOCIT+SG",
     "cenit": "CENIT",
 }
 NO_GUARANTEE = "no guarantee"

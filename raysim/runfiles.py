@@ -13,7 +13,7 @@ import torch
 
 from raysim import __version__
 from raysim.adapter import Layout, Vector, adapter_sha256, save_adapter
-from raysim.config import Config, load, result_key, to_yaml
+from raysim.config import SEPARATE_METHODS, Config, load, result_key, to_yaml
 
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
 
@@ -93,7 +93,7 @@ def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector,
         "dropout": config.lora.dropout,
         "target_modules": list(config.lora.target_modules),
     }
-    if config.method.name == "locit":
+    if config.method.name in SEPARATE_METHODS:
         for client_id, vector in sorted(owned.items()):
             save_adapter(out / "adapter" / f"client-{client_id:03d}", vector, layout, **settings)
         digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
@@ -112,7 +112,7 @@ def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
         if attack
         else "The extraction attack was not run."
     )
-    where = "adapter/client-000" if config.method.name == "locit" else "adapter"
+    where = "adapter/client-000" if config.method.name in SEPARATE_METHODS else "adapter"
     return f"""---
 base_model: {config.model.name}
 library_name: peft

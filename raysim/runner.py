@@ -181,7 +181,7 @@ def load_model(config: Config) -> BaseModel:
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
-    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights)
+    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
     runfiles.write_start(out, config, manifest=experiment.manifest)
 
     def after_round(simulation: Simulation) -> None:

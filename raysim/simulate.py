@@ -17,7 +17,7 @@ from raysim import checkpoint
 from raysim.adapter import Vector, initial_adapter
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
-from raysim.config import FLAT_DEFAULTS, Config, result_key
+from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, result_key
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, Plan, mean_of, measure, plan
 from raysim.experiment import Experiment
@@ -230,7 +230,7 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
         return {"eval": None, "attack": None}
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
-    released = [] if config.method.name == "locit" else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    released = [] if config.method.name in SEPARATE_METHODS else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
     plans = [(simulation.state.adapter, released_plan) for released_plan in released] + private
     measured = measure_adapters(simulation, plans)
     own = _mean_private(measured[len(released) :])
@@ -254,7 +254,7 @@ def _exposure(simulation: Simulation) -> dict[str, Any]:
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[Vector, Plan]]:
     """Plans for the adapters that clients keep: after every measured round where they are the product, else after the last."""
     last = round_index == simulation.num_rounds - 1
-    if not (last or simulation.config.method.name == "locit"):
+    if not (last or simulation.config.method.name in SEPARATE_METHODS):
         return []
     owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
     return [(simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
@@ -354,7 +354,7 @@ def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) ->
     """
     method = simulation.config.method.name
     sent_bytes = len(broadcast(simulation.state)) * BYTES_PER_PARAMETER
-    if method == "locit":
+    if method in SEPARATE_METHODS:
         return {"uplink_bytes": 0, "downlink_bytes": 0}
     if method == "cenit":
         texts = [example.record.instruction + example.record.response for shard in simulation.experiment.shards for example in shard]

@@ -80,6 +80,29 @@ def synthesize(
     return write_responses(lm, candidates, examples, settings=settings, seed=seed)
 
 
+def choose_public(
+    records: Sequence[Example], examples: Sequence[Example], *, settings: SynthesisSettings, known: Sequence[str], seed: int
+) -> list[Candidate]:
+    """`num_candidates` of the public `records`, drawn without replacement, with the verdicts of the filters that mean something for them.
+
+    `diversity` drops an instruction too near a local one of `examples`, one of `known` or an earlier one; `copy` a response too near a
+    local one. What a person wrote is held to no format. No examples give no candidates.
+    """
+    if not examples:
+        return []
+    accepted = [*(example.record.instruction for example in examples), *known]
+    local = [example.record.response for example in examples]
+    candidates = []
+    for index in numpy_rng(seed, "public").permutation(len(records))[: settings.num_candidates]:
+        record = records[index].record
+        nearest, copied = largest_rouge_l(record.instruction, accepted), largest_rouge_l(record.response, local)
+        verdict = "diversity" if nearest > settings.max_rouge_l else "copy" if copied > settings.max_rouge_l else "kept"
+        if verdict == "kept":
+            accepted.append(record.instruction)
+        candidates.append(Candidate(record.instruction, record.response, verdict, max(nearest, copied)))
+    return candidates
+
+
 def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settings: SynthesisSettings, seed: int) -> list[str]:
     """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random."""
 

@@ -30,7 +30,7 @@ from scipy.stats import binom, chi2
 
 from raysim.adapter import Vector, adapter_sha256
 from raysim.checkpoint import Snapshot, load_latest
-from raysim.config import Config, load
+from raysim.config import SEPARATE_METHODS, Config, load
 from raysim.data.configured import configured_records, configured_shards
 from raysim.data.partition import partition_manifest
 from raysim.data.sources import split_records
@@ -269,7 +269,7 @@ def check_records(run: RunFolder) -> str:
 
 def _adapter_folders(run: RunFolder) -> list[str]:
     """Folders of the released adapters: one, or one for each client where nothing is shared."""
-    if run.config.method.name != "locit":
+    if run.config.method.name not in SEPARATE_METHODS:
         return ["adapter"]
     return [f"adapter/{path.name}" for path in sorted((run.out / "adapter").glob("client-*"))] or ["adapter/client-000"]
 

@@ -42,6 +42,8 @@ class Assignment:
     mechanism: Mechanism
     weights: tuple[float, ...]
     """The weight of each client's update."""
+    public: tuple[Example, ...] = ()
+    """Public records that stand in for synthetic ones, where they come from a file."""
 
 
 class Worker:
@@ -91,7 +93,7 @@ class Worker:
         adapter, control = split_broadcast(broadcast, size=lm.layout.num_parameters)
         results: list[ClientResult] = []
         for client_id, shard, state in zip(client_ids, shards, states, strict=True):
-            call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state, control)
+            call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state, control, assignment.public)
             try:
                 result = method(lm, call)
                 check_adapter(result.update, lm.layout)

@@ -25,8 +25,10 @@ def some_adapter(lm: LanguageModel, *, seed: int = 0) -> Vector:
     return (0.1 * np.random.default_rng(seed).standard_normal(lm.layout.num_parameters)).astype(np.float32)
 
 
-def make_call(lm: LanguageModel, *overrides: str, records: Sequence[Record] = tuple(RECORDS), client_id: int = 0) -> ClientCall:
-    """A call in round 0 to a client with these records, one of three clients of that size."""
+def make_call(
+    lm: LanguageModel, *overrides: str, records: Sequence[Record] = tuple(RECORDS), client_id: int = 0, public: Sequence[Record] = ()
+) -> ClientCall:
+    """A call in round 0 to a client with these records, one of three clients of that size, and with these public records."""
     config = load("", [*SMALL, *overrides])
     mechanism = Mechanism.from_config(config, shard_sizes=[max(1, len(records))] * 3)
     return ClientCall(
@@ -37,6 +39,7 @@ def make_call(lm: LanguageModel, *overrides: str, records: Sequence[Record] = tu
         adapter=some_adapter(lm),
         shard=tuple(encode(lm, records)),
         state=None,
+        public=tuple(encode(lm, public)),
         control=np.zeros(lm.layout.num_parameters, dtype=np.float32) if config.method.name == "scaffold" else None,
     )
 

@@ -1,5 +1,6 @@
 """Small runs of every method, in this process and as a command, and what two runs of the same results must share."""
 
+import csv
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ FEDPIT = [
     "fedpit.repetition_penalty=20",
     "fedpit.max_response_tokens=64",
 ]
+WRITING = FEDPIT[1:]
 METHODS = {
     "fedit": ["method.name=fedit"],
     "fedpit": FEDPIT,
@@ -25,7 +27,9 @@ METHODS = {
     "dplora-example": ["method.name=dplora", "dplora.mode=example"],
     "dplora-literal": ["method.name=dplora", "dplora.mode=literal"],
     "fedit-client": ["method.name=fedit", "privacy.unit=client"],
+    "fedmit": ["method.name=fedmit", *WRITING],
     "locit": ["method.name=locit"],
+    "locit_synthetic": ["method.name=locit_synthetic", *WRITING],
     "cenit": ["method.name=cenit"],
     "base": ["method.name=base"],
 }
@@ -54,6 +58,12 @@ def results(out: Path) -> dict[str, Any]:
         "rounds": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
         "synthetic": synthetic.read_text() if synthetic.is_file() else None,
     }
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's results.csv, without the times it took."""
+    with (out / "results.csv").open(newline="") as file:
+        return [{key: text for key, text in row.items() if key not in TIMES} for row in csv.DictReader(file)]
 
 
 def command(*arguments: str) -> list[str]:

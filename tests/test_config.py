@@ -38,6 +38,9 @@ FLAT = flatten_keys(to_dict(Config()))
 NUMERIC = {key for key, value in FLAT.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 LOWEST = sorted(RANGES)
 HIGHEST = sorted(key for key, (_, high, _) in RANGES.items() if math.isfinite(high))
+CLIENT = ["privacy.unit=client"]
+DPLORA = ["method.name=dplora"]
+PRIVATE_FEDPIT = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none"]
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 
 
@@ -191,6 +194,13 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
         (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
         (["data.source=jsonl"], ["data.path", "a file"]),
         (["data.source=hub"], ["data.path", "data set id"]),
+        (["synthesis.source=file"], ["synthesis.path is empty", "a file of public records"]),
+        (["synthesis.path=somewhere.jsonl"], ["synthesis.path", "synthesis.source='self'", "set it to 'file'"]),
+        (["synthesis.preset=alpaca"], ["synthesis.preset", "synthesis.source='self'", "set it to 'file'"]),
+        (
+            [*PRIVATE_FEDPIT, "synthesis.source=file", "synthesis.path=x.jsonl"],
+            ["synthesis.source='file'", "nothing to protect; use 'none'"],
+        ),
         (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
         (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
         (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "whole number"]),
@@ -219,6 +229,7 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
         ["resources.client.num_gpus=0.25"],
         ["resources.client.num_gpus=2"],
         ["server.optimizer=momentum"],
+        ["method.name=fedpit", "synthesis.source=file", "synthesis.path=x.jsonl", "synthesis.preset=medquad"],
         ["server.optimizer=adam", "server.lr=0.999"],
     ],
 )
@@ -228,9 +239,6 @@ def test_the_neighbours_of_refused_combinations_are_allowed(overrides: list[str]
 
 # --- what a unit, a place of the noise, a sampler and the rest can be together
 
-CLIENT = ["privacy.unit=client"]
-DPLORA = ["method.name=dplora"]
-PRIVATE_FEDPIT = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none"]
 CYCLIC = [*CLIENT, "partition.num_clients=12", "server.cohort_size=3", "privacy.sampler=cyclic"]
 POISSON = [*CLIENT, "partition.num_clients=12", "server.cohort_size=3"]
 DISTRIBUTED = [*CLIENT, "privacy.noise_at=distributed"]
@@ -244,7 +252,7 @@ FIXED = "privacy.sampler=fixed"
     [
         *[
             ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
-            for method in ("fedit", "scaffold", "locit", "cenit", "base")
+            for method in ("fedit", "scaffold", "fedmit", "locit", "locit_synthetic", "cenit", "base")
         ],
         *[
             ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
@@ -252,7 +260,7 @@ FIXED = "privacy.sampler=fixed"
         ],
         *[
             ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
-            for method in ("fedpit", "locit", "cenit", "base")
+            for method in ("fedpit", "fedmit", "locit", "locit_synthetic", "cenit", "base")
         ],
         (
             ["method.name=scaffold", *CLIENT],

@@ -1,6 +1,6 @@
 """Records and their split among clients as a configuration asks for them: what a run deals, and what a verification deals again."""
 
-from raysim.config import Config, DataConfig
+from raysim.config import Config, DataConfig, SynthesisConfig
 from raysim.data.partition import partition_records
 from raysim.data.records import Record
 from raysim.data.sources import load_records
@@ -19,6 +19,20 @@ def configured_records(data: DataConfig) -> list[Record]:
         details_field=data.details_field,
         group_field=data.group_field,
     )
+
+
+def public_records(synthesis: SynthesisConfig) -> list[Record]:
+    """The records that stand in for self-generated ones; none unless they come from a file.
+
+    Errors: as `load_records`, naming `synthesis.path` and the line.
+    """
+    if synthesis.source != "file":
+        return []
+    try:
+        return load_records(source="jsonl", path=synthesis.path, preset=synthesis.preset)
+    except ValueError as error:
+        text = str(error).replace("data.path=", "synthesis.path=", 1)
+        raise ValueError(text.replace("set data.preset, or the data.*_field keys", "set synthesis.preset")) from None
 
 
 def configured_shards(labels: list[str], config: Config) -> list[list[int]]:

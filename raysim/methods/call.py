@@ -44,6 +44,8 @@ class ClientCall:
     """What it kept from its last round, if anything."""
     control: Vector | None = None
     """The server's control variate, shape (P,), where the method has one."""
+    public: tuple[Example, ...] = ()
+    """Public records from which synthetic ones are drawn, where they come from a file."""
 
     def seed(self, *key: str | int) -> int:
         """The seed of a random stream of this call."""

@@ -9,7 +9,10 @@ NO_GUARANTEE = {
     "shared adapter on are written from private demonstrations.",
     "scaffold": "No differential-privacy guarantee: SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control "
     "variates beside them.",
+    "fedmit": "No differential-privacy guarantee: FedMIT releases averages of unclipped, unnoised updates from real and synthetic records.",
     "locit": "No differential-privacy guarantee: each client's adapter is trained on its own records without noise, and stays with it.",
+    "locit_synthetic": "No differential-privacy guarantee: each client's adapter is trained on its own records, and on what it writes from them, "
+    "without noise, and stays with it.",
     "cenit": "No differential-privacy guarantee: all records are pooled in one place and trained on without noise.",
     "base": "Nothing is learned from the clients' records: the base model is released as it was. No mechanism is needed or claimed.",
 }

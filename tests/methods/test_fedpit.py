@@ -14,7 +14,8 @@ from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit
-from raysim.methods.fedpit import fedpit, mix, select
+from raysim.methods.fedpit import fedpit, mix
+from raysim.methods.synthetic import select
 from raysim.synthesis import Candidate, instruction_following_scores
 from raysim.train import train_adapter
 from tests.method_calls import RECORDS, make_call, other_responses, some_adapter
