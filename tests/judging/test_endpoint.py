@@ -277,32 +277,39 @@ def test_another_model_or_parameter_is_another_judgement(tmp_path: Path) -> None
 
 
 JUDGING = """
-import sys
+import signal, sys
 from pathlib import Path
 from raysim.judging.endpoint import EndpointJudge
 from tests.judge_server import Server, at, patience
 from tests.judging.test_endpoint import MANY
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with EndpointJudge(at(Server(sys.argv[1], [])), journal=Path(sys.argv[2]), settings=patience(concurrency=2)) as judge:
     judge.rate(MANY)
 """
 MANY = [Question(f"instruction {i}", f"first {i}", f"second {i}") for i in range(24)]
 
 
-def test_a_killed_run_asks_again_only_for_what_was_under_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ending", "num_again"), [(signal.SIGKILL, 2), (signal.SIGINT, 0)])
+def test_an_ended_run_asks_again_at_most_for_what_was_under_way(tmp_path: Path, ending: signal.Signals, num_again: int) -> None:
+    """A killed process loses the two requests that are under way; an interrupted one hears them out, and sends no more."""
     journal = tmp_path / "j"
-    with serving(lambda call: Reply(fair(call).body, delay_s=0.05)) as server:
-        process = subprocess.Popen([sys.executable, "-c", JUDGING, server.url, str(journal)], env=environment())
+    with serving(lambda call: Reply(fair(call).body, delay_s=0.1)) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", JUDGING, server.url, str(journal)], env=environment(), stderr=subprocess.PIPE, text=True
+        )
         deadline = time.monotonic() + 60
         while len(server.calls) < 10 and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        os.kill(process.pid, ending)
+        _, printed = process.communicate(timeout=30)
+        assert process.returncode != 0
+        assert printed.strip().endswith("KeyboardInterrupt" if ending == signal.SIGINT else "")
         num_first = len(server.calls)
         assert 10 <= num_first < len(MANY)
         assert rate(server, journal, MANY) == [fair_ratings(question) for question in MANY]
     asked = Counter(str(call.body) for call in server.calls)
     assert len(asked) == len(MANY)
-    assert asked.total() - len(MANY) <= 2, "at most the two requests that were under way are asked again"
+    assert asked.total() - len(MANY) <= num_again
 
 
 # --- what a run tells of itself
