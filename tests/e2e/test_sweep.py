@@ -1,6 +1,5 @@
 """`raysim sweep` as a command: what it writes and prints, what it refuses, and that a killed one goes on to the same results."""
 
-import csv
 import json
 import os
 import signal
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import command, environment, raysim
+from tests.small_runs import command, environment, raysim, table
 
 SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2"]
 """The shipped smoke sweep with a process for each trial instead of three, and half its trials."""
-TIMES = ("wall_s", "tokens_per_s")
 PATIENCE_S = 200
 
 
@@ -25,12 +23,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = raysim("sweep", "sweep-smoke", *SMALLER, f"out={folder / 'out'}", cwd=folder)
     assert done.returncode == 0, done.stderr + done.stdout
     return folder / "out", done.stdout
-
-
-def table(out: Path) -> list[dict[str, str]]:
-    """results.csv without times."""
-    with (out / "results.csv").open(newline="") as file:
-        return [{key: text for key, text in row.items() if key not in TIMES} for row in csv.DictReader(file)]
 
 
 def test_the_smoke_sweep_ends_in_a_table_a_summary_and_a_page(undisturbed: tuple[Path, str]) -> None:

@@ -1,0 +1,171 @@
+"""Ray clusters of a test's own: as many nodes on this machine as it wants, closed to whoever lacks the token, and gone afterwards.
+
+Every process of a cluster carries a mark in its environment, and is found and ended by that.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+MARK = "RAYSIM_TEST_NODE"
+PATIENCE_S = 200
+STORE_BYTES = 200 * 2**20
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: its raylet and what that has started."""
+
+    mark: str
+
+    def processes(self, *, named: str = "") -> list[int]:
+        """The ids of its processes, those whose command line begins with `named`."""
+        return [pid for pid in _marked(self.mark) if _read(pid, "cmdline").startswith(named.encode())]
+
+    def kill(self) -> None:
+        """Ends all of it at once, as a machine does that loses its power."""
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster with a head node."""
+
+    folder: Path
+    """Its temporary directory, with a short name, as sockets must have; its `home` holds the token."""
+    address: str
+    """What RAY_ADDRESS is set to."""
+    dashboard: str
+    """The job server's URL."""
+    head: Node
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a user who has the token."""
+        return client_environment(self.folder / "home") | {"RAY_API_SERVER_ADDRESS": self.dashboard}
+
+    def ray(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """The finished command `ray ARGUMENTS`, given in the root of the sources."""
+        return _ray(*arguments, environment=environment or self.environment())
+
+    def submit(self, name: str, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        """`raysim ARGUMENTS` as the job `name`, submitted as the README says."""
+        options = ["--log-style", "record", "--submission-id", name, "--working-dir", ".", "--runtime-env", "runtime_env.yaml"]
+        return self.ray("job", "submit", *options, *([] if wait else ["--no-wait"]), "--", "python", "-m", "raysim", *arguments)
+
+    def job(self, name: str) -> str:
+        """The status of the job `name`, empty where there is none."""
+        token = (self.folder / "home" / ".ray" / "auth_token").read_text()
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/{name}", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return str(json.load(answer)["status"])
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+            return ""
+
+
+@contextlib.contextmanager
+def cluster(*, num_cpus: int) -> Iterator[Cluster]:
+    """A head node with `num_cpus` on paper, and a token; ended on leaving."""
+    folder = Path(tempfile.mkdtemp(prefix="raysim-", dir="/tmp"))
+    home, head = folder / "home", Node(f"{folder.name}-head")
+    home.mkdir()
+    port, dashboard, client, agent = _free_ports(4)
+    try:
+        _checked(_ray("get-auth-token", "--generate", environment=client_environment(home)))
+        ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        _start("--head", *ports, folder=folder, node=head, num_cpus=num_cpus, agent_port=agent)
+        address = (folder / "head" / "ray_current_cluster").read_text()
+        made = Cluster(folder, address, f"http://127.0.0.1:{dashboard}", head)
+        _wait_for_job_server(made)
+        yield made
+    finally:
+        head.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def another_node(joined: Cluster, name: str, *, num_cpus: int) -> Iterator[Node]:
+    """One more node of a cluster, with an object store of its own; ended on leaving."""
+    node = Node(f"{joined.folder.name}-{name}")
+    try:
+        _start(f"--address={joined.address}", folder=joined.folder, node=node, num_cpus=num_cpus, agent_port=_free_ports(1)[0])
+        yield node
+    finally:
+        node.kill()
+
+
+def client_environment(home: Path) -> dict[str, str]:
+    """The environment of a user with the home directory `home`, whose token is there if anywhere, and who knows no cluster."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONWARNINGS"}
+    mine = {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return outside | mine | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _start(*arguments: str, folder: Path, node: Node, num_cpus: int, agent_port: int) -> None:
+    environment = client_environment(folder / "home") | {MARK: node.mark}
+    size = [f"--num-cpus={num_cpus}", "--num-gpus=0", f"--object-store-memory={STORE_BYTES}"]
+    place = [f"--temp-dir={folder / node.mark.removeprefix(f'{folder.name}-')}", f"--dashboard-agent-listen-port={agent_port}"]
+    _checked(_ray("start", *arguments, *size, *place, "--disable-usage-stats", environment=environment))
+
+
+def _ray(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "ray"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def _checked(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _wait_for_job_server(made: Cluster) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError):
+            made.job("none")
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"{made.dashboard} did not answer")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes that have the mark in the environment they were started with."""
+    line = f"{MARK}={mark}".encode()
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if line in _read(int(path.name), "environ").split(b"\0")]
+
+
+def _read(pid: int, what: str) -> bytes:
+    """A file of /proc, empty where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,75 @@
+"""A sweep over two nodes with object stores of their own, one of which dies in the middle."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from raysim.config import load
+from raysim.runner import run
+from tests.clusters import MARK, PATIENCE_S, Cluster, Node, another_node, cluster
+from tests.conftest import ROOT
+from tests.small_runs import command, results, table
+
+NUM_ROUNDS = 8
+SEEN_ROUNDS = 2
+"""Rounds that each trial has done when the node dies."""
+SWEEP = [
+    "sweep",
+    "sweep-smoke",
+    "sweep.space={method.name: [dplora], lora.rank: [2, 4, 8]}",
+    "sweep.seeds=[0]",
+    f"server.num_rounds={NUM_ROUNDS}",
+]
+"""The shipped smoke sweep with three trials of two client actors each, half a CPU on paper for each."""
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_the_death_of_a_node_and_every_trial_ends_as_if_left_alone(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    with cluster(num_cpus=1) as first, another_node(first, "second", num_cpus=1) as second:
+        process = sweeping(first, out, log)
+        wait_until_both_are_at_work(process, log, out, nodes=[first.head, second])
+        second.kill()
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+    printed = log.read_text()
+    died = re.findall(r"^smoke  (\S+): its process died; it goes on from its last finished round$", printed, re.MULTILINE)
+    assert len(died) == 1, printed
+    before, after = (rounds(part, died[0]) for part in printed.split(": its process died"))
+    assert after[0] > max(before) >= SEEN_ROUNDS, "it went on from its last round"
+    assert after == list(range(after[0], NUM_ROUNDS + 1))
+    assert "\x1b" not in printed
+    assert "\r" not in printed
+    assert [row["status"] for row in table(out)] == ["done"] * 3
+    for trial in out.glob("trials/*"):
+        alone = tmp_path / "alone" / trial.name
+        run(load(trial / "config.yaml", [f"out={alone}", "resources.backend=local"]), display=False)
+        assert results(trial) == results(alone)
+
+
+def sweeping(joined: Cluster, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The running sweep, whose driver is on the head node and ends with it."""
+    environment = joined.environment() | {"RAY_ADDRESS": joined.address, "PYTHONPATH": str(ROOT), MARK: joined.head.mark}
+    with log.open("wb") as file:
+        return subprocess.Popen(command(*SWEEP, f"out={out}"), env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait_until_both_are_at_work(process: subprocess.Popen[bytes], log: Path, out: Path, *, nodes: list[Node]) -> None:
+    """Returns once each node has a trial, each of them has done `SEEN_ROUNDS` rounds, and none has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        done = [max((int(path.name[-5:]) for path in state.glob("round-*")), default=0) for state in out.glob("trials/*/state")]
+        if sum(num_rounds >= SEEN_ROUNDS for num_rounds in done) == len(nodes):
+            break
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    assert not list(out.glob("trials/*/summary.json")), "a trial was over before the node died"
+    assert [len(node.processes(named="ray::ImplicitFunc")) for node in nodes] == [1, 1], "the nodes share the trials"
+
+
+def rounds(printed: str, trial: str) -> list[int]:
+    """The rounds of a trial that a log tells of."""
+    return [int(number) for number in re.findall(rf"^smoke  {re.escape(trial)}  round (\d+)/", printed, re.MULTILINE)]
