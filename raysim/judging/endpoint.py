@@ -28,6 +28,8 @@ from raysim.rng import numpy_rng
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that say: later."""
+MIN_SECRET = 8
+"""A shorter key is a placeholder such as `none`, which may well occur in a reply."""
 MAX_ERROR_CHARACTERS = 2000
 """Of a reply that is no completion, so much is kept."""
 
@@ -217,7 +219,7 @@ class EndpointJudge:
                 return None
             self._refuse(answer)
         raise JudgeError(
-            f"the judge at {self.endpoint.url} could not be had in {self.settings.max_attempts} attempts; last: {answer.problem}"
+            f"the judge at {self.endpoint.url} could not be had in {self.settings.max_attempts} attempts; last: {answer.problem[:300]}"
         )
 
     def _send(self, body: dict[str, Any], *, key: str, attempt: int) -> "_Answer":
@@ -275,7 +277,7 @@ class EndpointJudge:
 
     def _blotted(self, text: str) -> str:
         key = self.endpoint.key
-        for form in (key, json.dumps(key)[1:-1]) if key else ():
+        for form in (key, json.dumps(key)[1:-1]) if len(key) >= MIN_SECRET else ():
             text = text.replace(form, "[key]")
         return text
 

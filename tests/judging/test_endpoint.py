@@ -351,6 +351,11 @@ def test_the_key_is_written_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert "Bearer" not in text
 
 
+def test_a_placeholder_for_a_key_does_not_spoil_replies(tmp_path: Path) -> None:
+    with serving() as server:
+        assert rate(server, tmp_path / "j", QUESTIONS[:1], key="a") == [fair_ratings(QUESTIONS[0])]
+
+
 def test_the_endpoint_comes_from_the_environment() -> None:
     variables = {"RAYSIM_JUDGE_URL": " http://localhost:8000/v1/ ", "RAYSIM_JUDGE_MODEL": "big", "RAYSIM_JUDGE_KEY": "k\n"}
     assert endpoint_from(variables) == Endpoint("http://localhost:8000/v1", "big", "k")
