@@ -16,8 +16,9 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import ray
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.air.integrations.wandb import WandbLoggerCallback
+from ray.exceptions import OutOfMemoryError
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -80,12 +82,13 @@ SWEEP_KEYS = ("space", "search", "num_samples", "seeds", "objectives", "schedule
 LOGGERS = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 MOST_DEATHS = 3
 """Times that a trial whose process or node died is started again."""
+LOW_MEMORY = "low on memory"
+"""What Ray says where it ended a process to save a node's memory."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once: the run folders hold all that is worth saving
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a table of its own even where it is told to be silent
-    "RAY_COLOR_PREFIX": "0",  # control characters in what Ray says of a process that died
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data and models mean what they mean to the driver
 }
 
@@ -113,8 +116,10 @@ class Plan:
     """References to the base models, each in the object store once (see `_model_key`)."""
     data_refs: Mapping[tuple[Any, ...], Any]
     """References to the tokenised data, likewise (see `data_key`); a trial whose data are not there makes its own."""
-    rounds_before: Mapping[str, int]
+    rounds_before: Mapping[str, int] = field(default_factory=dict)
     """Rounds that a trial, by name, had done when this sitting began."""
+    given_up: frozenset[str] = frozenset()
+    """Names of trials for which there is not enough memory."""
 
     def trial(self, point: Point) -> Config:
         """The configuration of a trial, all decided."""
@@ -354,16 +359,39 @@ def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -
     if over:
         progress.note(f"{len(over)} of {len(points)} trials were over before")
     base_refs = share_models(config, remaining)
-    rounds_before = {
-        point.name: len(_records(trial_folder(config, point))) for point in (suggested(Path(config.out)) if searches else remaining)
-    }
-    plan = Plan(config, base_refs, share_data(config, remaining, base_refs), rounds_before)
     watch = Watch(progress, config)
-    scheduler = scheduler_of(config)
-    if scheduler is not None:
-        tell(scheduler, [_trial(config, point) for point in over])
-    _tuner(plan, remaining, scheduler=scheduler, callbacks=[watch, *_loggers(config, progress)]).fit()
+    _fit(Plan(config, base_refs, share_data(config, remaining, base_refs)), points, watch)
     return watch.errors
+
+
+def _fit(plan: Plan, points: Sequence[Point], watch: "Watch") -> None:
+    """Runs the trials that are not over on Tune.
+
+    Tune itself ends where Ray ends a trial's process for lack of memory. Then all go on from their last rounds, half as many at
+    once; a trial that was running `MOST_DEATHS` times when that happened is given up.
+    """
+    config, at_once = plan.config, plan.config.sweep.max_concurrent
+    searches, deaths = config.sweep.search == "optuna", Counter[str]()
+    while True:
+        over = [] if searches else [point for point in points if status(trial_folder(config, point)) != "waiting"]
+        remaining = [point for point in points if point not in over]
+        known = suggested(Path(config.out)) if searches else remaining
+        rounds_before = {point.name: len(_records(trial_folder(config, point))) for point in known}
+        given_up = frozenset(name for name, number in deaths.items() if number >= MOST_DEATHS)
+        plan = dataclasses.replace(plan, rounds_before=rounds_before, given_up=given_up)
+        scheduler = scheduler_of(config)
+        if scheduler is not None:
+            tell(scheduler, [_trial(config, point) for point in over])
+        try:
+            _tuner(plan, remaining, at_once=at_once, scheduler=scheduler, callbacks=[watch, *_loggers(config, watch.progress)]).fit()
+            return
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+        running = watch.running()
+        deaths.update(running)
+        at_once = max(1, len(running) // 2)
+        watch.progress.note(f"a node ran out of memory; going on from the last finished rounds, at most {at_once} at once")
 
 
 def _check_fits(trial: Config, point: Point) -> None:
@@ -426,7 +454,7 @@ def _model_key(trial: Config) -> tuple[str, str, str]:
     return (trial.model.name, trial.train.dtype, trial.model.cache_dir)
 
 
-def _tuner(plan: Plan, points: Sequence[Point], *, scheduler: Any, callbacks: Sequence[Any]) -> Any:
+def _tuner(plan: Plan, points: Sequence[Point], *, at_once: int, scheduler: Any, callbacks: Sequence[Any]) -> Any:
     os.environ.update(QUIET)
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `Watch` says what failed, in one line
@@ -443,12 +471,12 @@ def _tuner(plan: Plan, points: Sequence[Point], *, scheduler: Any, callbacks: Se
             search_alg=Suggestions(config) if searches else None,
             num_samples=settings.num_samples if searches else 1,
             scheduler=scheduler,
-            max_concurrent_trials=settings.max_concurrent or None,
+            max_concurrent_trials=at_once or None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: _point(trial.config).name,
         ),
         run_config=tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6:06d}",
             storage_path=str(Path(plan.config.out) / "tune"),
             failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
             callbacks=list(callbacks),
@@ -588,8 +616,12 @@ class Watch(tune.Callback):
     """Hears of the trials from Tune: tells the display, keeps errors, and marks what a scheduler stopped."""
 
     def __init__(self, progress: SweepProgress, config: Config) -> None:
-        self._progress, self._config = progress, config
+        self.progress, self._config = progress, config
         self.errors: dict[str, str] = {}
+
+    def running(self) -> list[str]:
+        """The names of the trials that are running."""
+        return [name for name, view in self.progress.trials.items() if view.status == "running"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a `Tuner.restore`, which is not how a sweep continues."""
@@ -598,43 +630,45 @@ class Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
         point = _point(trial.config)
-        if point.name not in self._progress.trials:
-            self._progress.add(point.name, point.settings, num_rounds=_trial(self._config, point).server.num_rounds)
-        self._progress.start(point.name)
+        if point.name not in self.progress.trials:
+            self.progress.add(point.name, point.settings, num_rounds=_trial(self._config, point).server.num_rounds)
+        self.progress.start(point.name)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """See `tune.Callback`."""
         if result["status"] == "running":
-            self._progress.round(_point(trial.config).name, result, round=result["round"])
+            self.progress.round(_point(trial.config).name, result, round=result["round"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial has ended by itself, or a scheduler has ended it."""
         point, result = _point(trial.config), trial.last_result
         name = point.name
         if result["status"] == "done":
-            self._progress.round(name, result, round=result["round"])
+            self.progress.round(name, result, round=result["round"])
         over_before = status(trial_folder(self._config, point))
         if result["status"] == "running" and over_before != "waiting":  # told again, and stopped this time
-            self._progress.end(name, over_before)
+            self.progress.end(name, over_before)
         elif result["status"] == "running":
             told = {"num_rounds": result["round"], "scheduler": self._config.sweep.scheduler}
             runfiles.write_json(trial_folder(self._config, point) / "stopped.json", told)
-            self._progress.end(name, "stopped")
+            self.progress.end(name, "stopped")
         else:
             self._end(name, result["status"], error=result.get("error", ""))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        self._progress.note(f"{_point(trial.config).name}: its process died; it goes on from its last finished round")
+        self.progress.note(f"{_point(trial.config).name}: its process died; it goes on from its last finished round")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's process died too often."""
-        self._end(_point(trial.config).name, "failed", error=_first_line(trial.get_error() or RuntimeError("its process died")))
+        told = str(trial.get_error() or trial.get_pickled_error() or "")
+        why = "for lack of memory" if LOW_MEMORY in told else "by itself or by a signal"
+        self._end(_point(trial.config).name, "failed", error=f"its process ended {MOST_DEATHS + 1} times, the last time {why}")
 
     def _end(self, name: str, status: str, *, error: str) -> None:
         if error:
             self.errors[name] = error
-        self._progress.end(name, status, error=error)
+        self.progress.end(name, status, error=error)
 
 
 # --- inside a trial
@@ -643,6 +677,9 @@ class Watch(tune.Callback):
 def run_trial(values: dict[str, Any], *, plan: Plan) -> None:
     """A trial, in a process of its own: a run that reports each round to Tune, and its end, good or bad."""
     trial = plan.trial(_point(values))
+    if trial.name in plan.given_up:
+        tune.report(_reported([], trial) | {"status": "failed", "error": "its process was ended again and again for lack of memory"})
+        return
     if plan.config.sweep.scheduler != "none":
         _report_again(trial, rounds_before=plan.rounds_before.get(trial.name, 0))
     if status(Path(trial.out)) == "stopped":  # before, and a search wants to hear of it again

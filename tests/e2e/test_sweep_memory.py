@@ -1,0 +1,54 @@
+"""A node that runs out of memory in the middle of a sweep: Ray ends a trial's process, and the sweep goes on to the same table.
+
+Ray ends processes where a share of the machine's memory is used. The tests set that share a little above what is used as they
+start, and take the rest themselves, for real.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from tests.small_runs import command, environment, raysim, table
+
+ROOM = 0.12
+"""Share of the machine's memory that the sweep may take."""
+SWEEP = ["sweep", "sweep-smoke", "resources.backend=local", "sweep.seeds=[0]", "server.num_rounds=12", "sweep.space={method.name: [fedit]}"]
+
+
+def threshold() -> str:
+    """The share of memory above which Ray is to end processes."""
+    memory = psutil.virtual_memory()
+    return f"{(memory.total - memory.available) / memory.total + ROOM:.3f}"
+
+
+def test_a_sweep_whose_node_runs_out_of_memory_goes_on_with_fewer_trials_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = environment() | {"RAY_memory_usage_threshold": threshold()}
+    words = [*command(*SWEEP), f"out={out}"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=settings, cwd=tmp_path)
+    assert process.stdout is not None
+    taken, printed = b"", []
+    for line in process.stdout:
+        printed.append(line)
+        if "round 3/" in line and not any("round 3/" in earlier for earlier in printed[:-1]):
+            taken = os.urandom(2**20) * int(psutil.virtual_memory().total * (ROOM + 0.03) / 2**20)
+        if "memory" in line or "its process died" in line:
+            taken = b""
+    assert process.wait() == 0, "".join(printed)
+    assert any("memory" in line or "its process died" in line for line in printed), "nothing was ended"
+    assert not taken
+    left_alone = raysim(*SWEEP, f"out={tmp_path / 'left_alone'}", "--quiet", cwd=tmp_path)
+    assert left_alone.returncode == 0, left_alone.stderr
+    assert table(out) == table(tmp_path / "left_alone")
+
+
+def test_a_trial_for_which_there_is_never_enough_memory_is_a_row_that_says_so(tmp_path: Path) -> None:
+    settings = environment() | {"RAY_memory_usage_threshold": "0.01"}
+    words = [*command(*SWEEP), "sweep.space.lora.rank=[2]", f"out={tmp_path / 'out'}"]
+    done = subprocess.run(words, capture_output=True, text=True, env=settings, cwd=tmp_path, timeout=400)
+    assert done.returncode == 1, done.stderr + done.stdout
+    [row] = table(tmp_path / "out")
+    assert row["status"] == "failed"
+    assert "memory" in row["error"]
