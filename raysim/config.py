@@ -113,8 +113,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class MethodConfig:
     name: str = "fedit"
-    """`fedit`, `scaffold`, `fedpit`, `fedmit` (real and synthetic records in one adapter), `dplora`, `locit` (no federation), `locit_synthetic`
-    (the same, with records of its own writing), `cenit` (all data in one place) or `base` (no training)."""
+    """`fedit`, `scaffold`, `fedpit`, `fedmit` (real and synthetic records in one adapter), `fewfedweight` (a reconstruction), `dplora`,
+    `locit` (no federation), `locit_synthetic` (the same, with records of its own writing), `cenit` (all data in one place) or `base` (no training)."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,20 @@ class SynthesisConfig:
 
 
 @dataclass(frozen=True)
+class FewFedWeightConfig:
+    pseudo_weight: float = 1.0
+    """gamma: weight of the shared model's answers beside the real records; 0 for none."""
+    energy_temperature: float = 1.0
+    """Temperature of the weights of answers: low trusts the likeliest only (loss in nats a token)."""
+    aggregation_temperature: float = 1.0
+    """Temperature of the clients' weights: low trusts the client with the lowest validation loss only."""
+    validation_share: float = 0.2
+    """Share of a client's records that it holds back to validate on; 0 validates on its training records."""
+    max_response_tokens: int = 64
+    """Longest answer of the shared model, in tokens."""
+
+
+@dataclass(frozen=True)
 class DploraConfig:
     mode: str = "example"
     """`example` (per-example clipping, noise sigma C / B on the mean) or `literal` (the paper's per-batch clipping, one step a round)."""
@@ -190,7 +204,8 @@ class ServerConfig:
     cohort_size: int = 0
     """Clients of a round (expected number under client-level privacy); 0 means every client."""
     weighting: str = "auto"
-    """`examples` (by shard size), `uniform`, or `auto`: uniform wherever a privacy guarantee is claimed, else by examples."""
+    """`examples` (by shard size), `uniform`, `adaptive` (by the client's validation loss; fewfedweight), or `auto`: uniform wherever a privacy
+    guarantee is claimed, adaptive for fewfedweight, else by examples."""
     lr: float = 1.0
     """Server learning rate on the averaged update (or on what `optimizer` makes of it)."""
     optimizer: str = "none"
@@ -356,6 +371,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     fedpit: FedpitConfig = field(default_factory=FedpitConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    fewfedweight: FewFedWeightConfig = field(default_factory=FewFedWeightConfig)
     dplora: DploraConfig = field(default_factory=DploraConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
@@ -376,7 +392,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_schedule": ("constant", "cosine"),
     "train.optimizer": ("adamw", "sgd"),
     "train.dtype": ("auto", "float32", "bfloat16"),
-    "method.name": ("fedit", "scaffold", "fedpit", "fedmit", "dplora", "locit", "locit_synthetic", "cenit", "base"),
+    "method.name": ("fedit", "scaffold", "fedpit", "fedmit", "fewfedweight", "dplora", "locit", "locit_synthetic", "cenit", "base"),
     "fedpit.local_train_on": ("real+synthetic", "real"),
     "fedpit.scorer": ("ifs", "none"),
     "synthesis.source": ("self", "file"),
@@ -384,7 +400,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fedpit.private_decoding": ("shrunk", "argmax"),
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
-    "server.weighting": ("auto", "examples", "uniform"),
+    "server.weighting": ("auto", "examples", "uniform", "adaptive"),
     "server.optimizer": ("none", "momentum", "adam", "yogi", "adagrad"),
     "privacy.unit": ("auto", "none", "client", "example"),
     "privacy.noise_at": ("auto", "server", "client", "distributed"),
@@ -430,6 +446,11 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fedpit.max_response_tokens": (1, math.inf, True),
     "fedpit.min_instruction_words": (1, math.inf, True),
     "fedpit.num_retries": (1, math.inf, True),
+    "fewfedweight.pseudo_weight": (0, math.inf, True),
+    "fewfedweight.energy_temperature": (0, math.inf, False),
+    "fewfedweight.aggregation_temperature": (0, math.inf, False),
+    "fewfedweight.validation_share": (0, 0.9, True),
+    "fewfedweight.max_response_tokens": (1, math.inf, True),
     "dplora.batch_size": (1, math.inf, True),
     "dplora.num_steps": (1, math.inf, True),
     "dplora.lr": (0, math.inf, False),
@@ -631,6 +652,8 @@ def _check_combinations(config: Config) -> None:
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
         )
     _check_synthesis(config)
+    if config.server.weighting == "adaptive" and method != "fewfedweight":
+        raise ValueError(f"server.weighting='adaptive' is for method.name='fewfedweight', not {method!r}; use examples or uniform")
     actors = config.resources.num_actors
     if actors != "auto" and not (actors.isdigit() and int(actors) >= 1):
         raise ValueError(f"resources.num_actors={actors!r} must be 'auto' or a number of at least 1")
@@ -770,7 +793,7 @@ def resolve_auto(config: Config) -> Config:
     """The configuration with every `auto` decided by the others."""
     privacy, cohort = config.privacy, config.server.cohort_size
     unit = _auto_unit(config.method.name) if privacy.unit == "auto" else privacy.unit
-    weighting = _auto_weighting(unit) if config.server.weighting == "auto" else config.server.weighting
+    weighting = _auto_weighting(unit, config.method.name) if config.server.weighting == "auto" else config.server.weighting
     noise_at = _auto_noise_at(unit) if privacy.noise_at == "auto" else privacy.noise_at
     sampler = privacy.sampler
     if sampler == "auto" and unit == "client":
@@ -796,8 +819,10 @@ def _auto_noise_at(unit: str) -> str:
     return {"client": "server", "example": "client"}.get(unit, "auto")
 
 
-def _auto_weighting(unit: str) -> str:
-    return "examples" if unit == "none" else "uniform"
+def _auto_weighting(unit: str, method: str) -> str:
+    if unit != "none":
+        return "uniform"
+    return "adaptive" if method == "fewfedweight" else "examples"
 
 
 FLAT_DEFAULTS = flatten_keys(dataclasses.asdict(Config()))

@@ -27,6 +27,7 @@ METHOD_COLOURS: dict[str, tuple[str, str]] = {
     "dplora": ("#00896a", "#2fc69c"),
     "scaffold": ("#5b4fa3", "#a79bee"),
     "fedmit": ("#4d7300", "#a5cf4c"),
+    "fewfedweight": ("#8c3b3b", "#e08080"),
     "locit": ("#b0588c", "#e295c0"),
     "locit_synthetic": ("#7a2f5c", "#f2bcd9"),
     "cenit": ("#a87400", "#e6b422"),

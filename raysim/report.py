@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from raysim import config as configuration
 from raysim import figures
 from raysim.auditing import verdict
-from raysim.progress import COLUMNS, METHOD_LABELS, MISSING, NO_GUARANTEE, clock, human_bytes
+from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
 
 BUILT_IN_SETS = ("clinic", "finance", "general")
 UNINTERESTING_KEYS = ("name", "out", "compare")
@@ -34,7 +34,7 @@ HIGHER_IS_BETTER = ("heldout_rouge_l", "tokens_per_s")
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of one run folder say; `notes` are plain sentences about what is missing."""
+    """What the files of one run folder say; `notes` are plain sentences about what is missing, or must be said of the method."""
 
     folder: Path
     summary: dict[str, Any]
@@ -129,6 +129,7 @@ def read_run(run_dir: Path) -> Run:
     records = _read_lines(folder / "rounds.jsonl", notes)
     ledger = _read_json(folder / "ledger.json", notes)
     summary = _summary(folder, config=config, records=records, ledger=ledger, notes=notes)
+    notes += [METHOD_NOTES[method] for method in (str(summary["method"]),) if method in METHOD_NOTES]
     return Run(
         folder=folder,
         summary=summary,

@@ -13,7 +13,7 @@ from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.config import Config, SweepConfig, unresolved, unused_privacy, validate, with_overrides
 from raysim.experiment import EncodedData, Experiment, prepare
-from raysim.progress import Progress
+from raysim.progress import METHOD_NOTES, Progress
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
 from raysim.worker import Assignment, Worker
@@ -217,8 +217,8 @@ def rounds_to_run(experiment: Experiment, config: Config) -> int:
 
 
 def notes(experiment: Experiment, config: Config) -> list[str]:
-    """What a user should know before the run: responses that were cut, noise that was solved for, a budget that ends it, a large delta."""
-    lines, mechanism = [], experiment.mechanism
+    """What a user should know before the run: of its method, responses that were cut, noise solved for, a budget that ends it, a large delta."""
+    lines, mechanism = [METHOD_NOTES[config.method.name]] if config.method.name in METHOD_NOTES else [], experiment.mechanism
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
@@ -281,6 +281,7 @@ def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any],
     return {
         "name": config.name,
         "method": config.method.name,
+        "method_note": METHOD_NOTES.get(config.method.name),
         "seed": config.seed,
         "num_rounds": simulation.state.round_index,
         "eval": last["eval"],

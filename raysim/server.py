@@ -136,9 +136,9 @@ def _noised_mean(
 
 
 def weights_for(shard_sizes: Sequence[int], *, weighting: str) -> tuple[float, ...]:
-    """The weight of each client: its number of examples for `examples`, 1 for `uniform`."""
-    if weighting not in ("examples", "uniform"):
-        raise ValueError(f"server.weighting={weighting!r} must be 'examples' or 'uniform'")
+    """The weight of each client: its number of examples for `examples`, 1 for `uniform`, and for `adaptive` until it asks for another."""
+    if weighting not in ("examples", "uniform", "adaptive"):
+        raise ValueError(f"server.weighting={weighting!r} must be 'examples', 'uniform' or 'adaptive'")
     return tuple(float(size) if weighting == "examples" else 1.0 for size in shard_sizes)
 
 

@@ -116,7 +116,7 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
         shown = [one_line(examples[i].record.instruction) for i in chosen]
         prompts.append(fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
     sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
-    outputs = _generate(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
+    outputs = write_texts(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
     return [one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
 
 
@@ -164,7 +164,7 @@ def write_responses(
         for index in pending:
             render = partial(response_prompt, lm, instruction=results[index].instruction, system_prompt=settings.system_prompt)
             prompts.append(fitting(shown, render, room=room))
-        outputs = _generate(
+        outputs = write_texts(
             lm,
             prompts,
             sampling=Sampling(
@@ -229,9 +229,10 @@ def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str],
     return replace(candidate, response=answer, verdict=verdict, max_rouge_l=max(nearest, candidate.max_rouge_l or 0.0))
 
 
-def _generate(
+def write_texts(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int] | None, batch_size: int
 ) -> list[list[int]]:
+    """What the model as it stands writes after each prompt, as token ids (see `generate`)."""
     return generate(
         lm.model,
         prompts,

@@ -25,6 +25,8 @@ from raysim.data.tokens import Example
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for, torch_rng
 
+PRIVATE_BATCH = 16
+"""Examples of a private step that are in memory at once (a step of many is the better one, and activations are what takes the memory)."""
 GROUPING_WINDOW = 8
 """Batches among which examples are sorted by length: the fewer, the more random; the more, the less padding."""
 
@@ -153,12 +155,14 @@ def train_adapter(
     settings: TrainSettings,
     seed: int,
     correction: Vector | None = None,
+    weights: Sequence[float] | None = None,
 ) -> tuple[Vector, TrainStats]:
     """The adapter after local training from `adapter` on `examples`, float32 of shape (P,).
 
     The loss of a batch is the mean over its response tokens. With no examples the adapter comes back unchanged.
     FedProx: Li et al. (2020), arXiv 1812.06127, mu/2 ||w - w_global||^2. `correction`, of shape (P,), is subtracted after each step, times
-    the learning rate (SCAFFOLD's c - c_k); a correction of zeros changes no bit.
+    the learning rate (SCAFFOLD's c - c_k); a correction of zeros changes no bit. `weights`, one an example, multiply its loss in the
+    numerator of that mean (not in `stats`); weights of 1 change no bit.
 
     Errors: RuntimeError if a LoRA tensor is frozen, or if nothing was learned although there was a loss to lower.
     """
@@ -177,7 +181,8 @@ def train_adapter(
             lm.flat_grad.zero_()
             with nullcontext() if num_steps else _every_factor_learns(lm):
                 nll_B, count_B = response_nll(lm, chosen)
-                (nll_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+                weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i in batch], device=lm.device)
+                (weighted_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
             reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
@@ -216,7 +221,9 @@ def train_private(
         for step in range(settings.num_steps):
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
             chosen = [examples[i] for i in drawn.tolist()]
-            total, norms, batch_losses = clipped_gradient_sum(lm, chosen, clip_norm=settings.clip_norm, max_batch=settings.batch_size)
+            total, norms, batch_losses = clipped_gradient_sum(
+                lm, chosen, clip_norm=settings.clip_norm, max_batch=min(settings.batch_size, PRIVATE_BATCH)
+            )
             total += _canary_gradients(lm, settings, seed=seed, step=step)
             std = settings.noise_multiplier * settings.clip_norm
             noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)

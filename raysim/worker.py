@@ -100,7 +100,8 @@ class Worker:
             except Exception as error:
                 raise RuntimeError(f"round {round_index}, client {client_id}: {type(error).__name__}: {error}") from error
             results.append(result)
-        weights = [assignment.weights[client_id] for client_id in client_ids]
+        weights = [assignment.weights[k] if r.weight is None else r.weight for k, r in zip(client_ids, results, strict=True)]
+        assert mechanism.kind == "none" or all(r.weight is None for r in results), "a weight that the data decide bounds no client"
         updates = [result.update for result in results]
         total = sum_chunk(
             updates, client_ids=client_ids, weights=weights, clip_norm=clip_norm, mechanism=mechanism, round_index=round_index

@@ -28,7 +28,7 @@ METHODS = {
     "dplora-literal": ["method.name=dplora", "dplora.mode=literal"],
     "fedit-client": ["method.name=fedit", "privacy.unit=client"],
     "fedmit": ["method.name=fedmit", *WRITING],
-    "fewfedweight": ["method.name=fewfedweight", "fewfedweight.max_response_tokens=8"],
+    "fewfedweight": ["method.name=fewfedweight", "fewfedweight.max_response_tokens=24"],
     "locit": ["method.name=locit"],
     "locit_synthetic": ["method.name=locit_synthetic", *WRITING],
     "cenit": ["method.name=cenit"],

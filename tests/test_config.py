@@ -114,12 +114,15 @@ def test_auto_follows_the_method_and_the_guarantee() -> None:
     assert load("", ["method.name=dplora"]).server.weighting == "uniform"
     assert load("", ["privacy.unit=client"]).server.weighting == "uniform"
     assert load("", ["method.name=fedpit"]).server.weighting == "examples"
+    assert load("", ["method.name=fewfedweight"]).server.weighting == "adaptive"
     assert load("", ["out=elsewhere"]).out == "elsewhere"
 
 
 def test_what_auto_decided_can_be_decided_again_for_another_method() -> None:
     fedit = load("", ["method.name=fedit"])
     assert with_overrides(fedit, unresolved(fedit) | {"method.name": "dplora"}).privacy.unit == "example"
+    few = load("", ["method.name=fewfedweight"])
+    assert with_overrides(few, unresolved(few) | {"method.name": "fedpit"}).server.weighting == "examples"
     private = load("", ["privacy.unit=client"])
     assert with_overrides(private, unresolved(private)) == private
     with pytest.raises(ValueError, match=r"privacy\.unit"):
@@ -194,6 +197,7 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
         (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
         (["data.source=jsonl"], ["data.path", "a file"]),
         (["data.source=hub"], ["data.path", "data set id"]),
+        (["server.weighting=adaptive"], ["server.weighting='adaptive'", "method.name='fewfedweight'", "use examples or uniform"]),
         (["synthesis.source=file"], ["synthesis.path is empty", "a file of public records"]),
         (["synthesis.path=somewhere.jsonl"], ["synthesis.path", "synthesis.source='self'", "set it to 'file'"]),
         (["synthesis.preset=alpaca"], ["synthesis.preset", "synthesis.source='self'", "set it to 'file'"]),
@@ -229,6 +233,8 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
         ["resources.client.num_gpus=0.25"],
         ["resources.client.num_gpus=2"],
         ["server.optimizer=momentum"],
+        ["method.name=fewfedweight", "server.weighting=adaptive"],
+        ["method.name=fewfedweight", "server.weighting=uniform"],
         ["method.name=fedpit", "synthesis.source=file", "synthesis.path=x.jsonl", "synthesis.preset=medquad"],
         ["server.optimizer=adam", "server.lr=0.999"],
     ],
@@ -252,7 +258,7 @@ FIXED = "privacy.sampler=fixed"
     [
         *[
             ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
-            for method in ("fedit", "scaffold", "fedmit", "locit", "locit_synthetic", "cenit", "base")
+            for method in ("fedit", "scaffold", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
         ],
         *[
             ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
@@ -260,7 +266,7 @@ FIXED = "privacy.sampler=fixed"
         ],
         *[
             ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
-            for method in ("fedpit", "fedmit", "locit", "locit_synthetic", "cenit", "base")
+            for method in ("fedpit", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
         ],
         (
             ["method.name=scaffold", *CLIENT],

@@ -5,6 +5,7 @@ from raysim.methods.dplora import dplora
 from raysim.methods.fedit import fedit
 from raysim.methods.fedmit import fedmit
 from raysim.methods.fedpit import fedpit
+from raysim.methods.fewfedweight import fewfedweight
 from raysim.methods.locit import locit, locit_synthetic
 from raysim.methods.scaffold import scaffold
 
@@ -13,6 +14,7 @@ METHODS: dict[str, Method] = {
     "scaffold": scaffold,
     "fedpit": fedpit,
     "fedmit": fedmit,
+    "fewfedweight": fewfedweight,
     "dplora": dplora,
     "locit": locit,
     "locit_synthetic": locit_synthetic,

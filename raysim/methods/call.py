@@ -107,6 +107,8 @@ class ClientResult:
     """Records it generated, with verdicts and scores, for inspection by whoever simulates."""
     control_change: Vector | None = None
     """What changed in its control variate, shape (P,); sent with the update by methods that have one."""
+    weight: float | None = None
+    """The weight it asks for in place of the one assigned to it (`server.weighting: adaptive`, never under privacy)."""
 
 
 Method = Callable[[LanguageModel, ClientCall], ClientResult]

@@ -10,6 +10,8 @@ NO_GUARANTEE = {
     "scaffold": "No differential-privacy guarantee: SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control "
     "variates beside them.",
     "fedmit": "No differential-privacy guarantee: FedMIT releases averages of unclipped, unnoised updates from real and synthetic records.",
+    "fewfedweight": "No differential-privacy guarantee: FewFedWeight releases averages of unclipped, unnoised updates, weighted by how well each "
+    "client's adapter does on its own records.",
     "locit": "No differential-privacy guarantee: each client's adapter is trained on its own records without noise, and stays with it.",
     "locit_synthetic": "No differential-privacy guarantee: each client's adapter is trained on its own records, and on what it writes from them, "
     "without noise, and stays with it.",

@@ -89,7 +89,7 @@ def test_every_file_of_the_contract_is_there_with_every_key(finished: Callable[[
         }
     assert set(read(out / "ledger.json")) >= LEDGER_KEYS
     assert set(read(out / "summary.json")) >= SUMMARY_KEYS
-    assert (out / "synthetic.jsonl").is_file() == (method == "fedpit")
+    assert (out / "synthetic.jsonl").is_file() == (method in ("fedpit", "fedmit", "fewfedweight", "locit_synthetic"))
     page = (out / "report.html").read_text()
     assert "<html" in page
     assert 'src="http' not in page, "the page opens without a server or a network"

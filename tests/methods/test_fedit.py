@@ -105,5 +105,5 @@ def test_a_call_writes_none_of_its_arguments(lm: LanguageModel, name: str) -> No
     kept = some_adapter(lm, seed=3)
     for array in (call.adapter, kept, *([] if call.control is None else [call.control])):
         array.setflags(write=False)
-    result = METHODS[name](lm, replace(call, state=ClientState(arrays={"adapter": kept, "control": kept})))
+    result = METHODS[name](lm, replace(call, state=ClientState(arrays={"adapter": kept, "own": kept, "control": kept})))
     assert result.update.shape == call.adapter.shape
