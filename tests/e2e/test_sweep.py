@@ -1,14 +1,21 @@
 """`raysim sweep` as a command: what it writes and prints, what it refuses, and that a killed one goes on to the same results."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
+import termios
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.clusters import MARK, Node
 from tests.small_runs import command, environment, raysim, table
 
 SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2"]
@@ -54,6 +61,30 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_table(undisturbed: t
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was finished is not run again"
 
 
+@pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_sweep_that_is_interrupted_ends_in_one_line_and_leaves_no_process(tmp_path: Path, how: str, status: int) -> None:
+    out, node = tmp_path / "out", Node(f"interrupted-{tmp_path.name}")
+    settings = ["sweep", "sweep-smoke", *SMALLER, f"out={out}"]
+    process, terminal = start(settings, node, on_terminal=how == "Ctrl-C")
+    listener = Listener(terminal)
+    try:
+        wait_for(lambda: at_work(out), process)
+        if how == "Ctrl-C":
+            os.write(terminal, b"\x03")  # to all that the terminal started, Ray's processes among them
+        else:
+            process.send_signal(signal.Signals[how])
+        assert process.wait(PATIENCE_S) == status
+        printed = listener.printed()
+        assert printed.splitlines()[-1] == "raysim: interrupted; the same command continues from the last finished round"
+        assert "Traceback" not in printed
+        assert "***" not in printed
+        wait_until_none(node)
+    finally:
+        node.kill()
+        os.close(terminal)
+    assert not (out / "results.csv").exists(), "the sweep was over before it was interrupted"
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -76,11 +107,65 @@ def kill_when_one_trial_is_done(arguments: list[str], out: Path) -> None:
     process = subprocess.Popen(
         command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
-    deadline = time.monotonic() + PATIENCE_S
-    while not (list(out.glob("trials/*/report.html")) and len(list(out.glob("trials/*/state/round-00001"))) >= 2):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "no trial ended"
-        time.sleep(0.01)
+    wait_for(lambda: list(out.glob("trials/*/report.html")) and at_work(out), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "results.csv").exists(), "the sweep was over before it was killed"
+
+
+def at_work(out: Path) -> bool:
+    """Whether a trial of the sweep has done a round and is not over."""
+    return any(not (folder / "summary.json").exists() for folder in (path.parents[1] for path in out.glob("trials/*/state/round-*")))
+
+
+def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Returns once `reached()` is true, which must be before the process ends."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert process.poll() is None, "the sweep ended by itself"
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+def start(arguments: list[str], node: Node, *, on_terminal: bool) -> tuple[subprocess.Popen[bytes], int]:
+    """The running command, its processes marked as the node's, and where to read what it prints (and to type on a terminal)."""
+    ours, its = pty.openpty() if on_terminal else os.pipe()
+    process = subprocess.Popen(
+        command(*arguments),
+        env=environment() | {MARK: node.mark},
+        stdin=its if on_terminal else subprocess.DEVNULL,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if on_terminal else None,
+    )
+    os.close(its)
+    return process, ours
+
+
+class Listener(threading.Thread):
+    """Takes in what a process prints, all along: a terminal that nobody reads stops who writes to it."""
+
+    def __init__(self, source: int) -> None:
+        super().__init__(daemon=True)
+        self._source, self._printed = source, b""
+        self.start()
+
+    def run(self) -> None:
+        """See `Thread`."""
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(self._source, 65536):
+                self._printed += part
+
+    def printed(self) -> str:
+        """All of it, once nobody is left to print."""
+        self.join(PATIENCE_S)
+        return self._printed.decode()
+
+
+def wait_until_none(node: Node) -> None:
+    """Returns once no process is left."""
+    deadline = time.monotonic() + PATIENCE_S
+    while left := node.processes():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
