@@ -31,33 +31,35 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def undisturbed(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function to the folder of a method's run that was left alone, each made once."""
-    folders: dict[str, Path] = {}
+    folders: dict[tuple[str, ...], Path] = {}
 
-    def make(method: str) -> Path:
-        if method not in folders:
-            folders[method] = tmp_path_factory.mktemp("undisturbed") / "run"
-            run(small(method, *ROUNDS, out=folders[method]), display=False, backend=backend)
-        return folders[method]
+    def make(method: str, *more: str) -> Path:
+        if (method, *more) not in folders:
+            out = folders[method, *more] = tmp_path_factory.mktemp("undisturbed") / "run"
+            run(small(method, *ROUNDS, *more, out=out), display=False, backend=backend)
+        return folders[method, *more]
 
     return make
 
 
-@pytest.mark.parametrize("method", ["fedit", "fedpit", "dplora-example"])
+@pytest.mark.parametrize(
+    ("method", "more"), [("fedit", []), ("fedpit", []), ("dplora-example", []), ("scaffold", ["server.optimizer=adam", "server.lr=0.01"])]
+)
 def test_a_run_killed_in_its_first_and_in_later_rounds_ends_like_an_undisturbed_one(
-    undisturbed: Callable[[str], Path], tmp_path: Path, method: str
+    undisturbed: Callable[..., Path], tmp_path: Path, method: str, more: list[str]
 ) -> None:
     out = tmp_path / "run"
-    config = saved(small(method, *ROUNDS, out=out), tmp_path)
+    config = saved(small(method, *ROUNDS, *more, out=out), tmp_path)
     for reached in (out / "partition.json", out / "state" / "round-00002"):
         kill_when(reached, config, out=out)
     finish(config, tmp_path)
-    assert results(out) == results(undisturbed(method))
+    assert results(out) == results(undisturbed(method, *more))
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_that_is_killed_ends_like_an_undisturbed_one_in_process(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_run_on_ray_that_is_killed_ends_like_an_undisturbed_one_in_process(undisturbed: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = saved(small("fedpit", *ROUNDS, "resources.backend=ray", "resources.num_actors=2", out=out), tmp_path)
     kill_when(out / "state" / "round-00001", config, out=out)
@@ -67,7 +69,7 @@ def test_a_run_on_ray_that_is_killed_ends_like_an_undisturbed_one_in_process(und
 
 @pytest.mark.parametrize("name", ["server.safetensors", "client-00001.safetensors", "records.json", "manifest.json"])
 def test_a_checkpoint_with_a_flipped_bit_is_passed_over_for_the_one_before(
-    backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path, name: str
+    backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
     out = unfinished(undisturbed("fedpit"), tmp_path / "run")
     damaged = out / "state" / f"round-{NUM_ROUNDS:05d}" / name
@@ -80,7 +82,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_passed_over_for_the_one_before(
     assert (out / "state" / f"round-{NUM_ROUNDS - 1:05d}" / "manifest.json").stat().st_mtime_ns == before, "one round is repeated, not two"
 
 
-def test_a_bit_flipped_anywhere_in_a_checkpoints_list_of_files_is_seen(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_bit_flipped_anywhere_in_a_checkpoints_list_of_files_is_seen(undisturbed: Callable[..., Path], tmp_path: Path) -> None:
     state = shutil.copytree(undisturbed("fedit") / "state", tmp_path / "state")
     manifest = state / f"round-{NUM_ROUNDS:05d}" / "manifest.json"
     sound = manifest.read_bytes()
@@ -91,7 +93,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoints_list_of_files_is_seen(undisturb
         assert (snapshot.num_rounds, len(problems)) == (NUM_ROUNDS - 1, 1), sound[position - 20 : position + 20]
 
 
-def test_without_a_sound_checkpoint_a_run_starts_over(backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+def test_without_a_sound_checkpoint_a_run_starts_over(backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path) -> None:
     out = unfinished(undisturbed("fedit"), tmp_path / "run")
     for folder in (out / "state").iterdir():
         (folder / "server.safetensors").unlink()
@@ -99,7 +101,7 @@ def test_without_a_sound_checkpoint_a_run_starts_over(backend: Backend, undistur
     assert results(out) == results(undisturbed("fedit"))
 
 
-def test_a_finished_run_is_not_run_again(backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(undisturbed("fedit"), out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -111,7 +113,7 @@ def test_a_finished_run_is_not_run_again(backend: Backend, undisturbed: Callable
 
 
 def test_a_run_continues_where_and_how_fast_another_way_but_not_with_other_settings(
-    backend: Backend, undisturbed: Callable[[str], Path], tmp_path: Path
+    backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = unfinished(undisturbed("fedit"), tmp_path / "run", keep=NUM_ROUNDS - 1)
     neutral = ["name=other", "resources.client.num_cpus=0.25", "resources.num_actors=2"]
@@ -119,6 +121,25 @@ def test_a_run_continues_where_and_how_fast_another_way_but_not_with_other_setti
         with pytest.raises(ValueError, match=different.split("=")[0]):
             run(small("fedit", *ROUNDS, different, out=out), display=False, backend=backend)
     run(small("fedit", *ROUNDS, *neutral, out=out), display=False, backend=backend)
+    assert results(out) == results(undisturbed("fedit"))
+
+
+def test_a_checkpoint_from_before_a_setting_existed_had_its_default(
+    backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = unfinished(undisturbed("fedit"), tmp_path / "run", keep=NUM_ROUNDS - 1)
+    snapshot, _ = checkpoint.load_latest(out / "state")
+    assert snapshot is not None
+    shutil.rmtree(out / "state")
+    older = {key: value for key, value in snapshot.config_key.items() if key != "server.optimizer"}
+    checkpoint.save(out / "state", dataclasses.replace(snapshot, config_key=older), changed_clients=set())
+    text = (out / "config.yaml").read_text()
+    assert text.count("  optimizer: none\n") == 1
+    (out / "config.yaml").write_text(text.replace("  optimizer: none\n", "  optimizer: momentum\n"))
+    with pytest.raises(ValueError, match=r"other settings \(server\.optimizer\)"):
+        run(small("fedit", *ROUNDS, "server.optimizer=momentum", out=out), display=False, backend=backend)
+    (out / "config.yaml").write_text(text.replace("  optimizer: none\n", ""))
+    run(small("fedit", *ROUNDS, out=out), display=False, backend=backend)
     assert results(out) == results(undisturbed("fedit"))
 
 
