@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "rng", "progress", "sweep_space", "sweep_progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "train", "generate", "branches", "lora", "attacks", "judging"),
-    ("synthesis", "private_synthesis", "methods", "server", "server_optimizer", "evaluate"),
+    ("synthesis", "private_synthesis", "methods", "server", "server_optimizer", "evaluate", "labelled"),
     ("experiment", "worker", "auditing"),
     ("simulate",),
     ("actors",),

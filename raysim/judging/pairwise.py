@@ -127,7 +127,7 @@ def summarise(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def in_words(summary: dict[str, Any]) -> str:
-    """A summary in two sentences, the second of which says what the judge is worth."""
+    """A summary in three sentences: how the answers did, how far the judge agrees with itself, and how much it had to say."""
     if not summary["num_judged"]:
         return f"None of {summary['num_pairs']} pairs could be judged: no reply could be read."
     agreement, position = summary["self_agreement"], summary["position"]
@@ -138,9 +138,15 @@ def in_words(summary: dict[str, Any]) -> str:
         f"Win+tie {summary['win_tie']:.1%} (95% interval {low:.1%} to {high:.1%}): {summary['num_win']} won, {summary['num_tie']} tied, "
         f"{summary['num_lose']} lost of {summary['num_judged']} pairs{unread}. With the order swapped the judge names the same winner in "
         f"{agreement['share']:.1%} of them (Cohen's kappa {kappa}; 0 is chance); it prefers what it reads first {position['first']:.1%} "
-        f"of the time and what it reads second {position['second']:.1%}; it gave {summary['num_different']} different sets of scores "
-        f"in {summary['num_readings']} readings."
+        f"of the time and what it reads second {position['second']:.1%}. {_variety(summary)}"
     )
+
+
+def _variety(summary: dict[str, Any]) -> str:
+    different, readings = summary["num_different"], summary["num_readings"]
+    if different == 1 < readings:
+        return f"It gave the same scores in all {readings} readings: its verdicts say nothing."
+    return f"Sets of scores in {readings} readings: {different}."
 
 
 def judgement_rows(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
