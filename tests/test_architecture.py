@@ -37,7 +37,10 @@ MAX_FUNCTION_LINES = 60
 WITHOUT_CONFIG = (
     "raysim.adapter",
     "raysim.attacks",
+    "raysim.branches",
     "raysim.generate",
+    "raysim.judging",
+    "raysim.labelled",
     "raysim.privacy.accounting",
     "raysim.privacy.clipping",
     "raysim.privacy.noise",

@@ -2,7 +2,7 @@
 
 The worked example gives both answers the same total, one by being short and right and one by being full and partly wrong, so that it
 teaches the form and leans to neither place.
-Left out: wordings for other criteria, and other languages.
+Left out: wordings for other criteria, other languages, and a defence against answers that forge the tags around them.
 """
 
 import json
