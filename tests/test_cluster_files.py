@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RUNTIME_ENV = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
-MOST_BYTES = 3_000_000
+MOST_BYTES = 10_000_000
 """The upload of a job: source text, with room to grow."""
 
 

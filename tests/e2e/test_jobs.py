@@ -62,6 +62,7 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(ray_cluster: C
     assert "was stopped" in stopped.stdout + stopped.stderr
     log = logs(ray_cluster, "stopped")
     assert log.splitlines()[-1] == "raysim: interrupted; the same command continues from the last finished round"
+    assert "***" not in log, "Ray's own way to end prints a stack"
     assert is_plain(log)
     before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/summary.json")}
     assert 1 <= len(before) < 3
