@@ -115,8 +115,11 @@ def _check_parts(parts: Sequence[ChunkSum | MaskedSum], *, state: ServerState, c
             raise RuntimeError(
                 f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
             )
-        has_control = isinstance(part, ChunkSum) and part.control is not None
-        assert has_control == ("control" in state.memory), "control variates come from clients that were sent one, and from all of them"
+        control = part.control if isinstance(part, ChunkSum) else None
+        assert (control is not None) == ("control" in state.memory), (
+            "control variates come from clients that were sent one, and from all of them"
+        )
+        assert control is None or len(control) == size, f"a sum of {len(control)} changes came for a control variate of {size}"
 
 
 def _noised_mean(

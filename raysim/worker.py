@@ -97,6 +97,8 @@ class Worker:
             try:
                 result = method(lm, call)
                 check_adapter(result.update, lm.layout)
+                if result.control_change is not None:
+                    check_adapter(result.control_change, lm.layout)
             except Exception as error:
                 raise RuntimeError(f"round {round_index}, client {client_id}: {type(error).__name__}: {error}") from error
             results.append(result)

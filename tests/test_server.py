@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from raysim.config import load
 from raysim.privacy.clipping import ChunkSum, clip_and_sum
 from raysim.privacy.mechanism import Mechanism
-from raysim.server import ServerState, step, weights_for
+from raysim.server import ServerState, broadcast, step, weights_for
 from raysim.server_optimizer import PLAIN, ServerOptimizer, server_step
 
 Vector = npt.NDArray[np.float32]
@@ -380,3 +380,20 @@ def test_an_optimizers_step_that_is_not_finite_is_refused() -> None:
     huge = np.full(SIZE, np.finfo(np.float32).max, dtype=np.float32)
     with pytest.raises(RuntimeError, match="round 0: the new adapter is not finite"):
         step(start(), sums_of([huge], make()), mechanism=make(), lr=10.0, seed=0, optimizer=dataclasses.replace(ADAM, name="momentum"))
+
+
+# --- control variates ---
+
+
+def test_control_variates_must_come_from_all_who_were_sent_one_and_be_whole() -> None:
+    [part] = sums_of(updates_of(1), make())
+    sent, unsent = dataclasses.replace(start(), memory={"control": np.zeros(SIZE)}), start()
+    whole, cut = (dataclasses.replace(part, control=np.ones(size)) for size in (SIZE, 1))
+    for state, parts in ((sent, [whole, part]), (unsent, [whole]), (sent, [cut])):
+        with pytest.raises(AssertionError, match="control variate"):
+            step(state, parts, mechanism=make(), lr=1.0, seed=0)
+    after, _ = step(sent, [whole, whole], mechanism=make(), lr=1.0, seed=0, optimizer=ADAM)
+    np.testing.assert_allclose(after.memory["control"], 2 / 40, err_msg="over the weight of all four clients of ten records")
+    assert set(after.memory) == {"control", "momentum", "variance"}
+    np.testing.assert_array_equal(broadcast(after), np.append(after.adapter, np.float32([0.05] * SIZE)))
+    assert broadcast(unsent) is unsent.adapter

@@ -1,8 +1,9 @@
 """SCAFFOLD: control variates against client drift; Karimireddy et al. (2020), arXiv 1910.06378, option II.
 
 The server keeps a control variate c, each client a c_k of its own; both start at zero. A local step is w -= lr (g + c - c_k): the
-client's own step, then a shift by lr (c - c_k). With SGD that is the paper's algorithm. With AdamW the shift follows AdamW's
-step, as practical federated code has it; c_k is then the mean direction of a step instead of the mean gradient.
+client's own step, then a shift by lr (c - c_k). With SGD that is the paper's algorithm, g being the gradient after `train.max_grad_norm`.
+With AdamW the shift follows AdamW's step, as practical federated code has it; c_k is then the mean direction of a step instead of
+the mean gradient.
 A client sends its update and what changed in c_k, so twice as much as with FEDIT, and a server that adds up what a client
 sent knows that client's c_k. c is the mean of all c_k under the weights of the updates, those of clients that never came
 included at zero (uniform weights: the paper).
