@@ -51,6 +51,8 @@ PRIVATE = {
     "cyclic": [*CLIENT, "partition.num_clients=4", "server.cohort_size=1", "privacy.sampler=cyclic", "privacy.num_bands=3"],
     "adam": [*CLIENT, "server.optimizer=adam", "server.lr=0.01"],
     "scaffold": ["scaffold", *QUICK, "partition.num_clients=4", "server.cohort_size=2"],
+    "fedmit": ["fedmit", *QUICK],
+    "fewfedweight": ["fewfedweight", *QUICK],
     "momentum": ["fedit", *QUICK, "server.optimizer=momentum"],
     "synthesis": [
         "fedpit",
