@@ -41,6 +41,8 @@ class Snapshot:
     """The next round's bound on updates, where clipping is adaptive."""
     server_arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """What the server remembers beside the adapter: arrays by name (none of them `adapter`)."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of answers.jsonl so far."""
 
 
 def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> None:
@@ -57,7 +59,8 @@ def save(state_dir: Path, snapshot: Snapshot, *, changed_clients: set[int]) -> N
     assert "adapter" not in snapshot.server_arrays, "the adapter has a field of its own"
     server = {"adapter": snapshot.adapter} | snapshot.server_arrays
     save_file({key: np.ascontiguousarray(value) for key, value in server.items()}, scratch / "server.safetensors")
-    _write_json(scratch / "records.json", {"records": snapshot.records, "synthetic": snapshot.synthetic, "clip_norm": snapshot.clip_norm})
+    tables = {"records": snapshot.records, "synthetic": snapshot.synthetic, "answers": snapshot.answers, "clip_norm": snapshot.clip_norm}
+    _write_json(scratch / "records.json", tables)
     previous = state_dir / f"round-{snapshot.num_rounds - 1:05d}"
     for client_id in sorted(snapshot.client_arrays):
         _save_client(scratch, client_id, snapshot, previous=None if client_id in changed_clients else previous)
@@ -106,6 +109,7 @@ def _load(folder: Path) -> Snapshot:
         synthetic=tables["synthetic"],
         clip_norm=tables["clip_norm"],
         server_arrays=server,
+        answers=tables.get("answers", []),  # a checkpoint from before they were kept has none
     )
 
 

@@ -189,11 +189,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim import report, runner  # as in _run
+    from raysim import claims_report, report, runner  # as in _run
 
     runs = runner.compare(config, display=False if arguments.quiet else None)
-    print_comparison(report.comparison_rows([run.summary for run in runs]))
-    print(f"report: {runner.comparison_folder(config) / 'report.html'}")
+    out = runner.comparison_folder(config)
+    if config.claims:
+        print(claims_report.in_short(out))
+        print(f"claims: {out / 'claims.md'}")
+    else:
+        print_comparison(report.comparison_rows([run.summary for run in {run.out: run for run in runs}.values()]))
+    print(f"report: {out / 'report.html'}")
     return 0
 
 
@@ -207,7 +212,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from raysim import report, sweep_report  # matplotlib: seconds to import
+    from raysim import claims_report, report, sweep_report  # matplotlib: seconds to import
 
     folder = Path(arguments.folder)
     if (folder / "rounds.jsonl").is_file():
@@ -215,6 +220,9 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if (folder / "sweep.yaml").is_file() and (folder / "results.csv").is_file():
         print(sweep_report.rewrite_sweep_report(folder))
+        return 0
+    if (folder / "claims.json").is_file():
+        print(claims_report.write_claims_report(folder))
         return 0
     runs = sorted(path.parent for path in folder.glob("*/rounds.jsonl")) if folder.is_dir() else []
     if not runs:

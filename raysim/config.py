@@ -270,6 +270,38 @@ class EvaluateConfig:
     """Longest answer, in tokens, for utility and for the attack alike."""
     batch_size: int = 24
     """Prompts or records evaluated at once; part of the results' last bits, so fixed here."""
+    labels: str = "auto"
+    """Accuracy and macro-F1 by the likelihood of the labels' words: `always` (refused for sets whose responses do not begin with their label), `never`,
+    or `auto`: for the sets known to have such labels (finance, fpb, fiqa, tfns)."""
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    kind: str = "none"
+    """Who compares a finished run's answers with the true ones: `none`, `likelihood` (the base model itself; a small one is no judge) or
+    `endpoint` (RAYSIM_JUDGE_URL, RAYSIM_JUDGE_MODEL, RAYSIM_JUDGE_KEY). Finished runs are judged without being run again."""
+    batch_size: int = 4
+    """`likelihood`: questions read at once."""
+    concurrency: int = 8
+    """`endpoint`: requests under way at a time."""
+    timeout_s: float = 120.0
+    """`endpoint`: seconds without a byte after which a request counts as lost."""
+    max_attempts: int = 6
+    """`endpoint`: times a request is sent before the endpoint counts as not to be had."""
+    first_wait_s: float = 1.0
+    """`endpoint`: seconds before the second attempt, doubled for each further one."""
+    max_wait_s: float = 120.0
+    """`endpoint`: longest wait, in seconds."""
+    max_unparsed: int = 2
+    """`endpoint`: times a reply that cannot be read is asked for again."""
+    temperature: float = 0.0
+    """`endpoint`: sampling temperature asked for."""
+    max_tokens: int = 300
+    """`endpoint`: longest reply asked for, in tokens."""
+    price_prompt: float = 0.0
+    """`endpoint`: price of a million prompt tokens, in any currency; 0 if it is not known."""
+    price_completion: float = 0.0
+    """`endpoint`: price of a million completion tokens; 0 if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -381,6 +413,11 @@ class Config:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     compare: dict[str, Any] = field(default_factory=dict)
     """For `raysim compare`: run name -> the overrides that make it (`{fedit: {method.name: fedit}}`)."""
+    compare_seeds: list[int] = field(default_factory=list)
+    """For `raysim compare`: each entry is run once with each of these seeds; empty runs the configuration's own seed."""
+    claims: str = ""
+    """For `raysim compare`: the published claims that the runs are held against (`fedpit` or `dplora`); empty for none."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
@@ -400,6 +437,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fedpit.private_decoding": ("shrunk", "argmax"),
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
+    "evaluate.labels": ("auto", "always", "never"),
+    "judge.kind": ("none", "likelihood", "endpoint"),
+    "claims": ("", "fedpit", "dplora"),
     "server.weighting": ("auto", "examples", "uniform", "adaptive"),
     "server.optimizer": ("none", "momentum", "adam", "yogi", "adagrad"),
     "privacy.unit": ("auto", "none", "client", "example"),
@@ -486,6 +526,17 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "evaluate.num_generated": (1, math.inf, True),
     "evaluate.max_new_tokens": (1, math.inf, True),
     "evaluate.batch_size": (1, math.inf, True),
+    "judge.batch_size": (1, math.inf, True),
+    "judge.concurrency": (1, math.inf, True),
+    "judge.timeout_s": (0, math.inf, False),
+    "judge.max_attempts": (1, math.inf, True),
+    "judge.first_wait_s": (0, math.inf, True),
+    "judge.max_wait_s": (0, math.inf, True),
+    "judge.max_unparsed": (0, math.inf, True),
+    "judge.temperature": (0, math.inf, True),
+    "judge.max_tokens": (1, math.inf, True),
+    "judge.price_prompt": (0, math.inf, True),
+    "judge.price_completion": (0, math.inf, True),
     "attack.every": (-1, math.inf, True),
     "attack.num_examples": (1, math.inf, True),
     "attack.prefix_tokens": (0, math.inf, True),
@@ -515,7 +566,24 @@ CLIENT_ONLY = tuple(
 )
 
 # Sections and keys that change where and how fast a run is, never its results: a folder may be resumed under others.
-RESULT_NEUTRAL = ("name", "out", "compare", "sweep", "model.cache_dir", "resources.backend", "resources.num_actors", "resources.client")
+# (A judgement is made of a finished run, and made again under other settings.)
+RESULT_NEUTRAL = (
+    "name",
+    "out",
+    "compare",
+    "compare_seeds",
+    "claims",
+    "judge",
+    "sweep",
+    "model.cache_dir",
+    "resources.backend",
+    "resources.num_actors",
+    "resources.client",
+)
+
+LABELLED_SETS = ("finance", "fpb", "fiqa", "tfns")
+"""Built-in sets and presets whose responses begin with their label."""
+BUILT_IN_SETS = ("clinic", "finance", "general")
 
 
 def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -557,6 +625,12 @@ def with_overrides(config: Config, overrides: dict[str, Any]) -> Config:
     for key, value in overrides.items():
         OmegaConf.update(layer, key, value, merge=True)
     return from_layers([OmegaConf.create(to_dict(config)), layer])
+
+
+def asks_for_labels(config: Config) -> bool:
+    """Whether held-out records are also asked for their label (`evaluate.labels`)."""
+    known = (config.data.preset if config.data.source in ("jsonl", "hub") else config.data.source) in LABELLED_SETS
+    return config.evaluate.labels == "always" or (config.evaluate.labels == "auto" and known)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -652,6 +726,9 @@ def _check_combinations(config: Config) -> None:
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
         )
     _check_synthesis(config)
+    seeds = config.compare_seeds
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"compare_seeds={seeds} must be different numbers of at least 0")
     if config.server.weighting == "adaptive" and method != "fewfedweight":
         raise ValueError(f"server.weighting='adaptive' is for method.name='fewfedweight', not {method!r}; use examples or uniform")
     actors = config.resources.num_actors
@@ -858,13 +935,27 @@ def _read(path: Path) -> DictConfig:
 
 
 def _parse_override(item: str) -> DictConfig:
-    key, equals, _ = item.partition("=")
+    key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"override {item!r} is not of the form key=value, such as lora.rank=8")
+    if key.strip() == "data":
+        return _data_alias(value.strip())
     try:
         return OmegaConf.from_dotlist([item])
     except Exception as error:
         raise ValueError(f"{key}: cannot read the value in {item!r}: {str(error).splitlines()[0]}") from None
+
+
+def _data_alias(name: str) -> DictConfig:
+    """What `data=NAME` is short for: a built-in set, or the local file `data.path` of a known one."""
+    presets = tuple(preset for preset in CHOICES["data.preset"] if preset)
+    if name in BUILT_IN_SETS:
+        return OmegaConf.create({"data": {"source": name, "path": "", "preset": ""}})
+    if name in presets:
+        return OmegaConf.create({"data": {"source": "jsonl", "preset": name}})
+    raise ValueError(
+        f"data={name!r} is none of {', '.join((*BUILT_IN_SETS, *presets))}; data is a section, so else set its keys, such as data.source"
+    )
 
 
 @cache

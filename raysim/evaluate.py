@@ -1,8 +1,9 @@
 """Utility and leakage of a given adapter, cut into jobs that any worker can do in any order with the same result.
 
 Utility: held-out NLL (nats a response token, over all held-out records) and ROUGE-L of greedy answers. Leakage: the extraction
-attack on training records, with the held-out records as its control. Answers to held-out prompts serve both.
-Left out: judges that compare answers.
+attack on training records, with the held-out records as its control. Answers to held-out prompts serve both. For sets with labels:
+accuracy and macro-F1 by the likelihood of the labels' words. `record_rows` keeps what each figure is the mean of, record by record.
+Left out: judges that compare answers (`judged.py` reads the answers that a run keeps).
 """
 
 import math
@@ -15,9 +16,11 @@ from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.extraction import attack_prompt, score_extraction
 from raysim.attacks.membership import token_nlls
 from raysim.base import LanguageModel
+from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
 from raysim.generate import Sampling, generate
+from raysim.labelled import choose, label_figures, option_nlls
 from raysim.train import TrainSettings, mean_nll, train_adapter
 
 CANARY_TOKENS = 8
@@ -29,7 +32,8 @@ CANARY_BATCH = 64
 @dataclass(frozen=True)
 class Job:
     """A piece of evaluation: the `nll` of examples, the `token_nll` of each of their tokens, the `answer` to each prompt plus
-    `prefix_tokens` of its response, the `exposure` of canaries among `num_references` other secrets, or a `shadow` trained on examples."""
+    `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the `exposure` of canaries among
+    `num_references` other secrets, or a `shadow` trained on examples."""
 
     kind: str
     examples: tuple[Example, ...]
@@ -40,6 +44,7 @@ class Job:
     seed: int = 0
     system_prompt: str | None = None
     settings: TrainSettings | None = None
+    questions: tuple[ChoiceQuestion, ...] = ()
 
     @property
     def cost(self) -> int:
@@ -59,11 +64,14 @@ class Plan:
     attack_jobs: tuple[Job, ...]
     control_jobs: tuple[Job, ...]
     """Held-out prompts with the attack's prefix; empty where the prefix is empty and the held-out answers serve."""
+    label_jobs: tuple[Job, ...] = ()
+    """Held-out prompts as questions whose options are the set's labels; empty where it has none."""
+    labels: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All jobs in the order in which `measure` expects their results."""
-        return self.nll_jobs + self.heldout_jobs + self.attack_jobs + self.control_jobs
+        return self.nll_jobs + self.heldout_jobs + self.attack_jobs + self.control_jobs + self.label_jobs
 
 
 def plan(
@@ -76,13 +84,20 @@ def plan(
     batch_size: int,
     with_eval: bool,
     with_attack: bool,
+    questions: Sequence[ChoiceQuestion] = (),
+    labels: tuple[str, ...] = (),
+    system_prompt: str | None = None,
 ) -> Plan:
-    """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits)."""
+    """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
+
+    `questions` are the held-out records as questions for their label, in the same order, or none.
+    """
 
     def cut(kind: str, examples: Sequence[Example], prefix: int) -> tuple[Job, ...]:
         chunks = [tuple(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
         return tuple(Job(kind, chunk, prefix, max_new_tokens) for chunk in chunks)
 
+    asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
     answered = heldout[:num_generated]
     own_control = with_attack and prefix_tokens > 0
     return Plan(
@@ -90,15 +105,19 @@ def plan(
         heldout_jobs=cut("answer", answered, 0) if with_eval or (with_attack and not own_control) else (),
         attack_jobs=cut("answer", attacked, prefix_tokens) if with_attack else (),
         control_jobs=cut("answer", answered, prefix_tokens) if own_control else (),
+        label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
+        labels=labels,
     )
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
     """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's
-    text; of a shadow, its adapter."""
+    text, or the negative log-likelihoods of a question's options; of a shadow, its adapter."""
     if job.kind == "shadow":
         assert job.settings is not None, "a shadow needs training settings"
         return [train_adapter(lm, adapter, job.examples, settings=job.settings, seed=job.seed)[0]]
+    if job.kind == "options":
+        return list(option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), system_prompt=job.system_prompt))
     if job.kind == "token_nll":
         return list(token_nlls(lm, adapter, job.examples, batch_size=len(job.examples)))
     if job.kind == "exposure":
@@ -131,20 +150,59 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
 
 def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order."""
-    assert len(results) == len(plan.jobs), (len(results), len(plan.jobs))
-    rest = list(results)
-
-    def take(jobs: tuple[Job, ...]) -> list[Any]:
-        return [value for _ in jobs for value in rest.pop(0)]
-
-    nll, heldout, attacked, control = (take(jobs) for jobs in (plan.nll_jobs, plan.heldout_jobs, plan.attack_jobs, plan.control_jobs))
+    nll, heldout, attacked, control, options = _taken(plan, results)
     utility = _utility(nll, plan.heldout_jobs, heldout) if plan.nll_jobs else None
+    if utility is not None and plan.label_jobs:
+        found = label_figures([question for job in plan.label_jobs for question in job.questions], options, plan.labels)
+        utility |= {f"label_{key}": found[key] for key in ("accuracy", "macro_f1", "accuracy_of_commonest", "macro_f1_of_commonest")}
     if not plan.attack_jobs:
         return utility, None
     train = _attack(plan.attack_jobs, attacked, tokenizer=tokenizer)
     held = _attack(plan.control_jobs or plan.heldout_jobs, control or heldout, tokenizer=tokenizer)
     attack = {f"train_{key}": value for key, value in train.items()} | {f"heldout_{key}": value for key, value in held.items()}
     return utility, attack | {"num_examples": len(attacked)}
+
+
+def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> list[dict[str, Any]]:
+    """What the figures of `measure` are the means of: one row a held-out record and one an attacked one (`side`: heldout, control, train).
+
+    A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked.
+    """
+    nll, heldout, attacked, control, options = _taken(plan, results)
+    answered = [example for job in plan.heldout_jobs for example in job.examples]
+    rows: dict[int, dict[str, Any]] = {}
+    for example in [example for job in plan.nll_jobs for example in job.examples] or answered:
+        rows[example.record.record_id] = {"side": "heldout", "record_id": example.record.record_id}
+    for example, (total, count) in zip([e for job in plan.nll_jobs for e in job.examples], nll, strict=True):
+        rows[example.record.record_id] |= {"nll": total, "num_tokens": count}
+    for example, answer in zip(answered, heldout, strict=True):
+        record = example.record
+        asked = {"instruction": record.instruction, "reference": record.response, "answer": answer}
+        rows[record.record_id] |= asked | {"rouge_l": rouge_l(answer, record.response)}
+    questions = [question for job in plan.label_jobs for question in job.questions]
+    asked_for_label = [example for job in plan.label_jobs for example in job.examples]
+    for example, question, chosen in zip(asked_for_label, questions, choose(questions, options, per_byte=False), strict=True):
+        rows[example.record.record_id] |= {"label_chosen": plan.labels[chosen], "label_right": chosen == question.answer}
+    attacked_rows = _attack_rows("train", plan.attack_jobs, attacked, tokenizer=tokenizer)
+    return [*rows.values(), *_attack_rows("control", plan.control_jobs, control, tokenizer=tokenizer), *attacked_rows]
+
+
+def _taken(plan: Plan, results: Sequence[list[Any]]) -> list[list[Any]]:
+    """The results of each of the plan's five lists of jobs."""
+    assert len(results) == len(plan.jobs), (len(results), len(plan.jobs))
+    rest = list(results)
+    groups = (plan.nll_jobs, plan.heldout_jobs, plan.attack_jobs, plan.control_jobs, plan.label_jobs)
+    return [[value for _ in jobs for value in rest.pop(0)] for jobs in groups]
+
+
+def _attack_rows(side: str, jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> list[dict[str, Any]]:
+    rows = []
+    for example, prefix, answer in zip(
+        [e for job in jobs for e in job.examples], [job.prefix_tokens for job in jobs for _ in job.examples], answers, strict=True
+    ):
+        truth = _remainder(example, tokenizer.decode(example.response_ids[:prefix], skip_special_tokens=True))
+        rows.append({"side": side, "record_id": example.record.record_id, "answer": answer, "rouge_l": rouge_l(answer, truth)})
+    return rows
 
 
 def mean_of(measured: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

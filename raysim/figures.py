@@ -89,6 +89,25 @@ class Point:
     control: float | None
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A figure by a setting: places on the axis, each with the mean over seeds and the lowest and highest seed."""
+
+    label: str
+    colour: str
+    marker: str
+    points: list[tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value that does not depend on the setting, such as the base model's."""
+
+    label: str
+    colour: str
+    value: float
+
+
 def colours_of(methods: Sequence[str]) -> list[str]:
     """The light-page colour of each method, the same for the same method."""
     unknown = [method for method in dict.fromkeys(methods) if method not in METHOD_COLOURS]
@@ -164,6 +183,41 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
     counts = [[int(fate.get(label, 0)) for label in labels] for _, fate in fates]
     colours = [KEPT_COLOUR, *[colour for colour in LABEL_COLOURS if colour != KEPT_COLOUR]]
     return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
+
+
+def against(
+    curves: Sequence[Curve], *, axis: str, label: str, ticks: Sequence[tuple[float, str]], least_span: float, levels: Sequence[Level] = ()
+) -> Figure:
+    """Means over seeds against a setting, with a bar from the lowest to the highest seed; `levels` are dashed lines across.
+
+    `ticks` are the places on the horizontal axis and what stands under them.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(height=3.7)
+        for curve in curves:
+            xs, means, lows, highs = zip(*curve.points, strict=True)
+            spans = [
+                [mean - low for mean, low in zip(means, lows, strict=True)],
+                [high - mean for mean, high in zip(means, highs, strict=True)],
+            ]
+            axes.errorbar(
+                xs, means, yerr=spans, color=curve.colour, marker=curve.marker, markersize=6, linewidth=2.0, elinewidth=1.2, capsize=3
+            )
+        for level in levels:
+            axes.axhline(level.value, color=level.colour, linestyle=(0, (4, 2)), linewidth=1.4)
+        places = [place for place, _ in ticks]
+        margin = 0.06 * (max(places) - min(places)) or 0.5
+        axes.set_xlim(min(places) - margin, max(places) + margin)
+        axes.set_xticks(places, [text for _, text in ticks])
+        axes.set_xlabel(label)
+        axes.grid(axis="x", visible=False)
+        axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
+        values = [value for curve in curves for point in curve.points for value in point[1:]] + [level.value for level in levels]
+        _value_limits(axes, values, least_span=least_span, from_zero=False)
+        ends = [Line(c.label, c.colour, c.marker, [(0, c.points[-1][1])], [], []) for c in curves]
+        ends += [Line(one.label, one.colour, "", [(0, one.value)], [], []) for one in levels]
+        _label_ends(axes, ends, "{:.2f}", x=max(places))
+        return figure
 
 
 def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
@@ -248,16 +302,17 @@ def _value_limits(axes: Axes, values: Sequence[float], *, least_span: float, fro
     axes.set_ylim(max(low - spare, -0.1 * spare) if low >= 0 else low - spare, high + spare)  # nothing drawn here falls below zero
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str) -> None:
+def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str, *, x: float | None = None) -> None:
+    """Names each line beside its end, which lies at `x` where the values are by something else than rounds."""
     drawn = [line for line in lines if line.values]
     heights = _spread([line.values[-1][1] for line in drawn], *axes.get_ylim(), at_least=0.075)
     right = axes.get_xlim()[1]
     for line, height in zip(drawn, heights, strict=True):
-        x, y = line.values[-1]
+        end, y = line.values[-1]
         text = f"{line.label} {label_format.format(y)}"
         axes.annotate(
             text,
-            (x, y),
+            (end if x is None else x, y),
             xytext=(right, height),
             textcoords="data",
             color=line.colour,

@@ -24,8 +24,7 @@ from raysim import figures
 from raysim.auditing import verdict
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
 
-BUILT_IN_SETS = ("clinic", "finance", "general")
-UNINTERESTING_KEYS = ("name", "out", "compare")
+UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
 SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_exact_match", "train_details_rate", "epsilon", "uplink_bytes")
@@ -46,6 +45,8 @@ class Run:
     synthetic: list[dict[str, Any]]
     audit: dict[str, Any]
     """audit.json; empty where there was no audit."""
+    judge: dict[str, Any]
+    """judge.json; empty where nothing was judged."""
     notes: list[str]
 
     @property
@@ -82,6 +83,15 @@ def write_comparison_report(out_dir: Path, run_dirs: Sequence[Path]) -> Path:
 
     Errors: ValueError if `run_dirs` is empty or one of them holds no `config.yaml`.
     """
+    runs = write_comparison_tables(out_dir, run_dirs)
+    return _write_page(Path(out_dir), runs, title=f"{Path(out_dir).resolve().name}: {len(runs)} runs compared")
+
+
+def write_comparison_tables(out_dir: Path, run_dirs: Sequence[Path]) -> list[Run]:
+    """Writes `summary.json` and `results.csv` of several runs into `out_dir`, and returns what their files say.
+
+    Errors: ValueError if `run_dirs` is empty or one of them holds no `config.yaml`.
+    """
     if not run_dirs:
         raise ValueError("run_dirs=[] leaves nothing to compare; give at least one run folder")
     out_dir = Path(out_dir)
@@ -90,7 +100,7 @@ def write_comparison_report(out_dir: Path, run_dirs: Sequence[Path]) -> Path:
     summaries = [run.summary for run in runs]
     (out_dir / "summary.json").write_text(json.dumps({"runs": summaries}, indent=2) + "\n", encoding="utf-8")
     _write_csv(out_dir / "results.csv", summaries)
-    return _write_page(out_dir, runs, title=f"{out_dir.resolve().name}: {len(runs)} runs compared")
+    return runs
 
 
 def comparison_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -140,6 +150,7 @@ def read_run(run_dir: Path) -> Run:
         environment=_read_json(folder / "environment.json", notes),
         synthetic=_read_lines(folder / "synthetic.jsonl", notes, optional=True),
         audit=_read_json(folder / "audit.json", notes) if (folder / "audit.json").is_file() else {},
+        judge=_read_json(folder / "judge.json", notes) if (folder / "judge.json").is_file() else {},
         notes=notes,
     )
 
@@ -342,7 +353,7 @@ def _run_title(run: Run) -> str:
 
 
 def _fictional(runs: Sequence[Run]) -> bool:
-    return all(run.config.get("data.source") in BUILT_IN_SETS for run in runs)
+    return all(run.config.get("data.source") in configuration.BUILT_IN_SETS for run in runs)
 
 
 def _cards(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, str]]:

@@ -73,9 +73,12 @@ def write_start(out: Path, config: Config, *, manifest: dict[str, Any]) -> None:
     write_json(out / "partition.json", manifest)
 
 
-def write_progress(out: Path, *, records: list[dict[str, Any]], synthetic: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
-    """Writes what grows by the round: rounds.jsonl, ledger.json, and synthetic.jsonl where there are such records."""
+def write_progress(
+    out: Path, *, records: list[dict[str, Any]], synthetic: list[dict[str, Any]], answers: list[dict[str, Any]], ledger: dict[str, Any]
+) -> None:
+    """Writes what grows by the round: rounds.jsonl, answers.jsonl, ledger.json, and synthetic.jsonl where there are such records."""
     write_jsonl(out / "rounds.jsonl", records)
+    write_jsonl(out / "answers.jsonl", answers)
     write_json(out / "ledger.json", ledger)
     if synthetic:
         write_jsonl(out / "synthetic.jsonl", synthetic)

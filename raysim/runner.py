@@ -8,14 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import actors, runfiles
+from raysim import actors, judged, runfiles
 from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
-from raysim.config import Config, SweepConfig, unresolved, unused_privacy, validate, with_overrides
-from raysim.experiment import EncodedData, Experiment, prepare
+from raysim.claims_report import write_claims_report
+from raysim.config import (
+    Config,
+    JudgeConfig,
+    SweepConfig,
+    asks_for_labels,
+    result_key,
+    unresolved,
+    unused_privacy,
+    validate,
+    with_overrides,
+)
+from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
 from raysim.progress import METHOD_NOTES, Progress
 from raysim.report import write_comparison_report, write_run_report
-from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
+from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, labelled_heldout, simulate, start
 from raysim.worker import Assignment, Worker
 
 LARGE_DELTA = 1e-3
@@ -73,17 +84,40 @@ def run(
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
     RuntimeError naming round and client for what fails later, after which the same call continues.
     """
-    config = validate(dataclasses.replace(resolved(config), compare={}, sweep=SweepConfig()))
+    config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
     out = runfiles.check_folder(config)
-    finished = load_run(config, out)
-    if finished is not None:
-        return finished
-    with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
-        return _run(config, out, opened, data=data, display=display, on_round=on_round)
+    judged.check(config.judge)
+    done = load_run(config, out)
+    if done is None:
+        with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
+            done = _run(config, out, opened, data=data, display=display, on_round=on_round)
+    if judge_runs(config, [out], journal=out / "judge.jsonl", display=display):
+        write_run_report(out)
+    return done
+
+
+def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, display: bool | None = None) -> bool:
+    """Judges the answers of finished runs that this judge has not judged; whether there were any (see `judged`).
+
+    Errors: RuntimeError if the judge cannot be had, ValueError if it refuses; the same call goes on from there.
+    """
+    settings = judged.settings_of(config)
+    waiting = [folder for folder in folders if settings is not None and not judged.is_judged(folder, settings)]
+    if not waiting:
+        return False
+    with judged.open_judge(config, journal=journal) as judge:
+        for folder in waiting:
+            words = judged.judge_run(folder, judge, settings=settings or {})
+            if display is not False:
+                print(f"judged {folder.name}: {words}", flush=True)
+    return True
 
 
 def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
+
+    With `compare_seeds` each entry is run once a seed, entries that come to the same run share it, and with `claims` the page holds the
+    published claims against the runs. Returns the runs in the order of `comparison`.
 
     Errors: as `run`; ValueError if `compare` is empty. Every entry is validated before the first starts.
     """
@@ -92,32 +126,69 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
             "compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}"
         )
     configs = [resolved(entry) for entry in comparison(config)]
-    for entry in configs:
+    firsts = first_alike(configs) if config.compare_seeds else configs
+    judged.check(config.judge)
+    for entry in firsts:
         runfiles.check_folder(entry)
-    runs: list[Run] = []
+    done = _run_all(firsts, display=display)
+    out = comparison_folder(config)
+    folders = list(done)
+    if config.compare_seeds:
+        members = [{"entry": e.name, "seed": e.seed, "folder": Path(first.out).name} for e, first in zip(configs, firsts, strict=True)]
+        runfiles.write_json(out / "comparison.json", {"claims": config.claims, "members": members})
+    judge_runs(config, folders, journal=out / "judge.jsonl", display=display)
+    write_comparison_report(out, folders) if not config.claims else write_claims_report(out)
+    return [done[Path(first.out)] for first in firsts]
+
+
+def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, Run]:
+    """The runs by folder, each made once; they share what they can: the backend, and the tokenised data."""
+    done: dict[Path, Run] = {}
     with contextlib.ExitStack() as stack:
         backend: Backend | None = None
+        shared: dict[tuple[Any, ...], EncodedData] = {}
         for entry in configs:
-            finished = load_run(entry, Path(entry.out))
-            if finished is None and (backend is None or backend.key != backend_key(entry)):
-                stack.close()
-                backend = stack.enter_context(open_backend(entry, display=display))
-            runs.append(finished or run(entry, display=display, backend=backend))
-    write_comparison_report(comparison_folder(config), [entry.out for entry in runs])
-    return runs
+            out = Path(entry.out)
+            finished = done.get(out) or load_run(entry, out)
+            if finished is None:
+                if backend is None or backend.key != backend_key(entry):
+                    stack.close()
+                    backend = stack.enter_context(open_backend(entry, display=display))
+                if data_key(entry) not in shared:
+                    shared[data_key(entry)] = encode_data(entry, backend.worker.language_model(entry.lora))
+                unjudged = dataclasses.replace(entry, judge=JudgeConfig())
+                finished = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
+            done[out] = finished
+    return done
 
 
 def comparison(config: Config) -> list[Config]:
-    """The configurations that `config.compare` names, each with a folder below `config.out`."""
-    entries = []
-    for name, overrides in config.compare.items():
-        values = unresolved(config) | dict(overrides or {}) | {"name": name, "out": str(comparison_folder(config) / name)}
-        try:
-            entry = with_overrides(config, values)
-        except ValueError as error:
-            raise ValueError(f"compare.{name}: {error}") from None
-        entries.append(dataclasses.replace(with_overrides(entry, unused_privacy(entry)), compare={}))
-    return entries
+    """The configurations that `config.compare` names, each with a folder below `config.out`; all of the first seed, then of the next.
+
+    Errors: ValueError naming the entry.
+    """
+    if config.claims and not config.compare_seeds:
+        raise ValueError(f"claims={config.claims!r} needs compare_seeds, such as [0, 1, 2]: a claim is not decided by one run")
+    seeds: list[int | None] = [*config.compare_seeds] or [None]
+    return [_entry(config, name, seed=seed) for seed in seeds for name in config.compare]
+
+
+def _entry(config: Config, name: str, *, seed: int | None) -> Config:
+    overrides, folder = dict(config.compare[name] or {}), name if seed is None else f"{name}-seed-{seed}"
+    if seed is not None and "seed" in overrides:
+        raise ValueError(f"compare.{name}: seed={overrides['seed']} contradicts compare_seeds; leave one of them out")
+    values = unresolved(config) | overrides | {"name": name, "out": str(comparison_folder(config) / folder)}
+    try:
+        entry = with_overrides(config, values if seed is None else values | {"seed": seed})
+    except ValueError as error:
+        raise ValueError(f"compare.{name}: {error}") from None
+    return dataclasses.replace(with_overrides(entry, unused_privacy(entry)), compare={}, compare_seeds=[], claims="")
+
+
+def first_alike(configs: Sequence[Config]) -> list[Config]:
+    """For each configuration the first with the same results, which may be itself; noise from the operating system is never the same."""
+    firsts: dict[str, Config] = {}
+    return [c if c.privacy.secure_noise else firsts.setdefault(repr(sorted(result_key(c).items())), c) for c in configs]
 
 
 def comparison_folder(config: Config) -> Path:
@@ -181,12 +252,14 @@ def load_model(config: Config) -> BaseModel:
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
+    if asks_for_labels(config):
+        labelled_heldout(experiment)  # refuses a set without such labels before any work
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
     runfiles.write_start(out, config, manifest=experiment.manifest)
 
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
-        runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
+        _write_progress(out, simulation, ledger=ledger)
         if on_round is not None:
             on_round(simulation.records)
 
@@ -207,7 +280,12 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
             state_dir=out / "state",
             after_round=after_round,
         )
-    return _finish(config, out, simulation, layout=lm.layout)
+    base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
+    return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+
+
+def _write_progress(out: Path, simulation: Simulation, *, ledger: dict[str, Any]) -> None:
+    runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, answers=simulation.answers, ledger=ledger)
 
 
 def rounds_to_run(experiment: Experiment, config: Config) -> int:
@@ -242,10 +320,11 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
     return lines
 
 
-def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any) -> Run:
+def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int) -> Run:
     ledger = simulation.experiment.mechanism.ledger(simulation.state.round_index)
-    runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, ledger=ledger)
+    _write_progress(out, simulation, ledger=ledger)
     summary = summarize(config, simulation, ledger=ledger, num_parameters=layout.num_parameters)
+    summary["num_base_parameters"] = num_base_parameters
     owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
     digest = runfiles.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
     audit = _audit(config, simulation, ledger=ledger, layout=layout)

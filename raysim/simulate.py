@@ -17,9 +17,10 @@ from raysim import checkpoint
 from raysim.adapter import Vector, initial_adapter
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
-from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, result_key
+from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
+from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.tokens import Example
-from raysim.evaluate import Job, Plan, mean_of, measure, plan
+from raysim.evaluate import Job, Plan, mean_of, measure, plan, record_rows
 from raysim.experiment import Experiment
 from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import MaskedSum
@@ -131,6 +132,8 @@ class Simulation:
     """Rounds to run: those configured, or as many as `privacy.max_epsilon` allows."""
     records: list[dict[str, Any]] = field(default_factory=list)
     synthetic: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """What was measured of each record, after each measured round (see `evaluate.record_rows`)."""
     kept: dict[int, ClientState] = field(default_factory=dict)
     """What each client keeps, as of the last checkpoint."""
 
@@ -204,13 +207,21 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     return set(changed)
 
 
-def measure_adapters(simulation: Simulation, plans: Sequence[tuple[Vector, Plan]]) -> list[tuple[Any, Any]]:
-    """The `eval` and `attack` objects of several adapters, their jobs spread over all workers at once."""
+def measure_adapters(
+    simulation: Simulation, plans: Sequence[tuple[Vector, Plan]], *, owners: Sequence[int | None], round_index: int
+) -> list[tuple[Any, Any]]:
+    """The `eval` and `attack` objects of several adapters, their jobs spread over all workers at once; keeps what they are the means of.
+
+    `owners` are the clients that keep the adapters, None for the release.
+    """
     work = [(adapter, job) for adapter, plan_ in plans for job in plan_.jobs]
     results = simulation.clients.evaluate(work, lambda: None)
     measured = []
-    for _, plan_ in plans:
-        measured.append(measure(plan_, results[: len(plan_.jobs)], tokenizer=simulation.tokenizer))
+    for owner, (_, plan_) in zip(owners, plans, strict=True):
+        own = results[: len(plan_.jobs)]
+        measured.append(measure(plan_, own, tokenizer=simulation.tokenizer))
+        rows = record_rows(plan_, own, tokenizer=simulation.tokenizer)
+        simulation.answers += [{"round_index": round_index, "owner": owner, **row} for row in rows]
         results = results[len(plan_.jobs) :]
     return measured
 
@@ -231,8 +242,9 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
     released = [] if config.method.name in SEPARATE_METHODS else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
-    plans = [(simulation.state.adapter, released_plan) for released_plan in released] + private
-    measured = measure_adapters(simulation, plans)
+    owners = [None for _ in released] + [k for k, _, _ in private]
+    plans = [(simulation.state.adapter, released_plan) for released_plan in released] + [(adapter, plan_) for _, adapter, plan_ in private]
+    measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
     own = _mean_private(measured[len(released) :])
     if not released:
         return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
@@ -251,19 +263,20 @@ def _exposure(simulation: Simulation) -> dict[str, Any]:
     return exposure_record(plan_, results, num_references=config.audit.num_references)
 
 
-def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[Vector, Plan]]:
-    """Plans for the adapters that clients keep: after every measured round where they are the product, else after the last."""
+def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
+    """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last."""
     last = round_index == simulation.num_rounds - 1
     if not (last or simulation.config.method.name in SEPARATE_METHODS):
         return []
     owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
-    return [(simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
+    return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
 
 
 def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool) -> Plan:
     """The plan for the release, or for the adapter that client `owner` keeps (attacked on its own examples only)."""
     config, experiment = simulation.config, simulation.experiment
     attacked: list[Example] = [example for k, example in experiment.attacked if owner is None or k == owner]
+    questions, labels = labelled_heldout(experiment) if asks_for_labels(config) else ([], ())
     return plan(
         heldout=experiment.heldout,
         num_generated=config.evaluate.num_generated,
@@ -273,7 +286,20 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         batch_size=config.evaluate.batch_size,
         with_eval=with_eval,
         with_attack=with_attack and bool(attacked),
+        questions=questions,
+        labels=labels,
+        system_prompt=config.data.system_prompt,
     )
+
+
+def labelled_heldout(experiment: Experiment) -> tuple[list[ChoiceQuestion], tuple[str, ...]]:
+    """The held-out records as questions for their label, and the labels of all records.
+
+    Errors: as `labelled_questions`.
+    """
+    records = [example.record for example in (*experiment.real_examples, *experiment.heldout)]
+    questions, labels = labelled_questions(records)
+    return questions[len(experiment.real_examples) :], labels
 
 
 def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:
@@ -293,7 +319,10 @@ def _measure_base(simulation: Simulation) -> Simulation:
     simulation.progress.phase("measuring the base model")
     with_attack = simulation.config.attack.every >= 0
     [(utility, attack)] = measure_adapters(
-        simulation, [(simulation.state.adapter, _plan(simulation, None, with_eval=True, with_attack=with_attack))]
+        simulation,
+        [(simulation.state.adapter, _plan(simulation, None, with_eval=True, with_attack=with_attack))],
+        owners=[None],
+        round_index=-1,
     )
     nothing: dict[str, Any] = dict.fromkeys(
         ("train_loss", "update_norm_median", "clip_fraction", "signal_to_noise", "epsilon", "epsilon_rdp", "tokens_per_s")
@@ -380,7 +409,7 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
     assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
     adapter = np.asarray(snapshot.adapter, dtype=np.float32)
     simulation.state = ServerState(snapshot.num_rounds, adapter, snapshot.clip_norm, snapshot.server_arrays)
-    simulation.records, simulation.synthetic = snapshot.records, snapshot.synthetic
+    simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
     simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.num_rounds}")
@@ -397,5 +426,6 @@ def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,
         synthetic=simulation.synthetic,
+        answers=simulation.answers,
     )
     checkpoint.save(state_dir, snapshot, changed_clients=changed)
