@@ -26,6 +26,8 @@ from raysim.config import (
     CLIENT_ONLY,
     FLAT_DEFAULTS,
     RESULT_NEUTRAL,
+    SEPARATE_METHODS,
+    WRITING_METHODS,
     Config,
     SweepConfig,
     flatten_keys,
@@ -498,7 +500,17 @@ def _fedpit(*names: str) -> tuple[str, ...]:
 
 
 IDLE = (
-    Idle(("fedpit.",), lambda c: c.method.name != "fedpit", "method.name={method}"),
+    Idle(("fedpit.",), lambda c: c.method.name not in WRITING_METHODS, "method.name={method}"),
+    Idle(("synthesis.",), lambda c: c.method.name not in WRITING_METHODS, "method.name={method}"),
+    Idle(("fewfedweight.",), lambda c: c.method.name != "fewfedweight", "method.name={method}"),
+    Idle(_fedpit("share_mix", "local_train_on"), lambda c: c.method.name in ("fedmit", "locit_synthetic"), "method.name={method}"),
+    Idle(
+        _fedpit(
+            "num_demonstrations", "num_response_demonstrations", "temperature", "repetition_penalty", "min_instruction_words", "num_retries"
+        ),
+        lambda c: c.synthesis.source == "file",
+        "synthesis.source=file",
+    ),
     Idle(("dplora.",), lambda c: c.method.name != "dplora", "method.name={method}"),
     Idle(("train.", "lora.", "server.", "partition."), lambda c: c.method.name == "base", "method.name={method}"),
     Idle(
@@ -507,7 +519,14 @@ IDLE = (
         "method.name={method}, which has dplora.*",
     ),
     Idle(("partition.", "server.cohort_size", "server.weighting"), lambda c: c.method.name == "cenit", "method.name={method}"),
-    Idle(("server.lr", "server.weighting"), lambda c: c.method.name == "locit", "method.name={method}"),
+    Idle(
+        tuple(f"server.{name}" for name in ("lr", "weighting", "optimizer", "beta1", "beta2", "tau")),
+        lambda c: c.method.name in SEPARATE_METHODS,
+        "method.name={method}",
+    ),
+    Idle(("server.beta1",), lambda c: c.server.optimizer == "none", "server.optimizer={optimizer}"),
+    Idle(("server.beta2",), lambda c: c.server.optimizer not in ("adam", "yogi"), "server.optimizer={optimizer}"),
+    Idle(("server.tau",), lambda c: c.server.optimizer in ("none", "momentum"), "server.optimizer={optimizer}"),
     Idle(("dplora.num_steps", "dplora.optimizer"), lambda c: c.dplora.mode == "literal", "dplora.mode=literal"),
     Idle(
         _fedpit("num_demonstrations", "max_rouge_l", "temperature", "repetition_penalty", "num_retries"),
@@ -535,7 +554,7 @@ IDLE = (
     Idle(("attack.num_examples", "attack.prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )
-UNREAD = (("fedpit.",), ("dplora.",), ("privacy.",))
+UNREAD = (("fedpit.",), ("synthesis.",), ("fewfedweight.",), ("dplora.",), ("privacy.",))
 """Of these, whole sections that a run does not read: what differs in them alone is one run."""
 NEVER_IDLE = ("privacy.unit", "train.dtype")
 """Keys of a section above that count all the same."""
@@ -559,7 +578,9 @@ def first_alike(config: Config, points: Sequence[Point]) -> dict[str, Point]:
 def _run_key(trial: Config) -> str:
     unread = tuple(section for rule in IDLE if rule.keys in UNREAD and rule.when(trial) for section in rule.keys)
     flat = flatten_keys(to_dict(trial)).items()
-    return "\n".join(f"{key}={value!r}" for key, value in flat if key not in NOT_SWEPT and (key in NEVER_IDLE or not key.startswith(unread)))
+    return "\n".join(
+        f"{key}={value!r}" for key, value in flat if key not in NOT_SWEPT and (key in NEVER_IDLE or not key.startswith(unread))
+    )
 
 
 def idle_keys(config: Config, points: Sequence[Point]) -> list[str]:
@@ -606,7 +627,9 @@ def _why_idle(key: str, trial: Config) -> str:
         return ""
     for rule in IDLE:
         if rule.when(trial) and any(key == name or key.startswith(name if name.endswith(".") else f"{name}.") for name in rule.keys):
-            return rule.because.format(method=trial.method.name, unit=trial.privacy.unit, scheme=trial.partition.scheme)
+            return rule.because.format(
+                method=trial.method.name, unit=trial.privacy.unit, scheme=trial.partition.scheme, optimizer=trial.server.optimizer
+            )
     return ""
 
 
