@@ -2,15 +2,16 @@
 
 A claim about utility or leakage is one or more contrasts: sums of runs' figures, with signs, that are positive where the claim is right.
 Each contrast is computed record by record, so that what is compared is the same record under two methods, then averaged within a seed
-(NLL by tokens) and over seeds. Its interval is a paired bootstrap over both: seeds are drawn with replacement, and within each drawn seed
-its records. A verdict is computed, never typed:
+(NLL by tokens) and over seeds. Its interval is at each end the wider of two: Student's for the seeds' differences (n - 1 degrees of
+freedom; it takes them to be normal), and a paired bootstrap over seeds and records (seeds are drawn with replacement, and within each
+drawn seed its records). The bootstrap alone would not do: of three seeds that differ by chance only, a quarter agree in sign, and drawing
+from three that agree never gives another sign. An exact test over three seeds alone cannot reach 5% (the sign test ends at 1/4).
+A verdict is computed, never typed:
 
-- *holds*: the whole 95% interval of every contrast is above 0, and so is every seed's own difference;
-- *does not hold*: of some contrast the whole interval is below 0 (at 95% for all contrasts of the claim together), and every seed's difference;
+- *holds*: the whole 95% interval of every contrast is above 0;
+- *does not hold*: of some contrast the whole interval is below 0 (at 95% for all contrasts of the claim together);
 - *not decided*: anything else, and whatever lacks a run or a second seed.
 
-With three seeds no exact test over seeds alone reaches 5% (the sign test ends at 1/4), so that is not what is used; and three seeds drawn
-with replacement say little about a fourth. A claim that holds here holds for these seeds' splits, and records like these.
 Left out: a correction for the number of claims on a page; the numbers are there to be corrected.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from raysim.rng import numpy_rng
 
@@ -196,17 +198,22 @@ def difference(contrast: Contrast, figure: str, runs: Runs, *, against_level: fl
     if not seeds or not all(parts.values()):
         return Difference(contrast.text, None, None, None, {}, OPEN, "not measured on records that the runs share")
     by_seed = {seed: sum(_mean(values, weights) for values, weights in parts[seed]) for seed in seeds}
+    mean = sum(by_seed.values()) / len(seeds)
+    if len(seeds) < MIN_SEEDS:
+        return Difference(contrast.text, mean, None, None, by_seed, OPEN, f"{mean:+.4f}, but one seed decides nothing")
     replicates = bootstrap([parts[seed] for seed in seeds], key=f"{contrast.text} {figure}")
-    low, high = (float(q) for q in np.quantile(replicates, [LEVEL / 2, 1 - LEVEL / 2]))
-    ceiling = float(np.quantile(replicates, 1 - against_level / 2))
-    enough = len(seeds) >= MIN_SEEDS
-    verdict = OPEN
-    if enough and low > 0 and min(by_seed.values()) > 0:
-        verdict = HOLDS
-    elif enough and ceiling < 0 and max(by_seed.values()) < 0:
-        verdict = FAILS
-    why = "" if enough else "one seed decides nothing"
-    return Difference(contrast.text, sum(by_seed.values()) / len(seeds), low, high, by_seed, verdict, why)
+    low, high = interval(list(by_seed.values()), replicates, level=LEVEL)
+    ceiling = interval(list(by_seed.values()), replicates, level=against_level)[1]
+    verdict = HOLDS if low > 0 else FAILS if ceiling < 0 else OPEN
+    return Difference(contrast.text, mean, low, high, by_seed, verdict)
+
+
+def interval(by_seed: Sequence[float], replicates: "np.ndarray[Any, Any]", *, level: float) -> tuple[float, float]:
+    """Student's interval for the mean of the seeds' differences, or that of the bootstrap's `replicates`: at each end the wider one."""
+    mean, spread = mean_and_spread(by_seed)
+    reach = float(scipy.stats.t.ppf(1 - level / 2, len(by_seed) - 1)) * (spread or 0.0) / math.sqrt(len(by_seed))
+    low, high = (float(q) for q in np.quantile(replicates, [level / 2, 1 - level / 2]))
+    return min(low, mean - reach), max(high, mean + reach)
 
 
 Part = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]

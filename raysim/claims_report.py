@@ -28,10 +28,10 @@ TITLES = {
 }
 HOW = (
     "A verdict is computed. Each claim is a sum of differences between runs, record by record, averaged within a seed (NLL by tokens) and over seeds, positive "
-    "where the claim is right. The interval is a paired bootstrap (4,000 replicates): seeds are drawn with replacement, and within each drawn seed its "
-    "records. *holds*: every 95% interval lies above 0, and so does every seed. *does not hold*: one lies below 0 (at 95% for all differences of the claim "
-    "together), and so does every seed. *not decided*: the rest. With three seeds no exact test over seeds alone can reach 5% (the sign test ends at 1/4), and "
-    "three seeds say little about a fourth: a claim that holds here holds for these splits and for records like these. Nothing corrects for the number of rows."
+    "where the claim is right. The interval is at each end the wider of two: Student's for the seeds' differences, and a paired bootstrap (4,000 replicates) that "
+    "draws seeds with replacement and within each drawn seed its records. *holds*: every 95% interval lies above 0. *does not hold*: one lies below 0 (at 95% "
+    "for all differences of the claim together). *not decided*: the rest. An exact test over three seeds alone cannot reach 5% (the sign test ends at 1/4), and "
+    "a verdict is about these splits and records like these. Nothing corrects for the number of rows."
 )
 WEAK_JUDGE = (
     "The judge was the base model by likelihood: see how far it agrees with itself before reading its win rates. It decides no claim."

@@ -58,6 +58,7 @@ def results(out: Path) -> dict[str, Any]:
         "partition": json.loads((out / "partition.json").read_text()),
         "rounds": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
         "synthetic": synthetic.read_text() if synthetic.is_file() else None,
+        "answers": (out / "answers.jsonl").read_text(),
     }
 
 

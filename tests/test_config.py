@@ -20,6 +20,7 @@ from raysim.config import (
     RANGES,
     RESULT_NEUTRAL,
     Config,
+    asks_for_labels,
     find_config,
     flatten_keys,
     from_layers,
@@ -477,6 +478,25 @@ def test_a_config_that_is_nowhere_is_refused_with_the_shipped_names() -> None:
     text = refusal(source="quickstrat")
     assert "'quickstrat'" in text
     assert all(name in text for name in SHIPPED)
+
+
+# --- sets by name
+
+
+def test_a_set_can_be_named_by_one_word() -> None:
+    assert load("", ["data=finance"]) == load("", ["data.source=finance"])
+    named = load("quickstart", ["data=medquad", "data.path=x.jsonl", "data.num_train=9"])
+    assert named == load("quickstart", ["data.source=jsonl", "data.preset=medquad", "data.path=x.jsonl", "data.num_train=9"])
+    with pytest.raises(ValueError, match=r"data\.path is empty but data\.source='jsonl' needs a file"):
+        load("", ["data=fpb"])
+    with pytest.raises(ValueError, match=r"data='fbp' is none of clinic, .*tfns.*; data is a section"):
+        load("", ["data=fbp"])
+
+
+def test_labels_are_asked_for_where_a_set_is_known_to_have_them() -> None:
+    labelled = ["data=finance", "data=tfns data.path=x", "evaluate.labels=always", "data=fiqa data.path=x evaluate.labels=auto"]
+    plain = ["data=clinic", "data=finance evaluate.labels=never", "data=dolly data.path=x", "data=finance data.source=jsonl data.path=x"]
+    assert [asks_for_labels(load("", text.split())) for text in labelled + plain] == [True] * 4 + [False] * 4
 
 
 # --- shipped configs

@@ -11,10 +11,12 @@ import torch
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.choices import labelled_questions
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.data.tokens import Example
-from raysim.evaluate import Plan, mean_of, measure, plan, run_job
+from raysim.evaluate import Plan, mean_of, measure, plan, record_rows, run_job
+from raysim.labelled import accuracy, choose, macro_f1, option_nlls
 from tests.tiny_models import build, encode, learn_by_heart, sharp_base
 
 TRAIN = [
@@ -65,6 +67,48 @@ def test_who_learnt_by_heart_gives_everything_away_and_the_control_stays_apart(k
     assert attack["num_examples"] == 3
     assert utility["heldout_perplexity"] == pytest.approx(math.exp(utility["heldout_nll"]))
     json.dumps([utility, attack], allow_nan=False)
+
+
+def rows_of(known: Known, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
+    lm, adapter, train, heldout = known
+    work = make_plan(train, heldout, **changes)
+    results = [run_job(lm, adapter, job) for job in work.jobs]
+    return *measure(work, results, tokenizer=lm.tokenizer), record_rows(work, results, tokenizer=lm.tokenizer)
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_the_rows_are_what_the_figures_are_means_of(known: Known, prefix: int) -> None:
+    utility, attack, rows = rows_of(known, prefix_tokens=prefix, batch_size=2, num_generated=1)
+    sides = {side: [row for row in rows if row["side"] == side] for side in ("heldout", "train", "control")}
+    assert [len(sides[side]) for side in sides] == [2, 3, 1 if prefix else 0]
+    assert {row["record_id"] for row in sides["heldout"]} == {3, 4}
+    assert utility["heldout_nll"] == pytest.approx(
+        sum(row["nll"] for row in sides["heldout"]) / sum(row["num_tokens"] for row in sides["heldout"])
+    )
+    [answered] = [row for row in sides["heldout"] if "answer" in row]
+    assert utility["heldout_rouge_l"] == answered["rouge_l"] == rouge_l(answered["answer"], answered["reference"])
+    assert (answered["instruction"], answered["reference"]) == (HELDOUT[0].instruction, HELDOUT[0].response)
+    assert attack["train_rouge_l"] == pytest.approx(np.mean([row["rouge_l"] for row in sides["train"]]))
+    assert attack["heldout_rouge_l"] == pytest.approx((sides["control"] or [answered])[0]["rouge_l"])
+    json.dumps(rows, allow_nan=False)
+
+
+def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
+    lm, adapter, train, _ = known
+    records = [Record(i, f"how is {i}?", f"{label}, so", label=label) for i, label in enumerate(("good", "bad", "good", "so so"))]
+    heldout, (questions, labels) = encode(lm, records), labelled_questions(records)
+    asked: dict[str, Any] = {"heldout": heldout, "questions": questions, "labels": labels, "num_generated": 3, "batch_size": 3}
+    work = make_plan(train, **asked)
+    results = [run_job(lm, adapter, job) for job in work.jobs]
+    utility, _ = measure(work, results, tokenizer=lm.tokenizer)
+    nlls = option_nlls(lm, adapter, questions, batch_size=4, system_prompt=None)
+    chosen, right = choose(questions, nlls, per_byte=False), [question.answer for question in questions]
+    assert utility["label_accuracy"] == accuracy(chosen, right)
+    assert utility["label_macro_f1"] == macro_f1(chosen, right)
+    assert utility["label_accuracy_of_commonest"] == 0.5
+    rows = [row for row in record_rows(work, results, tokenizer=lm.tokenizer) if row["side"] == "heldout"]
+    assert [(row["label_chosen"], row["label_right"]) for row in rows] == [(labels[c], c == r) for c, r in zip(chosen, right, strict=True)]
+    assert not make_plan(train, **asked, with_eval=False).label_jobs
 
 
 def test_an_untrained_adapter_gives_nothing_away(known: Known) -> None:

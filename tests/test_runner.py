@@ -8,7 +8,7 @@ import pytest
 
 from raysim.config import load
 from raysim.runfiles import check_folder
-from raysim.runner import Backend, backend_key, comparison, open_backend, resolved, run
+from raysim.runner import Backend, backend_key, comparison, first_alike, open_backend, resolved, run
 from tests.small_runs import overrides, small
 
 
@@ -34,6 +34,43 @@ def test_an_entry_that_cannot_be_is_refused_by_its_name(tmp_path: Path) -> None:
     path.write_text("compare:\n  good: {method.name: fedit}\n  bad: {lora.rank: 0}\n")
     with pytest.raises(ValueError, match=r"compare\.bad: lora\.rank=0"):
         comparison(load(path))
+
+
+ENTRIES = "compare={a: {method.name: fedit}, b: {method.name: dplora, lora.rank: 2}}"
+
+
+def test_over_seeds_every_entry_has_a_folder_a_seed_and_all_of_one_seed_come_first() -> None:
+    entries = comparison(load("", [ENTRIES, "compare_seeds=[3, 1]", "out=somewhere", "seed=9"]))
+    assert [(entry.name, entry.seed, entry.out) for entry in entries] == [
+        ("a", 3, "somewhere/a-seed-3"),
+        ("b", 3, "somewhere/b-seed-3"),
+        ("a", 1, "somewhere/a-seed-1"),
+        ("b", 1, "somewhere/b-seed-1"),
+    ]
+    assert [entry.privacy.unit for entry in entries] == ["none", "example"] * 2
+    assert all((entry.compare, entry.compare_seeds, entry.claims) == ({}, [], "") for entry in entries)
+
+
+def test_entries_that_come_to_the_same_run_share_the_first_ones() -> None:
+    same = "compare={a: {method.name: fedit}, b: {method.name: fedit, lora.rank: 16}, c: {method.name: fedit, lora.rank: 2}}"
+    entries = comparison(load("", [same, "compare_seeds=[0, 1]", "lora.rank=16"]))
+    assert [entry.out for entry in first_alike(entries)] == [f"runs/run/{name}-seed-{k}" for k in (0, 1) for name in "aac"]
+    secret = [dataclasses.replace(entry, privacy=dataclasses.replace(entry.privacy, secure_noise=True)) for entry in entries]
+    assert first_alike(secret) == secret, "noise that nobody can repeat is never the same"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["compare={a: {seed: 1}}", "compare_seeds=[0, 1]"], r"compare\.a: seed=1 contradicts compare_seeds"),
+        ([ENTRIES, "claims=fedpit"], "claims='fedpit' needs compare_seeds"),
+        ([ENTRIES, "compare_seeds=[1, 1]"], r"compare_seeds=\[1, 1\] must be different"),
+        ([ENTRIES, "compare_seeds=[-1]"], r"compare_seeds=\[-1\] must be different numbers of at least 0"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(settings: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        comparison(load("", settings))
 
 
 def test_auto_is_decided_before_a_run_and_what_is_named_stays() -> None:
