@@ -60,13 +60,13 @@ class ClientActor:
         total, reports, new_states = self._on(base).run_chunk(
             assignment, client_ids, round_index, adapter, shards, states, clip_norm=clip_norm
         )
-        _return_freed_memory()
+        return_freed_memory()
         return (total, reports, *new_states)
 
     def run_job(self, base: BaseModel, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """See `Worker.run_job`."""
         results = self._on(base).run_job(lora, adapter, job)
-        _return_freed_memory()
+        return_freed_memory()
         return results
 
     def _on(self, base: BaseModel) -> Worker:
@@ -284,7 +284,7 @@ def _describe(nodes: Sequence[dict[str, float]]) -> str:
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}: " + "; ".join(parts)
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Gives what glibc holds of freed activations back to the system: an idle actor keeps a third of what it had."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

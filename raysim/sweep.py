@@ -705,6 +705,7 @@ def _report_again(trial: Config, *, rounds_before: int) -> None:
 
 def _report_round(records: Sequence[Mapping[str, Any]], trial: Config) -> None:
     """Reports a round; the last is reported at the end, so that no scheduler stops a trial that has only its report to write."""
+    actors.return_freed_memory()  # of a trial that is its own client
     if records[-1]["round_index"] + 1 < trial.server.num_rounds:
         tune.report(_reported(records, trial) | {"status": "running"})
 
