@@ -661,8 +661,9 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's process died too often."""
-        told = str(trial.get_error() or trial.get_pickled_error() or "")
-        why = "for lack of memory" if LOW_MEMORY in told else "by itself or by a signal"
+        path = trial.error_file  # `get_error` reads a copy, which comes later
+        last = Path(path).read_text().split("Failure #")[-1] if path and Path(path).is_file() else ""
+        why = "for lack of memory" if LOW_MEMORY in last else "by itself or by a signal"
         self._end(_point(trial.config).name, "failed", error=f"its process ended {MOST_DEATHS + 1} times, the last time {why}")
 
     def _end(self, name: str, status: str, *, error: str) -> None:

@@ -137,10 +137,17 @@ def start(arguments: list[str], node: Node, *, on_terminal: bool) -> tuple[subpr
         stdout=its,
         stderr=its,
         start_new_session=True,
-        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if on_terminal else None,
+        preexec_fn=lambda: in_foreground(on_terminal=on_terminal),
     )
     os.close(its)
     return process, ours
+
+
+def in_foreground(*, on_terminal: bool) -> None:
+    """Makes a new process what a shell starts in the foreground, whatever started the tests: a command in the background ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if on_terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Listener(threading.Thread):
