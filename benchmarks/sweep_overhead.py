@@ -6,7 +6,7 @@ start-up lasts from when its place was free (the command's start, or the last ro
 Reach: wall time at most 1.15 times the work divided by the trials at once; the trials that follow in a warm process start in at
 most 0.25 times the first one's start-up time.
 
-    python benchmarks/sweep_overhead.py [--trials 16] [--rounds 2]
+    python benchmarks/sweep_overhead.py [--trials 16] [--rounds 1]
 """
 
 import argparse
@@ -30,6 +30,8 @@ SETTINGS = (
     "resources.backend=local",
     "resources.client.num_cpus=1",
     "partition.num_clients=2",
+    "data.num_train=32",
+    "data.num_heldout=8",
     "evaluate.every=0",
     "evaluate.num_generated=4",
     "attack.every=0",
@@ -116,7 +118,7 @@ def main() -> None:
     """Prints the figures and writes them to benchmarks/results/sweep_overhead.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     figures = measure(num_trials=arguments.trials, rounds=arguments.rounds)
     result = {"environment": environment(), "rounds": arguments.rounds, "reach": REACH, **figures}
