@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from raysim import figures
 from raysim.claims import FAILS, FIGURE_WORDS, HOLDS, OPEN, Difference, Reading, Row, Runs, decide, figure_of, load_runs, mean_and_spread
 from raysim.claims_list import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
 from raysim.config import load
 from raysim.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
 from raysim.progress import METHOD_LABELS, METHOD_NOTES, clock
-from raysim.report import Panel, write_comparison_tables
+from raysim.report import Panel, page_environment, write_comparison_tables
 from raysim.runfiles import write_json, write_text
 
 TITLES = {
@@ -197,13 +195,6 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
         figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
         drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
     first = load(folders[0] / "config.yaml")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [
         (row, ours_in_words(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
         for row in rows
@@ -211,22 +202,26 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
     others = [
         (row.claim, FIGURE_WORDS[r.figure], differences_in_words(r).split("<br>"), r.verdict) for row in rows for r in row.readings[1:]
     ]
-    return environment.get_template("claims_template.html.j2").render(
-        title=TITLES[name],
-        config=first,
-        seeds=sorted({seed for members in runs.values() for seed in members}),
-        how=HOW.replace("*", ""),
-        tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
-        shown=shown,
-        others=others,
-        drawn=drawn,
-        headings=HEADINGS,
-        entries=entry_rows(runs),
-        notes=notes(runs),
-        folders=[folder.name for folder in folders],
-        sigmas=sigma_table() if name == "dplora" else [],
-        time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
-        themed=figures.themed_colours(),
+    return (
+        page_environment()
+        .get_template("claims_template.html.j2")
+        .render(
+            title=TITLES[name],
+            config=first,
+            seeds=sorted({seed for members in runs.values() for seed in members}),
+            how=HOW.replace("*", ""),
+            tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
+            shown=shown,
+            others=others,
+            drawn=drawn,
+            headings=HEADINGS,
+            entries=entry_rows(runs),
+            notes=notes(runs),
+            folders=[folder.name for folder in folders],
+            sigmas=sigma_table() if name == "dplora" else [],
+            time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
+            themed=figures.themed_colours(),
+        )
     )
 
 

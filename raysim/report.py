@@ -311,6 +311,17 @@ def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(flat)
 
 
+def page_environment() -> jinja2.Environment:
+    """The templates of all pages, which stand beside this file: text is escaped, and a name that is not given is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
     labels = _labels([run.summary for run in runs])
     panels = _panels(runs, labels)
@@ -318,13 +329,7 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
     for panel in panels:
         figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
         drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     page = environment.get_template("report_template.html.j2").render(
         title=title,
         runs=list(zip(labels, runs, strict=True)),

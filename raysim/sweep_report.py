@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from raysim import config as configuration
 from raysim import figures, sweep_figures
 from raysim.progress import MISSING, NO_GUARANTEE, clock, human_bytes
-from raysim.report import HIGHER_IS_BETTER, Panel
+from raysim.report import HIGHER_IS_BETTER, Panel, page_environment
 from raysim.sweep_figures import Measure, is_number, is_range
 
 METRICS = (
@@ -566,13 +566,7 @@ def _page(out_dir: Path, *, rows: Sequence[Row], groups: Sequence[Row], summary:
         figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
         svg = sweep_figures.with_titles(panel.figure, name=panel.name, title=panel.title, titles=titles.get(panel.name, []))
         drawn.append({"panel": panel, "svg": svg, "wide": panel.figure.get_figwidth() > sweep_figures.HALF_WIDTH})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     columns, table = _table(rows, list(summary["swept"]), out_dir)
     return environment.get_template("sweep_template.html.j2").render(
         title=summary["title"],

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ METHODS = {
     "cenit": ["method.name=cenit"],
     "base": ["method.name=base"],
 }
+PATIENCE_S = 200
+"""The longest that a test waits for a command."""
 TIMES = ("wall_s", "client_s", "tokens_per_s")
 """Keys of a round's record that say how fast it was; every other one is a result."""
 
@@ -82,3 +86,12 @@ def environment() -> dict[str, str]:
 def raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The finished command `raysim ARGUMENTS`, run in the folder `cwd`."""
     return subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+
+
+def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes] | None = None, *, patience_s: float = PATIENCE_S) -> None:
+    """Returns once `reached()` is true, which must be before the process ends, if one is given."""
+    deadline = time.monotonic() + patience_s
+    while not reached():
+        assert process is None or process.poll() is None, "the command ended by itself"
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from raysim.config import Config, load, to_yaml
 from raysim.runner import compare, run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving
-from tests.small_runs import command, environment, raysim, results, small
+from tests.small_runs import command, environment, raysim, results, small, wait_for
 
-PATIENCE_S = 120
 FOLDERS = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("base", "fedit", "fedpit")]
 
 
@@ -89,7 +86,7 @@ def test_a_killed_comparison_goes_on_with_what_is_not_finished(undisturbed: Path
     process = subprocess.Popen(
         command("compare", "three.yaml"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     )
-    wait_for(lambda: (out / "fedpit-seed-0" / "state" / "round-00001").is_dir(), process)
+    wait_for(lambda: (out / "fedpit-seed-0" / "state" / "round-00001").is_dir(), process, patience_s=120)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "claims.md").exists(), "it was over before it was killed"
@@ -106,14 +103,6 @@ def test_a_killed_comparison_goes_on_with_what_is_not_finished(undisturbed: Path
     (out / "report.html").unlink()
     assert raysim("report", "three", cwd=tmp_path).returncode == 0
     assert (out / "report.html").read_bytes() == page
-
-
-def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert process.poll() is None, "it ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # --- judged

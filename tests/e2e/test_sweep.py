@@ -10,17 +10,15 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.clusters import MARK, Node
-from tests.small_runs import command, environment, raysim, table
+from tests.small_runs import PATIENCE_S, command, environment, raysim, table, wait_for
 
 SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2"]
 """The shipped smoke sweep with a process for each trial instead of three, and half its trials."""
-PATIENCE_S = 200
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +114,6 @@ def kill_when_one_trial_is_done(arguments: list[str], out: Path) -> None:
 def at_work(out: Path) -> bool:
     """Whether a trial of the sweep has done a round and is not over."""
     return any(not (folder / "summary.json").exists() for folder in (path.parents[1] for path in out.glob("trials/*/state/round-*")))
-
-
-def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Returns once `reached()` is true, which must be before the process ends."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert process.poll() is None, "the sweep ended by itself"
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def start(arguments: list[str], node: Node, *, on_terminal: bool) -> tuple[subprocess.Popen[bytes], int]:
