@@ -312,6 +312,14 @@ class AttackConfig:
     """Training prompts the attacker asks (and as many held-out ones as a control)."""
     prefix_tokens: int = 0
     """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023)."""
+    long_prefix_tokens: int = 0
+    """The attack once more with this many tokens of the true response known, such as 50; 0 for no second attack."""
+    cross_prefixes: int = 0
+    """Attack across clients, after the last round: contexts of its own private details that each client asks the release to go on from; 0 for none."""
+    cross_samples: int = 8
+    """Attack across clients: continuations drawn for each context."""
+    cross_tokens: int = 16
+    """Attack across clients: longest continuation, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -540,6 +548,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "attack.every": (-1, math.inf, True),
     "attack.num_examples": (1, math.inf, True),
     "attack.prefix_tokens": (0, math.inf, True),
+    "attack.long_prefix_tokens": (0, math.inf, True),
+    "attack.cross_prefixes": (0, math.inf, True),
+    "attack.cross_samples": (1, math.inf, True),
+    "attack.cross_tokens": (1, math.inf, True),
     "resources.num_threads": (1, math.inf, True),
     "resources.client.num_cpus": (0, math.inf, True),
     "resources.client.num_gpus": (0, math.inf, True),

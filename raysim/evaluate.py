@@ -1,7 +1,8 @@
 """Utility and leakage of a given adapter, cut into jobs that any worker can do in any order with the same result.
 
 Utility: held-out NLL (nats a response token, over all held-out records) and ROUGE-L of greedy answers. Leakage: the extraction
-attack on training records, with the held-out records as its control. Answers to held-out prompts serve both. For sets with labels:
+attack on training records, with the held-out records as its control, by prompts and, if asked for, once more with more of the
+response given away. Answers to held-out prompts serve both. For sets with labels:
 accuracy and macro-F1 by the likelihood of the labels' words. `record_rows` keeps what each figure is the mean of, record by record.
 Left out: judges that compare answers (`judged.py` reads the answers that a run keeps).
 """
@@ -13,8 +14,10 @@ from typing import Any
 
 from raysim.adapter import Vector
 from raysim.attacks.canaries import Canary, exposures
+from raysim.attacks.cross_client import CrossClientSettings, attack_across
 from raysim.attacks.extraction import attack_prompt, score_extraction
 from raysim.attacks.membership import token_nlls
+from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
 from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
@@ -33,7 +36,7 @@ CANARY_BATCH = 64
 class Job:
     """A piece of evaluation: the `nll` of examples, the `token_nll` of each of their tokens, the `answer` to each prompt plus
     `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the `exposure` of canaries among
-    `num_references` other secrets, or a `shadow` trained on examples."""
+    `num_references` other secrets, a `shadow` trained on examples, or what a client with these examples draws `across` from the others."""
 
     kind: str
     examples: tuple[Example, ...]
@@ -45,12 +48,13 @@ class Job:
     system_prompt: str | None = None
     settings: TrainSettings | None = None
     questions: tuple[ChoiceQuestion, ...] = ()
+    across: CrossClientSettings | None = None
 
     @property
     def cost(self) -> int:
         """Roughly how long it takes, for ordering: answering costs more than scoring."""
         tokens = sum(example.num_tokens for example in self.examples)
-        if self.kind in ("answer", "shadow"):
+        if self.kind in ("answer", "shadow", "across"):
             return 10 * tokens
         return tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
 
@@ -67,11 +71,21 @@ class Plan:
     label_jobs: tuple[Job, ...] = ()
     """Held-out prompts as questions whose options are the set's labels; empty where it has none."""
     labels: tuple[str, ...] = ()
+    prefixed_jobs: tuple[Job, ...] = ()
+    """The attack once more, with a longer prefix; empty where it is not asked for."""
+    prefixed_control_jobs: tuple[Job, ...] = ()
+    """Held-out prompts with that prefix."""
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All jobs in the order in which `measure` expects their results."""
-        return self.nll_jobs + self.heldout_jobs + self.attack_jobs + self.control_jobs + self.label_jobs
+        return tuple(job for jobs in self.groups for job in jobs)
+
+    @property
+    def groups(self) -> tuple[tuple[Job, ...], ...]:
+        """The lists of jobs."""
+        prefixed = (self.prefixed_jobs, self.prefixed_control_jobs)
+        return (self.nll_jobs, self.heldout_jobs, self.attack_jobs, self.control_jobs, self.label_jobs, *prefixed)
 
 
 def plan(
@@ -87,6 +101,7 @@ def plan(
     questions: Sequence[ChoiceQuestion] = (),
     labels: tuple[str, ...] = (),
     system_prompt: str | None = None,
+    long_prefix_tokens: int = 0,
 ) -> Plan:
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
@@ -100,6 +115,7 @@ def plan(
     asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
     answered = heldout[:num_generated]
     own_control = with_attack and prefix_tokens > 0
+    with_prefix = with_attack and long_prefix_tokens > 0
     return Plan(
         nll_jobs=cut("nll", heldout, 0) if with_eval else (),
         heldout_jobs=cut("answer", answered, 0) if with_eval or (with_attack and not own_control) else (),
@@ -107,15 +123,21 @@ def plan(
         control_jobs=cut("answer", answered, prefix_tokens) if own_control else (),
         label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
         labels=labels,
+        prefixed_jobs=cut("answer", attacked, long_prefix_tokens) if with_prefix else (),
+        prefixed_control_jobs=cut("answer", answered, long_prefix_tokens) if with_prefix else (),
     )
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
     """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's
-    text, or the negative log-likelihoods of a question's options; of a shadow, its adapter."""
+    text, or the negative log-likelihoods of a question's options; of a shadow, its adapter; of an attack across clients, its texts."""
     if job.kind == "shadow":
         assert job.settings is not None, "a shadow needs training settings"
         return [train_adapter(lm, adapter, job.examples, settings=job.settings, seed=job.seed)[0]]
+    if job.kind == "across":
+        assert job.across is not None, "an attack needs settings"
+        view = ClientView(own=job.examples, release=adapter)
+        return list(attack_across(lm, view, settings=job.across, system_prompt=job.system_prompt, seed=job.seed))
     if job.kind == "options":
         return list(option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), system_prompt=job.system_prompt))
     if job.kind == "token_nll":
@@ -150,7 +172,7 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
 
 def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order."""
-    nll, heldout, attacked, control, options = _taken(plan, results)
+    nll, heldout, attacked, control, options, prefixed, prefixed_control = _taken(plan, results)
     utility = _utility(nll, plan.heldout_jobs, heldout) if plan.nll_jobs else None
     if utility is not None and plan.label_jobs:
         found = label_figures([question for job in plan.label_jobs for question in job.questions], options, plan.labels)
@@ -160,15 +182,19 @@ def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tupl
     train = _attack(plan.attack_jobs, attacked, tokenizer=tokenizer)
     held = _attack(plan.control_jobs or plan.heldout_jobs, control or heldout, tokenizer=tokenizer)
     attack = {f"train_{key}": value for key, value in train.items()} | {f"heldout_{key}": value for key, value in held.items()}
+    for side, jobs, answers in (("train", plan.prefixed_jobs, prefixed), ("heldout", plan.prefixed_control_jobs, prefixed_control)):
+        figures = _attack(jobs, answers, tokenizer=tokenizer) if jobs else {}
+        attack |= {f"prefixed_{side}_{key}": value for key, value in figures.items()}
     return utility, attack | {"num_examples": len(attacked)}
 
 
 def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> list[dict[str, Any]]:
-    """What the figures of `measure` are the means of: one row a held-out record and one an attacked one (`side`: heldout, control, train).
+    """What the figures of `measure` are the means of: one row a held-out record and one an attacked one.
 
+    `side` is heldout, control or train, and with the longer prefix prefixed_train or prefixed_control.
     A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked.
     """
-    nll, heldout, attacked, control, options = _taken(plan, results)
+    nll, heldout, attacked, control, options, prefixed, prefixed_control = _taken(plan, results)
     answered = [example for job in plan.heldout_jobs for example in job.examples]
     rows: dict[int, dict[str, Any]] = {}
     for example in [example for job in plan.nll_jobs for example in job.examples] or answered:
@@ -183,16 +209,20 @@ def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> 
     asked_for_label = [example for job in plan.label_jobs for example in job.examples]
     for example, question, chosen in zip(asked_for_label, questions, choose(questions, options, per_byte=False), strict=True):
         rows[example.record.record_id] |= {"label_chosen": plan.labels[chosen], "label_right": chosen == question.answer}
-    attacked_rows = _attack_rows("train", plan.attack_jobs, attacked, tokenizer=tokenizer)
-    return [*rows.values(), *_attack_rows("control", plan.control_jobs, control, tokenizer=tokenizer), *attacked_rows]
+    attacks = (
+        ("control", plan.control_jobs, control),
+        ("train", plan.attack_jobs, attacked),
+        ("prefixed_control", plan.prefixed_control_jobs, prefixed_control),
+        ("prefixed_train", plan.prefixed_jobs, prefixed),
+    )
+    return [*rows.values(), *(row for side, jobs, answers in attacks for row in _attack_rows(side, jobs, answers, tokenizer=tokenizer))]
 
 
 def _taken(plan: Plan, results: Sequence[list[Any]]) -> list[list[Any]]:
-    """The results of each of the plan's five lists of jobs."""
+    """The results of each of the plan's lists of jobs."""
     assert len(results) == len(plan.jobs), (len(results), len(plan.jobs))
     rest = list(results)
-    groups = (plan.nll_jobs, plan.heldout_jobs, plan.attack_jobs, plan.control_jobs, plan.label_jobs)
-    return [[value for _ in jobs for value in rest.pop(0)] for jobs in groups]
+    return [[value for _ in jobs for value in rest.pop(0)] for jobs in plan.groups]
 
 
 def _attack_rows(side: str, jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> list[dict[str, Any]]:
@@ -235,7 +265,7 @@ def _attack(jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> dic
             truths.append(_remainder(example, given))
             details.append([d for d in example.record.details if d not in details_found(given, example.record.details)])
     score = score_extraction(answers, truths, details)
-    return {"rouge_l": score.rouge_l, "exact_match": score.exact_match, "details_rate": score.details_rate}
+    return dict(vars(score))
 
 
 def _remainder(example: Example, given: str) -> str:

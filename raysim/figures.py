@@ -7,6 +7,7 @@ Left out: pyplot and its global state; interactive figures.
 
 import io
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,25 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
     counts = [[int(fate.get(label, 0)) for label in labels] for _, fate in fates]
     colours = [KEPT_COLOUR, *[colour for colour in LABEL_COLOURS if colour != KEPT_COLOUR]]
     return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
+
+
+def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float) -> Figure:
+    """How near each synthetic record of a client (named, with a value in [0, 1] a record) comes to a private one: a row of marks a client.
+
+    A tall mark is the row's median, the dashed line the `bound` above which the copy filter drops a record.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(height=max(1.9, 0.42 * len(clients) + 1.3))
+        for row, (_, values) in enumerate(clients):
+            axes.plot(values, [row] * len(values), "|", color=KEPT_COLOUR, markersize=13, markeredgewidth=1.4, alpha=0.65)
+            axes.plot([statistics.median(values)], [row], "|", color=KEPT_COLOUR, markersize=22, markeredgewidth=3.0)
+        axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
+        axes.set_xlim(0.0, 1.0)
+        axes.set_ylim(len(clients) - 0.4, -0.6)
+        axes.set_yticks(range(len(clients)), [name for name, _ in clients])
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("largest ROUGE-L with a private response of the client    (dashed: the copy filter)")
+        return figure
 
 
 def against(

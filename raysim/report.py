@@ -21,11 +21,14 @@ from omegaconf import OmegaConf
 
 from raysim import config as configuration
 from raysim import figures
+from raysim.attacks.views import ATTACKS, PUBLIC, SEES
 from raysim.auditing import verdict
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
+MOST_CLIENTS = 20
+"""Rows of the picture of how near synthetic records come to private ones."""
 SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_exact_match", "train_details_rate", "epsilon", "uplink_bytes")
 HIGHER_IS_BETTER = ("heldout_rouge_l", "tokens_per_s")
@@ -175,6 +178,7 @@ def _summary(
         "eval": _last(records, "eval"),
         "attack": _last(records, "attack"),
         "private": _last(records, "private") or None,
+        "cross_client": _last(records, "cross_client") or None,
         "epsilon": records[-1].get("epsilon") if records else None,
         "delta": ledger.get("delta"),
         "guarantee": ledger.get("guarantee", ""),
@@ -344,6 +348,9 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
         samples=[(label, _sample(run.synthetic)) for label, run in zip(labels, runs, strict=True) if run.synthetic],
         colours=dict(zip(labels, figures.colours_of([run.method for run in runs]), strict=True)),
         themed=figures.themed_colours(),
+        across=[(label, run.summary["cross_client"]) for label, run in zip(labels, runs, strict=True) if run.summary.get("cross_client")],
+        attacks=_attacks_made(runs),
+        public=PUBLIC,
         human_bytes=human_bytes,
         clock=clock,
     )
@@ -462,7 +469,8 @@ def _duration(seconds: float) -> str:
 def _panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
     """The figures that the runs have numbers for, in reading order."""
     panels = [*_round_panels(runs, labels), *_trade_off_panel(runs, labels), *_epsilon_panel(runs, labels), *_exposure_panels(runs, labels)]
-    return [*panels, *_partition_panels(runs, labels), *_traffic_panel(runs, labels), *_candidate_panels(runs, labels)]
+    panels += [*_partition_panels(runs, labels), *_traffic_panel(runs, labels)]
+    return [*panels, *_candidate_panels(runs, labels), *_nearness_panels(runs, labels)]
 
 
 def _round_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
@@ -490,6 +498,17 @@ def _round_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         note = "Of the names, dates and values in the attacked records, how many appear in the extracted answers. Dashed: by chance, on held-out records."
         figure = figures.by_round(details, axis="Private details recovered", least_span=0.05, percent=True, note="dashed: held-out control")
         panels.append(Panel("details", "Private details recovered by round", note, figure))
+    prefixed = _lines(runs, labels, ("attack", "prefixed_train_rouge_l"), control=("attack", "prefixed_heldout_rouge_l"))
+    if prefixed:
+        given = sorted({run.config["attack.long_prefix_tokens"] for run in runs if run.config.get("attack.long_prefix_tokens")})
+        note = (
+            f"The same attack by someone who knows the first {', '.join(map(str, given))} tokens of the true response too, and asks for the rest. "
+            "Dashed: on held-out records. Only the gap between the two is memory."
+        )
+        figure = figures.by_round(
+            prefixed, axis="Extraction ROUGE-L of the rest", least_span=0.1, note="solid: training prompts, dashed: held-out control"
+        )
+        panels.append(Panel("prefixed", "Leakage by round, with a prefix", note, figure))
     return panels
 
 
@@ -642,6 +661,41 @@ def _candidate_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]
         name = "candidates" if i == 0 else f"candidates-{i + 1}"
         panels.append(Panel(name, f"Synthetic candidates of {label}", note, figures.candidates(_fates(run))))
     return panels
+
+
+def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
+    """One picture for each run whose synthetic records were held against the private ones."""
+    panels: list[Panel] = []
+    for label, run in zip(labels, runs, strict=True):
+        by_client: dict[int, list[float]] = {}
+        for text in run.synthetic:
+            if text["kept"] and text.get("response_rouge_l") is not None:
+                by_client.setdefault(text["client_id"], []).append(text["response_rouge_l"])
+        if not by_client:
+            continue
+        rows = [(f"client {client}", values) for client, values in sorted(by_client.items())][:MOST_CLIENTS]
+        note = "Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private responses; the tall mark is the median."
+        note += f" The first {len(rows)} of {len(by_client)} clients." if len(rows) < len(by_client) else ""
+        name = f"nearness-{len(panels) + 1}" if panels else "nearness"
+        figure = figures.nearness(rows, bound=float(run.config["fedpit.max_rouge_l"]))
+        panels.append(Panel(name, f"How near synthetic records of {label} come to private ones", note, figure))
+    return panels
+
+
+def _attacks_made(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """(attack, whose, what it does, what that party sees) of the attacks that one of the runs was put to."""
+    made = set()
+    for run in runs:
+        audit = run.audit
+        signs = {
+            "extraction": bool(run.summary.get("attack")),
+            "extraction across clients": bool(run.summary.get("cross_client")),
+            "gradient inversion": bool(audit.get("inversion")),
+            "membership inference": bool(audit.get("membership")),
+            "canaries": bool(audit.get("one_run") or audit.get("exposure") or any(record.get("exposure") for record in run.records)),
+        }
+        made |= {attack for attack, sign in signs.items() if sign}
+    return [(attack, party, does, "; ".join(SEES[party])) for attack, party, does in ATTACKS if attack in made]
 
 
 def _fates(run: Run) -> list[tuple[str, dict[str, int]]]:

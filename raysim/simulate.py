@@ -5,6 +5,7 @@ client call depends on its arguments only, the same loop gives the same bits ove
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 
 from raysim import checkpoint
 from raysim.adapter import Vector, initial_adapter
+from raysim.attacks.cross_client import CrossClientSettings, score_across
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
 from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
@@ -26,6 +28,7 @@ from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import MaskedSum
 from raysim.privacy.clipping import ChunkSum
 from raysim.progress import Progress
+from raysim.rng import seed_for
 from raysim.server import ServerState, broadcast, clip_norm_of, step
 from raysim.server_optimizer import ServerOptimizer
 from raysim.worker import Assignment, ClientReport, Worker
@@ -252,7 +255,9 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     if utility is not None and not math.isfinite(utility["heldout_nll"]):
         raise RuntimeError(f"round {round_index}: the held-out loss of the new adapter is not finite; lower train.lr or server.lr")
     exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
-    return {"eval": utility, "attack": attack} | ({"private": own} if own else {}) | ({"exposure": exposure} if exposure else {})
+    across = _across(simulation) if round_index == num_rounds - 1 else None
+    further = {"private": own, "exposure": exposure, "cross_client": across}
+    return {"eval": utility, "attack": attack, **{key: value for key, value in further.items() if value}}
 
 
 def _exposure(simulation: Simulation) -> dict[str, Any]:
@@ -261,6 +266,37 @@ def _exposure(simulation: Simulation) -> dict[str, Any]:
     jobs = exposure_jobs(plan_, config)
     results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
     return exposure_record(plan_, results, num_references=config.audit.num_references)
+
+
+def _across(simulation: Simulation) -> dict[str, Any] | None:
+    """What each client draws out of the release of the others' private details, and the mean; None where it is not asked for.
+
+    Pooled data have one owner, so that there is nobody to attack.
+    """
+    config, experiment = simulation.config, simulation.experiment
+    if not config.attack.cross_prefixes or len(experiment.shards) < 2:
+        return None
+    simulation.progress.phase("clients attacking each other")
+    settings = CrossClientSettings(
+        num_prefixes=config.attack.cross_prefixes,
+        num_samples=config.attack.cross_samples,
+        max_new_tokens=config.attack.cross_tokens,
+        batch_size=config.evaluate.batch_size,
+    )
+    jobs = [
+        Job("across", shard, 0, 0, seed=seed_for(config.seed, "across", k), system_prompt=config.data.system_prompt, across=settings)
+        for k, shard in enumerate(experiment.shards)
+    ]
+    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    details = [[detail for example in shard for detail in example.record.details] for shard in experiment.shards]
+    nobodys = [detail for example in experiment.heldout for detail in example.record.details]
+    rows = []
+    for k, (texts, own) in enumerate(zip(results, details, strict=True)):
+        others = [detail for other, theirs in enumerate(details) if other != k for detail in theirs]
+        rows.append({"client_id": k, **vars(score_across(texts, own=own, others=others, nobodys=nobodys))})
+    means = mean_of([{key: row[key] for key in ("coverage", "heldout_coverage", "efficiency")} for row in rows])
+    assert means is not None
+    return {**means, "num_queries": sum(row["num_queries"] for row in rows), "by_attacker": rows}
 
 
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
@@ -289,6 +325,7 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         questions=questions,
         labels=labels,
         system_prompt=config.data.system_prompt,
+        long_prefix_tokens=config.attack.long_prefix_tokens,
     )
 
 
@@ -339,6 +376,8 @@ def _measure_base(simulation: Simulation) -> Simulation:
         "eval": utility,
         "attack": attack,
     }
+    across = _across(simulation)
+    record |= {"cross_client": across} if across else {}
     simulation.records.append(record)
     simulation.progress.record(record)
     return simulation
@@ -369,11 +408,13 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not row["kept"]:
             rejected[row["verdict"]] = rejected.get(row["verdict"], 0) + 1
     texts = [row["instruction"] for row in rows]
+    nearest = sorted(row["response_rouge_l"] for row in rows if row["kept"] and row["response_rouge_l"] is not None)
     return {
         "num_candidates": len(rows),
         "num_kept": sum(row["kept"] for row in rows),
         "num_rejected": rejected,
         "duplicate_rate": 1 - len(set(texts)) / len(texts),
+        "response_rouge_l": {"median": statistics.median(nearest), "max": nearest[-1]} if nearest else None,
     }
 
 

@@ -551,7 +551,8 @@ IDLE = (
     Idle(("privacy.noise_multiplier",), lambda c: c.privacy.target_epsilon > 0, "privacy.target_epsilon set"),
     Idle(("audit.num_secrets", "audit.num_references"), lambda c: not c.audit.multiplicities, "no audit.multiplicities"),
     Idle(("audit.canary", "audit.canary_scale", "audit.confidence"), lambda c: not c.audit.num_canaries, "audit.num_canaries=0"),
-    Idle(("attack.num_examples", "attack.prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
+    Idle(("attack.num_examples", "attack.prefix_tokens", "attack.long_prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
+    Idle(("attack.cross_samples", "attack.cross_tokens"), lambda c: not c.attack.cross_prefixes, "attack.cross_prefixes=0"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )
 UNREAD = (("fedpit.",), ("synthesis.",), ("fewfedweight.",), ("dplora.",), ("privacy.",))

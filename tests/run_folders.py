@@ -25,6 +25,7 @@ def write_run(folder: Path, method: str, *, num_rounds: int = 5, num_clients: in
     """The folder of an invented run; `overrides` are dotted configuration keys with `__` for the dot."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"name": method, "method.name": method, "server.num_rounds": num_rounds, "partition.num_clients": num_clients}
+    values |= {"attack.long_prefix_tokens": 50}
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     config = configuration.load("", [f"{key}={value}" for key, value in values.items()])
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(configuration.to_dict(config))))
@@ -90,6 +91,8 @@ def released(method: str, part: float) -> dict[str, Any]:
             "heldout_rouge_l": control,
             "heldout_exact_match": 0.0,
             "heldout_details_rate": 0.018,
+            "prefixed_train_rouge_l": 1.2 * rouge,
+            "prefixed_heldout_rouge_l": 1.2 * control,
             "num_examples": 24,
         },
     }
@@ -142,6 +145,7 @@ def summary(name: str, method: str, records: list[dict[str, Any]], *, seed: int)
         "eval": last["eval"],
         "attack": last["attack"],
         "private": last.get("private"),
+        "cross_client": {"coverage": 0.123, "heldout_coverage": None, "efficiency": 0.0456, "num_queries": 1536, "by_attacker": []},
         "epsilon": last["epsilon"],
         "delta": 1e-5 if last["epsilon"] is not None else None,
         "guarantee": ledger(method, records)["guarantee"],
@@ -170,6 +174,7 @@ def synthetic(num_rounds: int, num_clients: int) -> list[dict[str, Any]]:
                 "verdict": verdict,
                 "score": None if verdict == "format" else 0.4 + 0.01 * (i % 50),
                 "max_rouge_l": 0.2 + 0.01 * (i % 40),
+                "response_rouge_l": None if verdict == "format" else 0.1 + 0.01 * (i % 50),
             }
         )
     return texts

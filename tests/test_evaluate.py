@@ -203,6 +203,20 @@ def test_the_prefix_attack_of_a_memoriser_continues_the_response(known: Known) -
     assert (attack["train_exact_match"], attack["train_rouge_l"]) == (1.0, 1.0)
 
 
+def test_the_second_attack_has_figures_and_rows_of_its_own_and_changes_none_of_the_first(known: Known) -> None:
+    utility, attack, rows = rows_of(known, long_prefix_tokens=3)
+    plain_utility, plain_attack, plain_rows = rows_of(known)
+    _, prefixed_attack, prefixed_rows = rows_of(known, prefix_tokens=3)
+    assert utility == plain_utility
+    assert {key: value for key, value in attack.items() if not key.startswith("prefixed_")} == plain_attack
+    of_the_second = {key.removeprefix("prefixed_"): value for key, value in attack.items() if key.startswith("prefixed_")}
+    assert of_the_second == {key: value for key, value in prefixed_attack.items() if key != "num_examples"}
+    assert attack["prefixed_train_approximate_match"] == 1.0 > attack["prefixed_heldout_approximate_match"]
+    assert rows[: len(plain_rows)] == plain_rows
+    renamed = [{**row, "side": row["side"].removeprefix("prefixed_")} for row in rows[len(plain_rows) :]]
+    assert renamed == [row for row in prefixed_rows if row["side"] in ("control", "train")]
+
+
 def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
     lm, adapter, train, heldout = known
     [job] = make_plan(train, heldout, with_eval=False, with_attack=True).attack_jobs

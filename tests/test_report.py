@@ -12,12 +12,13 @@ import pytest
 from matplotlib import image
 
 from raysim import figures
+from raysim.attacks.views import SEES
 from raysim.progress import COLUMNS
 from raysim.report import comparison_rows, read_run, write_comparison_report, write_run_report
 from tests.run_folders import record, write_run
 
 METHODS = ("base", "fedit", "fedpit", "dplora")
-COMPARISON_FIGURES = {"leakage", "utility", "details", "tradeoff", "epsilon", "partition", "bytes", "candidates"}
+COMPARISON_FIGURES = {"leakage", "utility", "details", "tradeoff", "epsilon", "partition", "bytes", "candidates", "prefixed", "nearness"}
 
 
 class Page(HTMLParser):
@@ -102,6 +103,15 @@ def test_every_figure_is_in_the_page_and_names_each_run(page: Page) -> None:
         assert all(label in page.figure_texts[f"fig-{name}"] for name in ("leakage", "utility", "details", "tradeoff"))
     assert "DP-LoRA" in page.figure_texts["fig-epsilon"]
     assert "FEDIT" not in page.figure_texts["fig-epsilon"]
+
+
+def test_who_attacked_is_said_with_what_they_saw_and_what_a_client_found(page: Page) -> None:
+    text = " ".join(page.text.split())
+    for party in ("insider", "client"):
+        assert "; ".join(SEES[party]) in text
+    assert "; ".join(SEES["server"]) not in text, "nobody inverted a gradient"
+    assert re.search(r"FEDIT\s*12.3%\s*—\s*4.6\s*1,536", text)
+    assert "the first 50 tokens of the true response" in text
 
 
 def test_figures_are_files_with_something_on_them(report: Path) -> None:

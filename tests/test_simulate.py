@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,10 @@ from safetensors.numpy import load_file
 
 from raysim import simulate as loop
 from raysim.adapter import Vector
-from raysim.experiment import Experiment
+from raysim.attacks.cross_client import CrossClientSettings, attack_across
+from raysim.attacks.views import ClientView
+from raysim.data.similarity import details_found, largest_rouge_l
+from raysim.experiment import Experiment, prepare
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
@@ -182,6 +186,43 @@ def test_private_self_generation_is_run_as_it_is_accounted(backend: Backend, tmp
     assert done.summary["epsilon"] == done.ledger["epsilon"] > 0
     assert "synthetic records are drawn from noised sums" in done.summary["guarantee"]
     assert done.records[-1]["private"] is not None, "each client keeps an adapter of its own records, which is not released"
+
+
+def test_each_client_attacks_the_last_release_and_finds_what_the_attack_alone_finds(backend: Backend, tmp_path: Path) -> None:
+    settings = ["attack.cross_prefixes=2", "attack.cross_samples=3", "attack.cross_tokens=5", "evaluate.every=0"]
+    done = finished("fedit", *settings, backend=backend, out=tmp_path / "run")
+    assert [record.get("cross_client") is not None for record in done.records] == [False] * (len(done.records) - 1) + [True]
+    found = done.records[-1]["cross_client"]
+    assert found == done.summary["cross_client"]
+    lm = backend.worker.language_model(done.config.lora)
+    shards = prepare(done.config, lm).shards
+    attack = CrossClientSettings(num_prefixes=2, num_samples=3, max_new_tokens=5, batch_size=done.config.evaluate.batch_size)
+    for k, row in enumerate(found["by_attacker"]):
+        view = ClientView(own=shards[k], release=released(tmp_path / "run", len(done.records)))
+        seed = seed_for(done.config.seed, "across", k)
+        texts = attack_across(lm, view, settings=attack, system_prompt=done.config.data.system_prompt, seed=seed)
+        victims = {d for other in range(3) if other != k for e in shards[other] for d in e.record.details} - {
+            d for e in shards[k] for d in e.record.details
+        }
+        assert (row["client_id"], row["num_queries"], row["num_details"]) == (k, len(texts), len(victims)) == (k, 6, len(victims))
+        assert row["coverage"] == len([d for d in victims if any(details_found(text, [d]) for text in texts)]) / len(victims)
+    assert found["num_queries"] == 18
+
+
+def test_pooled_data_have_nobody_to_attack(backend: Backend, tmp_path: Path) -> None:
+    done = finished("cenit", "attack.cross_prefixes=2", "evaluate.every=0", backend=backend, out=tmp_path / "run")
+    assert done.summary["cross_client"] is None
+
+
+def test_synthetic_records_tell_how_near_they_come_to_private_ones(backend: Backend, tmp_path: Path) -> None:
+    done = finished("fedpit", "server.num_rounds=1", backend=backend, out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    shards = prepare(done.config, backend.worker.language_model(done.config.lora)).shards
+    for row in rows:
+        own = [example.record.response for example in shards[row["client_id"]]]
+        assert row["response_rouge_l"] == (largest_rouge_l(row["response"], own) if row["response"] else None)
+    kept = [row["response_rouge_l"] for row in rows if row["kept"] and row["response_rouge_l"] is not None]
+    assert done.records[0]["synthetic"]["response_rouge_l"] == {"median": statistics.median(kept), "max": max(kept)}
 
 
 def released(out: Path, num_rounds: int) -> Vector:

@@ -3,7 +3,8 @@
 Discoverable memorisation, Nasr et al. (2023), arXiv 2311.17035: a training record is prompt p and response y; the
 attacker gives p (or p and the first tokens of y) and compares the greedy answer with y. The same questions on held-out
 records are the control: what is answered as well there is skill, not leakage.
-What the attacker sees: the released adapter, the base model, the prompts (and the prefix). Nothing else enters here.
+What the attacker, an insider (see `views`), sees: the released adapter, the base model, the prompts (and the prefix). Nothing else
+enters here.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,17 @@ from dataclasses import dataclass
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
 
+NEAR = 0.7
+"""ROUGE-L above which an answer counts as a copy, the bound by which FEDPIT tells copies (ACM TIST 17(5), 2026, section 3.3)."""
+
 
 @dataclass(frozen=True)
 class ExtractionScore:
-    """Of a set of attacked records: mean ROUGE-L, share answered exactly, share of private details recovered (None if none)."""
+    """Of a set of attacked records: mean ROUGE-L, shares answered exactly and nearly, share of private details recovered (None if none)."""
 
     rouge_l: float
     exact_match: float
+    approximate_match: float
     details_rate: float | None
 
 
@@ -41,5 +46,6 @@ def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Seq
     return ExtractionScore(
         rouge_l=sum(scores) / len(scores),
         exact_match=sum(exact) / len(exact),
+        approximate_match=sum(score > NEAR for score in scores) / len(scores),
         details_rate=found / wanted if wanted else None,
     )

@@ -6,9 +6,8 @@ RMSNorm(embedding(token)), so that each token of the vocabulary can be tested ag
 layer's x depends on all that stood before, so that the same test there puts the tokens in order.
 
 What the attacker sees, and every function of the attack gets nothing else:
-the base model and its tokenizer, the adapter that the client started from (the server sent it), the client's update (its
-adapter after minus before, or a gradient of the factors in any scale), the public beginning of the chat template, and the
-size of the noise that the privacy mechanism adds, which is public. Not the examples, their number, or their lengths.
+its `ServerView`, the base model and its tokenizer, the public beginning of the chat template, and the size of the noise that the
+privacy mechanism adds, which is public. Not the examples, their number, or their lengths.
 
 What bounds the attack. The span has at most as many dimensions as A has rows, the rank, times the projections that share
 the input (q, k and v do, and their rows are stacked): more distinct tokens than that starve it. Noise on each coordinate
@@ -40,6 +39,7 @@ import numpy as np
 import torch
 
 from raysim.adapter import Layout, Vector, initial_adapter, unflatten
+from raysim.attacks.views import ServerView
 from raysim.base import LanguageModel
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
@@ -124,13 +124,14 @@ class Inversion:
         return f"{len(self.token_ids)} tokens and {len(self.sequences)} sequences from {self.span_dimension} dimensions{starved}"
 
 
-def invert_update(lm: LanguageModel, adapter: Vector, update: Vector, *, opening: Sequence[int], settings: InversionSettings) -> Inversion:
-    """The tokens and sequences that a client trained on, from its `update` of `adapter`; `opening` is what every sequence starts with.
+def invert_update(lm: LanguageModel, view: ServerView, *, opening: Sequence[int], settings: InversionSettings) -> Inversion:
+    """The tokens and sequences that a client trained on, from what the server has of it; `opening` is what every sequence starts with.
 
-    Guarantees: depends on these arguments only, and leaves the model with `adapter` loaded.
+    Guarantees: depends on these arguments only, and leaves the model with the adapter that was sent loaded.
     Errors: ValueError if the update is not finite, the adapter has no projection of the attention's input in two layers, or the position
     enters the first layer's input.
     """
+    adapter, update = view.sent, view.update
     if not np.isfinite(update).all():
         raise ValueError("update: holds a NaN or an infinity; a server drops such an update, and there is nothing to invert in it")
     first, second = projections(lm.layout)
@@ -454,7 +455,7 @@ def inversion_sweep(
                 std = multiplier * l2_norm(gradient)
                 noise = gaussian(len(gradient), std=std, seed=seed_for(seed, "inversion", "noise", rank, batch_size), secure=False)
                 known = replace(settings, entry_error=settings.entry_error + std)
-                inversion = invert_update(lm, adapter, gradient + noise, opening=opening, settings=known)
+                inversion = invert_update(lm, ServerView(adapter, gradient + noise), opening=opening, settings=known)
                 score = score_inversion(inversion, batch, opening=opening, tokenizer=lm.tokenizer)
                 rows.append(_row(rank, batch, multiplier, settings.factor, inversion, score))
     return rows

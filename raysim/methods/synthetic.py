@@ -5,10 +5,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_records
 from raysim.methods.call import ClientCall
 from raysim.private_synthesis import PrivateSynthesisSettings, synthesize_private
@@ -73,9 +75,11 @@ def encode(lm: LanguageModel, pool: list[dict[str, Any]], *, call: ClientCall) -
     return examples
 
 
-def as_rows(candidates: list[Candidate]) -> tuple[dict[str, Any], ...]:
-    """The candidates for inspection by whoever simulates."""
-    return tuple(candidate.as_dict() for candidate in candidates)
+def as_rows(candidates: list[Candidate], shard: Sequence[Example]) -> tuple[dict[str, Any], ...]:
+    """The candidates for inspection by whoever simulates, each with the largest ROUGE-L of its response with one of the client's own."""
+    local = [example.record.response for example in shard]
+    nearest = [largest_rouge_l(candidate.response, local) if candidate.response else None for candidate in candidates]
+    return tuple({**one.as_dict(), "response_rouge_l": near} for one, near in zip(candidates, nearest, strict=True))
 
 
 def total(*parts: TrainStats) -> TrainStats:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raysim.attacks.extraction import attack_prompt, score_extraction
+from raysim.attacks.extraction import NEAR, attack_prompt, score_extraction
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.data.tokens import Example
@@ -31,6 +31,13 @@ def test_figures_by_hand() -> None:
     assert score.details_rate == pytest.approx(3 / 5), "details count over all records together"
     respaced = score_extraction([TRUTHS[0].replace(" ", "\n "), "x"], TRUTHS, DETAILS)
     assert respaced.exact_match == 0.5
+
+
+def test_a_near_copy_is_an_approximate_match_and_no_exact_one() -> None:
+    near = score_extraction(["Anna Berg takes 13 mg at night.", "Ring him."], TRUTHS, DETAILS)
+    assert rouge_l("Anna Berg takes 13 mg at night.", TRUTHS[0]) > NEAR
+    assert (near.exact_match, near.approximate_match) == (0.0, 0.5)
+    assert score_extraction(TRUTHS, TRUTHS, DETAILS).approximate_match == 1.0
 
 
 def test_no_details_are_no_rate() -> None:

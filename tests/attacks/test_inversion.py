@@ -28,6 +28,7 @@ from raysim.attacks.inversion import (
     template_opening,
     trained_looking_adapter,
 )
+from raysim.attacks.views import ServerView
 from raysim.base import BaseModel, LanguageModel, build_language_model, load_base_model
 from raysim.data.records import Record
 from raysim.data.tokens import Example
@@ -53,7 +54,7 @@ def opening_of(lm: LanguageModel) -> tuple[int, ...]:
 
 
 def attack(lm: LanguageModel, adapter: Vector, update: Vector, settings: InversionSettings = SETTINGS) -> Inversion:
-    return invert_update(lm, adapter, update, opening=opening_of(lm), settings=settings)
+    return invert_update(lm, ServerView(adapter, update), opening=opening_of(lm), settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +270,7 @@ def test_a_model_with_positions_in_its_first_input_is_refused() -> None:
     lm = build_language_model(base, rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
     adapter = trained_looking_adapter(lm.layout, b_std=0.01, seed=0)
     with pytest.raises(ValueError, match="the position enters"):
-        invert_update(lm, adapter, adapter, opening=(), settings=SETTINGS)
+        invert_update(lm, ServerView(adapter, adapter), opening=(), settings=SETTINGS)
 
 
 # --- the helpers
@@ -345,7 +346,7 @@ def test_the_sweep_shows_rank_and_noise(examples: list[Example], large: Language
 
 
 def test_a_prefix_of_nothing_is_allowed(large: LanguageModel, adapter: Vector, gradient: Vector, examples: list[Example]) -> None:
-    inversion = invert_update(large, adapter, gradient, opening=(), settings=SETTINGS)
+    inversion = invert_update(large, ServerView(adapter, gradient), opening=(), settings=SETTINGS)
     assert tokens(examples[0])[:-1] in inversion.sequences
 
 
