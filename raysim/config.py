@@ -273,6 +273,12 @@ class EvaluateConfig:
     labels: str = "auto"
     """Accuracy and macro-F1 by the likelihood of the labels' words: `always` (refused for sets whose responses do not begin with their label), `never`,
     or `auto`: for the sets known to have such labels (finance, fpb, fiqa, tfns)."""
+    choices_path: str = ""
+    """A file of multiple-choice questions that every evaluated release answers, by likelihood; empty for none."""
+    choices_form: str = "options"
+    """What the file looks like: `medqa`, `pubmedqa`, or `options` (JSON lines with `question`, `options` and `answer`)."""
+    num_choices: int = 100
+    """Questions asked, from the file's beginning; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -446,6 +452,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dplora.mode": ("example", "literal"),
     "dplora.optimizer": ("adamw", "sgd"),
     "evaluate.labels": ("auto", "always", "never"),
+    "evaluate.choices_form": ("medqa", "pubmedqa", "options"),
     "judge.kind": ("none", "likelihood", "endpoint"),
     "claims": ("", "fedpit", "dplora"),
     "server.weighting": ("auto", "examples", "uniform", "adaptive"),
@@ -532,6 +539,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "audit.confidence": (0.5, 0.9999, True),
     "evaluate.every": (0, math.inf, True),
     "evaluate.num_generated": (1, math.inf, True),
+    "evaluate.num_choices": (0, math.inf, True),
     "evaluate.max_new_tokens": (1, math.inf, True),
     "evaluate.batch_size": (1, math.inf, True),
     "judge.batch_size": (1, math.inf, True),

@@ -2,8 +2,8 @@
 
 Utility: held-out NLL (nats a response token, over all held-out records) and ROUGE-L of greedy answers. Leakage: the extraction
 attack on training records, with the held-out records as its control, by prompts and, if asked for, once more with more of the
-response given away. Answers to held-out prompts serve both. For sets with labels:
-accuracy and macro-F1 by the likelihood of the labels' words. `record_rows` keeps what each figure is the mean of, record by record.
+response given away. Answers to held-out prompts serve both. For sets with labels: accuracy and macro-F1 by the likelihood of the
+labels' words; for multiple-choice questions: accuracy by that of the options. `record_rows` keeps what each figure is the mean of.
 Left out: judges that compare answers (`judged.py` reads the answers that a run keeps).
 """
 
@@ -23,11 +23,13 @@ from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
 from raysim.generate import Sampling, generate
-from raysim.labelled import choose, label_figures, option_nlls
+from raysim.labelled import choice_figures, choose, label_figures, option_nlls
 from raysim.train import TrainSettings, mean_nll, train_adapter
 
 CANARY_TOKENS = 8
 """Tokens of a canary's secret, about."""
+TOKENS_A_QUESTION = 100
+"""Tokens of a question with its options, about."""
 CANARY_BATCH = 64
 """Secrets scored at once."""
 
@@ -53,7 +55,7 @@ class Job:
     @property
     def cost(self) -> int:
         """Roughly how long it takes, for ordering: answering costs more than scoring."""
-        tokens = sum(example.num_tokens for example in self.examples)
+        tokens = sum(example.num_tokens for example in self.examples) + TOKENS_A_QUESTION * len(self.questions)
         if self.kind in ("answer", "shadow", "across"):
             return 10 * tokens
         return tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
@@ -75,6 +77,8 @@ class Plan:
     """The attack once more, with a longer prefix; empty where it is not asked for."""
     prefixed_control_jobs: tuple[Job, ...] = ()
     """Held-out prompts with that prefix."""
+    choice_jobs: tuple[Job, ...] = ()
+    """Multiple-choice questions; empty where there are none."""
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -85,7 +89,7 @@ class Plan:
     def groups(self) -> tuple[tuple[Job, ...], ...]:
         """The lists of jobs."""
         prefixed = (self.prefixed_jobs, self.prefixed_control_jobs)
-        return (self.nll_jobs, self.heldout_jobs, self.attack_jobs, self.control_jobs, self.label_jobs, *prefixed)
+        return (self.nll_jobs, self.heldout_jobs, self.attack_jobs, self.control_jobs, self.label_jobs, *prefixed, self.choice_jobs)
 
 
 def plan(
@@ -102,10 +106,11 @@ def plan(
     labels: tuple[str, ...] = (),
     system_prompt: str | None = None,
     long_prefix_tokens: int = 0,
+    choices: Sequence[ChoiceQuestion] = (),
 ) -> Plan:
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
-    `questions` are the held-out records as questions for their label, in the same order, or none.
+    `questions` are the held-out records as questions for their label, in the same order, or none; `choices` are multiple-choice questions.
     """
 
     def cut(kind: str, examples: Sequence[Example], prefix: int) -> tuple[Job, ...]:
@@ -113,6 +118,7 @@ def plan(
         return tuple(Job(kind, chunk, prefix, max_new_tokens) for chunk in chunks)
 
     asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
+    chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
     answered = heldout[:num_generated]
     own_control = with_attack and prefix_tokens > 0
     with_prefix = with_attack and long_prefix_tokens > 0
@@ -125,6 +131,7 @@ def plan(
         labels=labels,
         prefixed_jobs=cut("answer", attacked, long_prefix_tokens) if with_prefix else (),
         prefixed_control_jobs=cut("answer", answered, long_prefix_tokens) if with_prefix else (),
+        choice_jobs=tuple(Job("options", (), 0, 0, system_prompt=system_prompt, questions=part) for part in chosen),
     )
 
 
@@ -172,11 +179,13 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
 
 def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order."""
-    nll, heldout, attacked, control, options, prefixed, prefixed_control = _taken(plan, results)
+    nll, heldout, attacked, control, options, prefixed, prefixed_control, choices = _taken(plan, results)
     utility = _utility(nll, plan.heldout_jobs, heldout) if plan.nll_jobs else None
     if utility is not None and plan.label_jobs:
-        found = label_figures([question for job in plan.label_jobs for question in job.questions], options, plan.labels)
+        found = label_figures(_questions(plan.label_jobs), options, plan.labels)
         utility |= {f"label_{key}": found[key] for key in ("accuracy", "macro_f1", "accuracy_of_commonest", "macro_f1_of_commonest")}
+    if utility is not None and plan.choice_jobs:
+        utility |= {f"choice_{key}": value for key, value in choice_figures(_questions(plan.choice_jobs), choices).items()}
     if not plan.attack_jobs:
         return utility, None
     train = _attack(plan.attack_jobs, attacked, tokenizer=tokenizer)
@@ -189,12 +198,12 @@ def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tupl
 
 
 def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> list[dict[str, Any]]:
-    """What the figures of `measure` are the means of: one row a held-out record and one an attacked one.
+    """What the figures of `measure` are the means of: one row a held-out record, one an attacked one, and one a question.
 
     `side` is heldout, control or train, and with the longer prefix prefixed_train or prefixed_control.
     A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked.
     """
-    nll, heldout, attacked, control, options, prefixed, prefixed_control = _taken(plan, results)
+    nll, heldout, attacked, control, options, prefixed, prefixed_control, choices = _taken(plan, results)
     answered = [example for job in plan.heldout_jobs for example in job.examples]
     rows: dict[int, dict[str, Any]] = {}
     for example in [example for job in plan.nll_jobs for example in job.examples] or answered:
@@ -205,7 +214,7 @@ def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> 
         record = example.record
         asked = {"instruction": record.instruction, "reference": record.response, "answer": answer}
         rows[record.record_id] |= asked | {"rouge_l": rouge_l(answer, record.response)}
-    questions = [question for job in plan.label_jobs for question in job.questions]
+    questions = _questions(plan.label_jobs)
     asked_for_label = [example for job in plan.label_jobs for example in job.examples]
     for example, question, chosen in zip(asked_for_label, questions, choose(questions, options, per_byte=False), strict=True):
         rows[example.record.record_id] |= {"label_chosen": plan.labels[chosen], "label_right": chosen == question.answer}
@@ -215,7 +224,17 @@ def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> 
         ("prefixed_control", plan.prefixed_control_jobs, prefixed_control),
         ("prefixed_train", plan.prefixed_jobs, prefixed),
     )
-    return [*rows.values(), *(row for side, jobs, answers in attacks for row in _attack_rows(side, jobs, answers, tokenizer=tokenizer))]
+    attack_rows = [row for side, jobs, answers in attacks for row in _attack_rows(side, jobs, answers, tokenizer=tokenizer)]
+    picked = zip(_questions(plan.choice_jobs), choose(_questions(plan.choice_jobs), choices, per_byte=False), strict=True)
+    answered_questions = [
+        {"side": "choice", "question": number, "chosen": question.options[option], "right": option == question.answer}
+        for number, (question, option) in enumerate(picked)
+    ]
+    return [*rows.values(), *attack_rows, *answered_questions]
+
+
+def _questions(jobs: Sequence[Job]) -> list[ChoiceQuestion]:
+    return [question for job in jobs for question in job.questions]
 
 
 def _taken(plan: Plan, results: Sequence[list[Any]]) -> list[list[Any]]:

@@ -11,7 +11,8 @@ import torch
 from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config
-from raysim.data.configured import configured_records, configured_shards, public_records
+from raysim.data.choices import ChoiceQuestion
+from raysim.data.configured import configured_questions, configured_records, configured_shards, public_records
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import split_records
@@ -42,6 +43,8 @@ class Experiment:
     """The training examples that are no canaries."""
     public: tuple[Example, ...]
     """Public records that stand in for synthetic ones, where they come from a file."""
+    questions: tuple[ChoiceQuestion, ...]
+    """Multiple-choice questions that every evaluated release answers."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         canaries=canaries,
         real_examples=real,
         public=_public(config, lm),
+        questions=tuple(configured_questions(config.evaluate)),
     )
 
 

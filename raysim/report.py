@@ -349,6 +349,7 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
         colours=dict(zip(labels, figures.colours_of([run.method for run in runs]), strict=True)),
         themed=figures.themed_colours(),
         across=[(label, run.summary["cross_client"]) for label, run in zip(labels, runs, strict=True) if run.summary.get("cross_client")],
+        accuracies=_accuracies(runs, labels),
         attacks=_attacks_made(runs),
         public=PUBLIC,
         human_bytes=human_bytes,
@@ -680,6 +681,23 @@ def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         figure = figures.nearness(rows, bound=float(run.config["fedpit.max_rouge_l"]))
         panels.append(Panel(name, f"How near synthetic records of {label} come to private ones", note, figure))
     return panels
+
+
+def _accuracies(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """(run, questions, cells) of what the runs answer by likelihood: labels of held-out records, and multiple choice."""
+    rows = []
+    for label, run in zip(labels, runs, strict=True):
+        found = run.summary.get("eval") or {}
+        if found.get("label_accuracy") is not None:
+            cells = [_percent(found["label_accuracy"]), _percent(found["label_macro_f1"]), MISSING]
+            rows.append(
+                (label, "labels of held-out records", [*cells, f"{_percent(found['label_accuracy_of_commonest'])} (the commonest label)"])
+            )
+        if found.get("choice_accuracy") is not None:
+            cells = [_percent(found["choice_accuracy"]), MISSING, _percent(found["choice_accuracy_per_byte"])]
+            asked = f"{found['choice_num_questions']} multiple-choice questions"
+            rows.append((label, asked, [*cells, f"{_percent(found['choice_accuracy_by_chance'])} (by chance)"]))
+    return rows
 
 
 def _attacks_made(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:

@@ -326,6 +326,7 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         labels=labels,
         system_prompt=config.data.system_prompt,
         long_prefix_tokens=config.attack.long_prefix_tokens,
+        choices=experiment.questions,
     )
 
 

@@ -552,6 +552,7 @@ IDLE = (
     Idle(("audit.num_secrets", "audit.num_references"), lambda c: not c.audit.multiplicities, "no audit.multiplicities"),
     Idle(("audit.canary", "audit.canary_scale", "audit.confidence"), lambda c: not c.audit.num_canaries, "audit.num_canaries=0"),
     Idle(("attack.num_examples", "attack.prefix_tokens", "attack.long_prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
+    Idle(("evaluate.choices_form", "evaluate.num_choices"), lambda c: not c.evaluate.choices_path, "evaluate.choices_path=''"),
     Idle(("attack.cross_samples", "attack.cross_tokens"), lambda c: not c.attack.cross_prefixes, "attack.cross_prefixes=0"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )

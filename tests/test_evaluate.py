@@ -11,12 +11,12 @@ import torch
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
-from raysim.data.choices import labelled_questions
+from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.data.tokens import Example
 from raysim.evaluate import Plan, mean_of, measure, plan, record_rows, run_job
-from raysim.labelled import accuracy, choose, macro_f1, option_nlls
+from raysim.labelled import accuracy, choice_figures, choose, macro_f1, option_nlls
 from tests.tiny_models import build, encode, learn_by_heart, sharp_base
 
 TRAIN = [
@@ -109,6 +109,24 @@ def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
     rows = [row for row in record_rows(work, results, tokenizer=lm.tokenizer) if row["side"] == "heldout"]
     assert [(row["label_chosen"], row["label_right"]) for row in rows] == [(labels[c], c == r) for c, r in zip(chosen, right, strict=True)]
     assert not make_plan(train, **asked, with_eval=False).label_jobs
+
+
+def test_multiple_choice_is_answered_by_likelihood_whatever_the_cut(known: Known) -> None:
+    lm, adapter, train, heldout = known
+    asked = [ChoiceQuestion(f"how is {i}?", ("good", "bad", "so so")[: 2 + i % 2], i % 2) for i in range(5)]
+    work = make_plan(train, heldout, choices=asked, batch_size=2)
+    results = [run_job(lm, adapter, job) for job in work.jobs]
+    utility, _ = measure(work, results, tokenizer=lm.tokenizer)
+    nlls = option_nlls(lm, adapter, asked, batch_size=5, system_prompt=None)
+    expected = choice_figures(asked, nlls)
+    assert {key.removeprefix("choice_"): value for key, value in utility.items() if key.startswith("choice_")} == expected
+    assert expected["num_questions"] == 5
+    rows = [row for row in record_rows(work, results, tokenizer=lm.tokenizer) if row["side"] == "choice"]
+    chosen = choose(asked, nlls, per_byte=False)
+    assert [(row["question"], row["chosen"], row["right"]) for row in rows] == [
+        (i, asked[i].options[c], c == asked[i].answer) for i, c in enumerate(chosen)
+    ]
+    assert make_plan(train, heldout, choices=asked, with_eval=False).choice_jobs == ()
 
 
 def test_an_untrained_adapter_gives_nothing_away(known: Known) -> None:

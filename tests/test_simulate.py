@@ -209,6 +209,25 @@ def test_each_client_attacks_the_last_release_and_finds_what_the_attack_alone_fi
     assert found["num_queries"] == 18
 
 
+def test_a_run_answers_the_questions_of_a_file(backend: Backend, tmp_path: Path) -> None:
+    questions = [{"question": f"What is {i}?", "options": ["this", "that"], "answer": "this"} for i in range(5)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    path = f"evaluate.choices_path={tmp_path / 'questions.jsonl'}"
+    done = finished("fedit", path, "evaluate.num_choices=4", "server.num_rounds=1", backend=backend, out=tmp_path / "run")
+    rows = [row for row in map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines()) if row["side"] == "choice"]
+    assert [row["question"] for row in rows] == [0, 1, 2, 3]
+    assert done.summary["eval"]["choice_accuracy"] == sum(row["right"] for row in rows) / 4
+    assert done.summary["eval"]["choice_accuracy_by_chance"] == 0.5
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "4 multiple-choice questions" in page
+
+
+def test_a_bad_file_of_questions_is_named_with_its_line(backend: Backend, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"question": "a", "options": ["b", "c"], "answer": "d"}\n')
+    with pytest.raises(ValueError, match=r"evaluate.choices_path=.*questions.jsonl: line 1: .*'d', which names none of the options"):
+        finished("fedit", f"evaluate.choices_path={tmp_path / 'questions.jsonl'}", backend=backend, out=tmp_path / "run")
+
+
 def test_pooled_data_have_nobody_to_attack(backend: Backend, tmp_path: Path) -> None:
     done = finished("cenit", "attack.cross_prefixes=2", "evaluate.every=0", backend=backend, out=tmp_path / "run")
     assert done.summary["cross_client"] is None

@@ -1,6 +1,9 @@
 """Records and their split among clients as a configuration asks for them: what a run deals, and what a verification deals again."""
 
-from raysim.config import Config, DataConfig, SynthesisConfig
+from pathlib import Path
+
+from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
+from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
 from raysim.data.records import Record
 from raysim.data.sources import load_records
@@ -33,6 +36,20 @@ def public_records(synthesis: SynthesisConfig) -> list[Record]:
     except ValueError as error:
         text = str(error).replace("data.path=", "synthesis.path=", 1)
         raise ValueError(text.replace("set data.preset, or the data.*_field keys", "set synthesis.preset")) from None
+
+
+def configured_questions(evaluate: EvaluateConfig) -> list[ChoiceQuestion]:
+    """The multiple-choice questions that releases answer; none unless there is a file of them.
+
+    Errors: as `read_choices`, naming `evaluate.choices_path` and the line.
+    """
+    if not evaluate.choices_path:
+        return []
+    try:
+        questions = read_choices(Path(evaluate.choices_path), form=evaluate.choices_form)
+    except ValueError as error:
+        raise ValueError(f"evaluate.choices_path={error}") from None
+    return questions[: evaluate.num_choices or None]
 
 
 def configured_shards(labels: list[str], config: Config) -> list[list[int]]:
