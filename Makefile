@@ -16,7 +16,7 @@ run: $(STAMP)
 	$(BIN)/raysim compare configs/quickstart.yaml $(if $(OUT),out=$(OUT)) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -42,6 +42,7 @@ FIGURES: dict[str, tuple[tuple[int, str], ...]] = {
     "nll": ((-1, "nll"),),
     "rouge_l": ((1, "rouge_l"),),
     "label_accuracy": ((1, "label_accuracy"),),
+    "choice_accuracy": ((1, "choice_accuracy"),),
     "leakage": ((1, "leakage"),),
     "memory": ((1, "leakage"), (-1, "control")),
 }
@@ -50,12 +51,13 @@ FIGURE_WORDS = {
     "nll": "held-out NLL (lower is better; differences are in its favour)",
     "rouge_l": "held-out ROUGE-L",
     "label_accuracy": "accuracy by label",
+    "choice_accuracy": "accuracy on multiple choice",
     "leakage": "extraction ROUGE-L on training prompts",
     "memory": "extraction ROUGE-L, less that on held-out prompts",
     "bytes": "bytes",
     "epsilon": "epsilon",
 }
-UTILITY = ("win_tie", "nll", "rouge_l", "label_accuracy")
+UTILITY = ("win_tie", "nll", "rouge_l", "label_accuracy", "choice_accuracy")
 LEAKAGE = ("leakage", "memory")
 
 Values = dict[int, tuple[float, float]]
@@ -319,14 +321,16 @@ def load_run(folder: Path) -> RunData:
 def measures_of(answers: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Values]]:
     """The measures in the rows of answers.jsonl and judged.jsonl, of the release; where nothing is released, the mean over the clients' own.
 
-    The control of the attack is that with its prefix, where it has one, else the held-out answers.
+    The control of the attack is that with its prefix, where it has one, else the held-out answers. The second attack, with a longer
+    prefix, decides nothing here. A question's number stands where a record's id does.
     """
     released = [row for row in answers if row["owner"] is None] or list(answers)
     controlled = any(row["side"] == "control" for row in released)
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for row in released:
         for measure, value, weight in _row_values(row, controlled=controlled):
-            found.setdefault((measure, row["round_index"], row["record_id"]), []).append((value, weight))
+            unit = row["question"] if row["side"] == "choice" else row["record_id"]
+            found.setdefault((measure, row["round_index"], unit), []).append((value, weight))
     last = max((row["round_index"] for row in released), default=0)
     for row in judged:
         if row["outcome"] is not None:
@@ -343,6 +347,10 @@ def _row_values(row: Mapping[str, Any], *, controlled: bool) -> list[tuple[str, 
         return [("leakage", row["rouge_l"], 1.0)]
     if row["side"] == "control":
         return [("control", row["rouge_l"], 1.0)]
+    if row["side"] == "choice":
+        return [("choice_accuracy", float(row["right"]), 1.0)]
+    if row["side"] != "heldout":
+        return []
     values = []
     if row.get("num_tokens"):
         values.append(("nll", row["nll"] / row["num_tokens"], float(row["num_tokens"])))

@@ -101,7 +101,24 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-HEADINGS = ("held-out NLL", "held-out ROUGE-L", "leakage", "control", "epsilon")
+HEADINGS = (
+    "held-out NLL",
+    "held-out ROUGE-L",
+    "leakage",
+    "control",
+    "with a prefix",
+    "control",
+    "found across clients",
+    "guessed",
+    "epsilon",
+)
+FURTHER = (
+    ("attack", "prefixed_train_rouge_l"),
+    ("attack", "prefixed_heldout_rouge_l"),
+    ("cross_client", "coverage"),
+    ("cross_client", "heldout_coverage"),
+)
+"""Where a run's summary has the figures of the attacks that only some entries are put to."""
 
 
 def entry_rows(runs: Runs) -> list[EntryRow]:
@@ -115,6 +132,9 @@ def entry_rows(runs: Runs) -> list[EntryRow]:
         leakages = [figure_of(run, "leakage") for run in members.values()]
         excesses = [figure_of(run, "memory") for run in members.values()]
         cells[3] = _spread([a - b for a, b in zip(leakages, excesses, strict=True) if a is not None and b is not None])
+        for section, key in FURTHER:
+            found = [(run.summary.get(section) or {}).get(key) for run in members.values()]
+            cells.append(_spread([value for value in found if value is not None]))
         epsilons = [run.summary["epsilon"] for run in members.values() if run.summary["epsilon"] is not None]
         rows.append(EntryRow(entry, len(members), (*cells, f"{max(epsilons):.3g}" if epsilons else "—")))
     return rows

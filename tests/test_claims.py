@@ -90,7 +90,7 @@ def test_every_claim_can_hold_fail_or_stay_open(name: str, claim: Claim) -> None
     for wanted, verdict in (([1.0] * count, HOLDS), ([-1.0] * count, FAILS), ([0.0] * count, OPEN)):
         row = decide(claim, made_up(claim, wanted))
         assert row.verdict == verdict
-        assert {reading.figure for reading in row.readings} == set(claim.figures) - {"win_tie", "label_accuracy"}
+        assert {reading.figure for reading in row.readings} == set(claim.figures) - {"win_tie", "label_accuracy", "choice_accuracy"}
         assert {reading.verdict for reading in row.readings} == {verdict}
         assert {label.partition(",")[0] for label, _, _ in row.ours} == {entry for entry, _ in places_of(claim)}
     assert decide(claim, made_up(claim, [1.0] * count, seeds=(0,))).verdict == OPEN, "one seed decides nothing"
@@ -221,6 +221,9 @@ def test_rows_become_measures_of_the_release() -> None:
         row("heldout", 8, nll=3.0, num_tokens=3),
         row("train", 1, rouge_l=0.9),
         row("heldout", 7, owner=0, nll=60.0, num_tokens=6, rouge_l=1.0),
+        row("prefixed_train", 1, rouge_l=0.7),
+        row("prefixed_control", 7, rouge_l=0.6),
+        {"side": "choice", "question": 3, "owner": None, "round_index": 0, "chosen": "a", "right": True},
     ]
     judged = [{"record_id": 7, "outcome": "tie"}, {"record_id": 9, "outcome": "lose"}, {"record_id": 10, "outcome": None}]
     assert measures_of(rows, judged) == {
@@ -228,6 +231,7 @@ def test_rows_become_measures_of_the_release() -> None:
         "rouge_l": {0: {7: (0.4, 1.0)}},
         "control": {0: {7: (0.4, 1.0)}},
         "label_accuracy": {0: {7: (1.0, 1.0)}},
+        "choice_accuracy": {0: {3: (1.0, 1.0)}},
         "leakage": {0: {1: (0.9, 1.0)}},
         "win_tie": {0: {7: (1.0, 1.0), 9: (0.0, 1.0)}},
     }
@@ -380,4 +384,4 @@ def test_only_figures_that_the_runs_have_numbers_for_are_drawn() -> None:
 
 def test_every_figure_is_made_of_measures() -> None:
     made = {measure for terms in FIGURES.values() for _, measure in terms}
-    assert made == {"win_tie", "nll", "rouge_l", "label_accuracy", "leakage", "control"}
+    assert made == {"win_tie", "nll", "rouge_l", "label_accuracy", "choice_accuracy", "leakage", "control"}
