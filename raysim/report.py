@@ -24,6 +24,7 @@ from raysim import figures
 from raysim.attacks.views import ATTACKS, PUBLIC, SEES
 from raysim.auditing import verdict
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
+from raysim.runfiles import write_text
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
@@ -101,7 +102,7 @@ def write_comparison_tables(out_dir: Path, run_dirs: Sequence[Path]) -> list[Run
     out_dir.mkdir(parents=True, exist_ok=True)
     runs = [read_run(folder) for folder in run_dirs]
     summaries = [run.summary for run in runs]
-    (out_dir / "summary.json").write_text(json.dumps({"runs": summaries}, indent=2) + "\n", encoding="utf-8")
+    write_text(out_dir / "summary.json", json.dumps({"runs": summaries}, indent=2) + "\n")
     _write_csv(out_dir / "results.csv", summaries)
     return runs
 
@@ -356,7 +357,7 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
         clock=clock,
     )
     path = out_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)  # at once: a run with a page is a finished one
     return path
 
 

@@ -25,6 +25,7 @@ from raysim import config as configuration
 from raysim import figures, sweep_figures
 from raysim.progress import MISSING, NO_GUARANTEE, clock, human_bytes
 from raysim.report import HIGHER_IS_BETTER, Panel, page_environment
+from raysim.runfiles import write_json, write_text
 from raysim.sweep_figures import Measure, is_number, is_range
 
 METRICS = (
@@ -89,9 +90,9 @@ def write_sweep_report(
     groups = aggregate(rows, swept=swept)
     found = _summary(rows, groups, title=title, objectives=objectives, swept=swept, selection=selection, command=command)
     found["started_with"] = {"config_name": config_name, "overrides": list(overrides)}
-    (out_dir / "summary.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(out_dir / "summary.json", found)
     path = out_dir / "report.html"
-    path.write_text(_page(out_dir, rows=rows, groups=groups, summary=found), encoding="utf-8")
+    write_text(path, _page(out_dir, rows=rows, groups=groups, summary=found))
     return path
 
 

@@ -63,7 +63,8 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(ray_cluster: C
     assert log.splitlines()[-1] == "raysim: interrupted; the same command continues from the last finished round"
     assert "***" not in log, "Ray's own way to end prints a stack"
     assert is_plain(log)
-    before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/summary.json")}
+    finished_pages = list(out.glob("trials/*/report.html"))  # written last
+    before = {path: path.stat().st_mtime_ns for path in (page.with_name("summary.json") for page in finished_pages)}
     assert 1 <= len(before) < 3
     again = ray_cluster.submit("again", *SWEEP, f"out={out}")
     assert again.returncode == 0, again.stdout + again.stderr
