@@ -107,7 +107,7 @@ HEADINGS = (
     "leakage",
     "control",
     "with a prefix",
-    "control",
+    "control with it",
     "found across clients",
     "guessed",
     "epsilon",
