@@ -759,9 +759,8 @@ def _actors_here(trial: Config) -> int:
 def print_front(summary: Mapping[str, Any]) -> None:
     """Prints the settings that no other beats in every objective, with their figures."""
     objectives = list(summary["front"]["objectives"])
-    swept = [key for key in summary["swept"] if key != "seed"]
     rows = [
-        [" ".join(f"{key}={entry['settings'][key]}" for key in swept), *(_shown(entry["figures"].get(key)) for key in objectives)]
+        [" ".join(f"{key}={value}" for key, value in entry["settings"].items()), *(_shown(entry["figures"].get(key)) for key in objectives)]
         for entry in summary["front"]["settings"]
     ]
     if rows:

@@ -313,14 +313,18 @@ def _summary(
     selection: str,
     command: Callable[[Row], str],
 ) -> Summary:
-    """The content of summary.json."""
+    """The content of summary.json. Settings that came to the same runs are one, without the keys that changed nothing."""
     done = [group for group in groups if group["status"] == "done"]
     of_trial = {row["trial"]: row for row in rows}
     keys = [key for key in swept if key != "seed"]
 
+    def runs(group: Row) -> frozenset[Any]:
+        return frozenset(of_trial[trial].get("folder") or trial for trial in group["trials"])
+
     def entry(group: Row) -> dict[str, Any]:
         first = next(row for row in map(of_trial.__getitem__, group["trials"]) if row["status"] == "done")
-        settings = {key: group[key] for key in keys}
+        alike = [other for other in done if runs(other) == runs(group)]
+        settings = {key: group[key] for key in keys if all(other[key] == group[key] for other in alike)}
         return {
             "settings": settings,
             "figures": _measured(group),
@@ -330,14 +334,16 @@ def _summary(
         }
 
     sought = _front_objectives(done, objectives)
-    front = [done[i] for i in _front(done, sought)]
+    beaten_by_none = [done[i] for i in _front(done, sought)]
+    front = [group for i, group in enumerate(beaten_by_none) if runs(group) not in map(runs, beaten_by_none[:i])]
     ranked = [*front, *[group for group in done if group not in front]]  # of equals, one on the front is the best
     best = [(key, sense, best_under(ranked, objective=key, budget={}, sense=sense)) for key, sense in objectives.items()]
     statuses = [row["status"] for row in rows]
     return {
         "title": title,
         "num_trials": {"all": len(rows)} | {status: statuses.count(status) for status in ("done", "stopped", "failed")},
-        "wall_s": math.fsum(row["wall_s"] for row in rows if is_number(row.get("wall_s"))),
+        "num_runs": len({row.get("folder") or row["trial"] for row in rows}),
+        "wall_s": math.fsum({row.get("folder") or row["trial"]: row["wall_s"] for row in rows if is_number(row.get("wall_s"))}.values()),
         "objectives": dict(objectives),
         "swept": {key: _values_of(rows, key) for key in swept},
         "selection": selection,
@@ -438,7 +444,7 @@ def _with_spread(group: Row, metric: str) -> str:
 
 
 def _settings_text(settings: Row, names: Mapping[str, str]) -> str:
-    return " · ".join(f"{names[key]} {_value_text(settings[key])}" for key in names) or "the configuration itself"
+    return " · ".join(f"{names[key]} {_value_text(settings[key])}" for key in names if key in settings) or "the configuration itself"
 
 
 def _described(group: Row, *, names: Mapping[str, str], measures: Sequence[Measure]) -> str:
@@ -621,7 +627,8 @@ def _cards(summary: Row) -> list[dict[str, str]]:
     """How many trials, the best by each objective, and the best within each budget of epsilon."""
     counts = summary["num_trials"]
     parts = [f"{counts[status]} {status}" for status in ("done", "stopped", "failed") if counts[status] or status == "done"]
-    text = f"{_listed(parts)}; {clock(summary['wall_s'])} of work in all trials together."
+    runs = f"; {summary['num_runs']} runs, since some came to the same one" if summary["num_runs"] < counts["all"] else ""
+    text = f"{_listed(parts)}{runs}; {clock(summary['wall_s'])} of work in all together."
     cards = [
         {"question": "How many trials?", "value": f"{counts['all']} trial{'' if counts['all'] == 1 else 's'}", "text": text, "command": ""}
     ]

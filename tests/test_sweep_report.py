@@ -367,6 +367,26 @@ def test_of_equals_the_best_is_one_on_the_front(tmp_path: Path) -> None:
     assert [entry["trial"] for entry in summary_of(tmp_path)["best"]] == [rows[1]["trial"]] * 2
 
 
+def test_settings_that_came_to_one_run_are_one_without_the_key_that_changed_nothing(tmp_path: Path) -> None:
+    rows = grid_rows({"method.name": ["fedit", "dplora"], "privacy.target_epsilon": [1.0, 2.0]})
+    figures = [(2.0, 0.4, "")] * 2 + [(2.6, 0.3, 1.0), (2.5, 0.3, 2.0)]
+    for row, (nll, leakage, epsilon) in zip(rows, figures, strict=True):
+        row |= {"heldout_nll": nll, "leakage": leakage, "epsilon": epsilon, "unit": "example" if epsilon else ""}
+    rows[1] |= {"folder": rows[0]["folder"], "wall_s": rows[0]["wall_s"]}
+    page = write_page(tmp_path, rows, ["method.name", "privacy.target_epsilon"])
+    summary = summary_of(tmp_path)
+    assert [entry["settings"] for entry in summary["front"]["settings"]] == [
+        {"method.name": "fedit"},
+        {"method.name": "dplora", "privacy.target_epsilon": 1.0},
+        {"method.name": "dplora", "privacy.target_epsilon": 2.0},
+    ]
+    assert summary["best"][0]["settings"] == {"method.name": "fedit"}
+    assert (summary["num_trials"]["all"], summary["num_runs"]) == (4, 3)
+    assert summary["wall_s"] == sum(rows[i]["wall_s"] for i in (0, 2, 3))
+    assert "3 runs, since some came to the same one" in page.text
+    assert len(page.tables["front"]) == 1 + 3
+
+
 def test_epsilons_of_different_units_do_not_beat_each_other(tmp_path: Path) -> None:
     rows = grid_rows({"privacy.target_epsilon": [1.0, 2.0], "method.name": ["fedit", "dplora"]})
     for row, nll in zip(rows, (2.0, 2.5, 2.1, 2.6), strict=True):  # by figures alone, the first beats all others
