@@ -258,6 +258,12 @@ def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, lef
     return "  ".join(fields)
 
 
+def run_line(number: int, total: int, *, name: str, seed: int, left_s: float | None) -> str:
+    """What announces a run of many: which it is, and how long all that are left will take if they take as long as those before."""
+    left = "" if left_s is None else f", all of them done in about {clock(left_s)}"
+    return f"run {number} of {total}: {name}, seed {seed}{left}"
+
+
 def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints rows of `raysim.report.comparison_rows`: a table on a terminal, plain aligned text elsewhere."""
     if not rows:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from raysim.config import (
     with_overrides,
 )
 from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
-from raysim.progress import METHOD_NOTES, Progress
+from raysim.progress import METHOD_NOTES, Progress, run_line
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, labelled_heldout, simulate, start
 from raysim.worker import Assignment, Worker
@@ -142,24 +143,27 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
 
 
 def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, Run]:
-    """The runs by folder, each made once; they share what they can: the backend, and the tokenised data."""
-    done: dict[Path, Run] = {}
+    """The runs by folder, each made once; they share what they can: the backend, and the tokenised data. Over seeds each is announced."""
+    entries = {Path(entry.out): entry for entry in configs}
+    done = {out: finished for out, entry in entries.items() if (finished := load_run(entry, out)) is not None}
+    waiting = {out: entry for out, entry in entries.items() if out not in done}
+    is_announced = display is not False and len({entry.seed for entry in configs}) > 1
     with contextlib.ExitStack() as stack:
         backend: Backend | None = None
         shared: dict[tuple[Any, ...], EncodedData] = {}
-        for entry in configs:
-            out = Path(entry.out)
-            finished = done.get(out) or load_run(entry, out)
-            if finished is None:
-                if backend is None or backend.key != backend_key(entry):
-                    stack.close()
-                    backend = stack.enter_context(open_backend(entry, display=display))
-                if data_key(entry) not in shared:
-                    shared[data_key(entry)] = encode_data(entry, backend.worker.language_model(entry.lora))
-                unjudged = dataclasses.replace(entry, judge=JudgeConfig())
-                finished = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
-            done[out] = finished
-    return done
+        started = time.perf_counter()
+        for number, (out, entry) in enumerate(waiting.items()):
+            if backend is None or backend.key != backend_key(entry):
+                stack.close()
+                backend = stack.enter_context(open_backend(entry, display=display))
+            if is_announced:
+                left_s = (time.perf_counter() - started) / number * (len(waiting) - number) if number else None
+                print(run_line(len(done) + 1, len(entries), name=entry.name, seed=entry.seed, left_s=left_s), flush=True)
+            if data_key(entry) not in shared:
+                shared[data_key(entry)] = encode_data(entry, backend.worker.language_model(entry.lora))
+            unjudged = dataclasses.replace(entry, judge=JudgeConfig())
+            done[out] = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
+    return {out: done[out] for out in entries}
 
 
 def comparison(config: Config) -> list[Config]:

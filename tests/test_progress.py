@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysim.progress import COLUMNS, Progress, clock, comparison_text, human_bytes, print_comparison, record_line
+from raysim.progress import COLUMNS, Progress, clock, comparison_text, human_bytes, print_comparison, record_line, run_line
 from raysim.report import comparison_rows
 from tests.run_folders import ENDS, record, summary
 
@@ -164,6 +164,11 @@ def on_a_terminal(script: str, columns: int) -> str:
 
 def without_escapes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "")
+
+
+def test_a_run_of_many_is_announced_with_the_time_that_all_will_take() -> None:
+    assert run_line(1, 48, name="fedit", seed=0, left_s=None) == "run 1 of 48: fedit, seed 0"
+    assert run_line(7, 48, name="fedpit", seed=2, left_s=3725.0) == "run 7 of 48: fedpit, seed 2, all of them done in about 1:02:05"
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])

@@ -98,6 +98,8 @@ def test_a_killed_comparison_goes_on_with_what_is_not_finished(undisturbed: Path
     assert (out / "claims.md").read_text() == (undisturbed / "claims.md").read_text()
     for name in FOLDERS:
         assert results(out / name) == results(undisturbed / name)
+    announced = [line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("run ")]
+    assert announced == ["run 3 of 6: fedpit", "run 4 of 6: base", "run 5 of 6: fedit", "run 6 of 6: fedpit"]
     assert f"{OPEN} FEDPIT's utility comes near CENIT's" in " ".join(done.stdout.split())
     page = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
