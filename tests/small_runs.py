@@ -89,7 +89,10 @@ def raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes] | None = None, *, patience_s: float = PATIENCE_S) -> None:
-    """Returns once `reached()` is true, which must be before the process ends, if one is given."""
+    """Returns once `reached()` is true, which must be before the process ends, if one is given.
+
+    It looks often, since what some tests wait for lasts only a round; the deadline, and not the pause, decides.
+    """
     deadline = time.monotonic() + patience_s
     while not reached():
         assert process is None or process.poll() is None, "the command ended by itself"

@@ -1,7 +1,7 @@
 """Who sees what: the curious parties of a federation, and the views that their attacks are given.
 
-Both parties follow the protocol and look at what passes through their hands (honest but curious). `SEES` is that threat model in
-words, for reports. The classes carry it: an attack by a party takes its view and the public model, and nothing else of a run.
+All follow the protocol and look at what passes through their hands (honest but curious). `SEES` is that threat model in words, for
+reports. The classes carry it for the client and the server: their attacks take that view and what is public, and nothing else of a run.
 Left out: parties that send false messages, coalitions of several, and what timing or sizes of messages tell.
 """
 
