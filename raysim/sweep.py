@@ -84,6 +84,8 @@ MOST_DEATHS = 3
 """Times that a trial whose process or node died is started again."""
 LOW_MEMORY = "low on memory"
 """What Ray says where it ended a process to save a node's memory."""
+LOW_MEMORY_DELAY_S = 2.0
+"""The wait before what lacked memory is started again; it doubles each time, so that what took the memory has time to give it back."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once: the run folders hold all that is worth saving
@@ -367,8 +369,8 @@ def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -
 def _fit(plan: Plan, points: Sequence[Point], watch: "Watch") -> None:
     """Runs the trials that are not over on Tune.
 
-    Tune itself ends where Ray ends a trial's process for lack of memory. Then all go on from their last rounds, half as many at
-    once; a trial that was running `MOST_DEATHS` times when that happened is given up.
+    Tune itself ends where Ray ends a trial's process for lack of memory. Then, after a while, all go on from their last rounds, half
+    as many at once; a trial that was running `MOST_DEATHS` times when that happened is given up.
     """
     config, at_once = plan.config, plan.config.sweep.max_concurrent
     searches, deaths = config.sweep.search == "optuna", Counter[str]()
@@ -392,6 +394,7 @@ def _fit(plan: Plan, points: Sequence[Point], watch: "Watch") -> None:
         deaths.update(running)
         at_once = max(1, len(running) // 2)
         watch.progress.note(f"a node ran out of memory; going on from the last finished rounds, at most {at_once} at once")
+        time.sleep(_delay_s(max(deaths.values(), default=1)))
 
 
 def _check_fits(trial: Config, point: Point) -> None:
@@ -656,20 +659,35 @@ class Watch(tune.Callback):
             self._end(name, result["status"], error=result.get("error", ""))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`."""
-        self.progress.note(f"{_point(trial.config).name}: its process died; it goes on from its last finished round")
+        """See `tune.Callback`. Where memory lacked, Tune, and with it the news of other trials, waits a few seconds."""
+        name, in_time = _point(trial.config).name, "it goes on from its last finished round"
+        if LOW_MEMORY not in _last_failure(trial):
+            self.progress.note(f"{name}: its process died; {in_time}")
+            return
+        delay_s = _delay_s(trial.num_failures)
+        self.progress.note(f"{name}: its process was ended for lack of memory; {in_time} in {delay_s:g} s")
+        time.sleep(delay_s)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the trial's process died too often."""
-        path = trial.error_file  # `get_error` reads a copy, which comes later
-        last = Path(path).read_text().split("Failure #")[-1] if path and Path(path).is_file() else ""
-        why = "for lack of memory" if LOW_MEMORY in last else "by itself or by a signal"
+        why = "for lack of memory" if LOW_MEMORY in _last_failure(trial) else "by itself or by a signal"
         self._end(_point(trial.config).name, "failed", error=f"its process ended {MOST_DEATHS + 1} times, the last time {why}")
 
     def _end(self, name: str, status: str, *, error: str) -> None:
         if error:
             self.errors[name] = error
         self.progress.end(name, status, error=error)
+
+
+def _last_failure(trial: Any) -> str:
+    """What Tune wrote down when a trial's process last died; empty if nothing."""
+    path = trial.error_file  # `get_error` reads a copy, which comes later
+    return Path(path).read_text().split("Failure #")[-1] if path and Path(path).is_file() else ""
+
+
+def _delay_s(num_deaths: int) -> float:
+    """Seconds to wait after the first, second, ... death for lack of memory."""
+    return LOW_MEMORY_DELAY_S * 2.0 ** (max(num_deaths, 1) - 1)
 
 
 # --- inside a trial

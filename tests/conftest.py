@@ -3,8 +3,10 @@
 Left out: models and data sets. A test makes the small one it needs, so that what it depends on stands in the test.
 """
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 # Set before torch and Ray are first imported: one thread each, since the number of threads changes the last bits of a
@@ -59,6 +61,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs a test marked `alone` while no other one runs, with its fixtures, in any of the suite's processes."""
+    with _turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _turn(*, alone: bool) -> Iterator[None]:
+    """Holds a lock that many tests share and one that is `alone` has to itself; who waits for it stands in the door, and nobody passes."""
+    with open(ROOT / "pyproject.toml") as door, open(ROOT / "requirements.lock") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

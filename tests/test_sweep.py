@@ -27,7 +27,20 @@ from raysim.config import Config, load
 from raysim.experiment import data_key, encode_data, prepare
 from raysim.privacy.selection import draw_num_trials
 from raysim.runner import resolved, run
-from raysim.sweep import NO_OTHERS, bundles, decided, planned, scheduler_of, share_data, share_models, status, sweep, tell, trial_folder
+from raysim.sweep import (
+    NO_OTHERS,
+    Watch,
+    bundles,
+    decided,
+    planned,
+    scheduler_of,
+    share_data,
+    share_models,
+    status,
+    sweep,
+    tell,
+    trial_folder,
+)
 from raysim.sweep_progress import SweepProgress
 from raysim.sweep_space import trial_config
 from raysim.worker import Worker
@@ -381,6 +394,34 @@ def test_a_log_of_a_sweep_has_a_line_for_each_event_and_no_control_characters(ca
     assert "nll 1.25  eps 2.5" in printed
     assert "2 of 2 trials over, 1 failed" in printed
     assert printed.replace("\n", "").isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Died:
+    """What a watch asks of a trial whose process died: `config` as Tune gives it, and the file of its errors."""
+
+    config: dict[str, Any]
+    num_failures: int
+    error_file: str
+
+
+def test_a_trial_that_lacked_memory_waits_longer_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, waited = small_sweep(tmp_path, "sweep.space={lora.rank: [4]}"), list[float]()
+    monkeypatch.setattr("raysim.sweep.time.sleep", waited.append)
+    values = {"point": dataclasses.asdict(planned(config)[0])}
+    failures = ["killed by a signal", "the node was low on memory", "low on memory", "killed by a signal", "low on memory"]
+    with SweepProgress("demo") as progress:
+        for number, _ in enumerate(failures, start=1):
+            texts = [f"Failure # {index} (occurred at noon)\n{text}\n" for index, text in enumerate(failures[:number], start=1)]
+            (tmp_path / "error.txt").write_text("".join(texts))
+            trial = Died(values, num_failures=number, error_file=str(tmp_path / "error.txt"))
+            Watch(progress, config).on_trial_recover(number, [], trial)
+    assert waited == [4.0, 8.0, 32.0]
+    printed = capsys.readouterr().out.splitlines()
+    assert ["lack of memory" in line for line in printed] == [False, True, True, False, True]
+    assert printed[1].endswith("it goes on from its last finished round in 4 s")
 
 
 def test_the_live_table_shows_each_trial_with_its_figures(render: Callable[[Any], str]) -> None:
