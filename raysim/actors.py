@@ -110,8 +110,8 @@ class RayBackend:
         self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
-        """Ends the actors."""
-        for actor in [*self.actors, self.server]:
+        """Ends the actors, unless they ended with the connection to Ray."""
+        for actor in [*self.actors, self.server] if ray.is_initialized() else []:
             ray.kill(actor)
 
     def run(self, items: Sequence[tuple[int, Any]], submit: Callable[[Any, Any], Any], done: Callable[[Any, Any], None]) -> None:
@@ -217,11 +217,11 @@ def shared_base(base_ref: Any) -> BaseModel:
     return base
 
 
-def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; does nothing if there is a connection."""
+def start_ray() -> bool:
+    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; does nothing and returns False if there is a connection."""
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no control characters in what Ray says of a process or node that died
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     handler = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
@@ -230,6 +230,12 @@ def start_ray() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack
+    return True
+
+
+def stop_ray() -> None:
+    """Ends the connection, and with it every actor of this program, without a word from Ray about each task that ends so."""
+    ray.shutdown()
 
 
 def _connect(address: str) -> None:

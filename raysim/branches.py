@@ -36,6 +36,11 @@ class Row:
         """Columns that the row takes."""
         return len(self.prompt_ids) + sum(map(len, self.branches))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest branch: what the model's context must hold."""
+        return len(self.prompt_ids) + max(map(len, self.branches))
+
 
 @torch.no_grad()
 def branch_nlls(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int) -> list[list[float]]:
@@ -97,10 +102,9 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows):
         if not row.prompt_ids or not row.branches or not all(row.branches):
             raise ValueError(f"rows[{index}] has an empty prompt or branch, or no branch; each needs at least 1 token")
-        longest = len(row.prompt_ids) + max(map(len, row.branches))
-        if longest > lm.max_positions:
+        if row.longest > lm.max_positions:
             raise ValueError(
-                f"rows[{index}] takes {longest} tokens, but the model's context is max_position_embeddings={lm.max_positions}; "
+                f"rows[{index}] takes {row.longest} tokens, but the model's context is max_position_embeddings={lm.max_positions}; "
                 "shorten the texts or take a model with a longer context"
             )
     others = {type(layer).__name__ for layer in DynamicCache(config=lm.model.config).layers if type(layer) is not DynamicLayer}

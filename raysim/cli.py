@@ -40,16 +40,13 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells the process of a submitted job about that job."""
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was told to end (SIGTERM), as `ray job stop` and batch systems do."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 failed on the way (run it again to go on), 2 refused."""
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
+    heard: list[int] = []
     try:
-        with _terminable():
+        with _terminable(heard):
             return int(arguments.command(arguments))
     except ValueError as error:
         print(f"raysim: {error}", file=sys.stderr)
@@ -57,26 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"raysim: {error}\nraysim: the same command continues from the last finished round", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print("\nraysim: interrupted; the same command continues from the last finished round", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        return 128 + (heard[0] if heard else signal.SIGINT)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM interrupts as Ctrl-C does."""
+def _terminable(heard: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM (`ray job stop` and batch systems send it) interrupts as Ctrl-C does, and is added to `heard`: Ray passes on no other exception."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from raysim.base import LanguageModel
 from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
-from raysim.generate import Sampling, generate
+from raysim.generate import Sampling, write_texts
 from raysim.labelled import choice_figures, choose, label_figures, option_nlls
 from raysim.train import TrainSettings, mean_nll, train_adapter
 
@@ -165,15 +165,7 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
     if job.kind == "nll":
         return list(mean_nll(lm, job.examples, batch_size=len(job.examples)))
     prompts = [attack_prompt(example, prefix_tokens=job.prefix_tokens) for example in job.examples]
-    outputs = generate(
-        lm.model,
-        prompts,
-        sampling=Sampling(max_new_tokens=job.max_new_tokens),
-        eos_token_ids=lm.eos_token_ids,
-        pad_token_id=lm.pad_token_id,
-        batch_size=len(prompts),
-        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
-    )
+    outputs = write_texts(lm, prompts, sampling=Sampling(max_new_tokens=job.max_new_tokens), batch_size=len(prompts))
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
 
 

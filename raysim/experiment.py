@@ -10,13 +10,14 @@ import torch
 
 from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
-from raysim.config import WRITING_METHODS, Config
-from raysim.data.choices import ChoiceQuestion
+from raysim.config import WRITING_METHODS, Config, asks_for_labels
+from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.configured import configured_questions, configured_records, configured_shards, public_records
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import split_records
 from raysim.data.tokens import Example, encode_records
+from raysim.labelled import check_fit
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
 from raysim.server import weights_for
@@ -89,7 +90,7 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
 def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = None) -> Experiment:
     """The experiment that `config` describes, on `data` if that was made before (by `encode_data`, for the same `data_key`).
 
-    Errors: ValueError where the data, the split or the partition cannot be had as configured.
+    Errors: ValueError where the data, the split, the partition or the questions cannot be had as configured.
     """
     if config.data.max_length + config.evaluate.max_new_tokens > lm.max_positions:
         raise ValueError(
@@ -107,7 +108,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
     sizes = [len(shard) for shard in shards]
     mechanism_config = config if len(shards) > 1 else dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
-    return Experiment(
+    experiment = Experiment(
         shards=shards,
         heldout=data.heldout,
         attacked=attacked,
@@ -119,6 +120,27 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         public=_public(config, lm),
         questions=tuple(configured_questions(config.evaluate)),
     )
+    _check_questions(experiment, lm, config=config)
+    return experiment
+
+
+def labelled_heldout(experiment: Experiment) -> tuple[list[ChoiceQuestion], tuple[str, ...]]:
+    """The held-out records as questions for their label, and the labels of all records.
+
+    Errors: as `labelled_questions`.
+    """
+    records = [example.record for example in (*experiment.real_examples, *experiment.heldout)]
+    questions, labels = labelled_questions(records)
+    return questions[len(experiment.real_examples) :], labels
+
+
+def _check_questions(experiment: Experiment, lm: LanguageModel, *, config: Config) -> None:
+    labelled = labelled_heldout(experiment)[0] if asks_for_labels(config) else []
+    for where, questions in ((f"evaluate.choices_path={config.evaluate.choices_path}", experiment.questions), ("data: held-out", labelled)):
+        try:
+            check_fit(lm, questions, system_prompt=config.data.system_prompt)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:

@@ -186,22 +186,25 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
     return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
 
 
-def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float) -> Figure:
+def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | None) -> Figure:
     """How near each synthetic record of a client (named, with a value in [0, 1] a record) comes to a private one: a row of marks a client.
 
-    A tall mark is the row's median, the dashed line the `bound` above which the copy filter drops a record.
+    A tall mark is the row's median, the dashed line the `bound` above which the copy filter drops a record, if there is a filter.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=max(1.9, 0.42 * len(clients) + 1.3))
         for row, (_, values) in enumerate(clients):
             axes.plot(values, [row] * len(values), "|", color=KEPT_COLOUR, markersize=13, markeredgewidth=1.4, alpha=0.65)
             axes.plot([statistics.median(values)], [row], "|", color=KEPT_COLOUR, markersize=22, markeredgewidth=3.0)
-        axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
+        if bound is not None:
+            axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
         axes.set_xlim(0.0, 1.0)
         axes.set_ylim(len(clients) - 0.4, -0.6)
         axes.set_yticks(range(len(clients)), [name for name, _ in clients])
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("largest ROUGE-L with a private response of the client    (dashed: the copy filter)")
+        axes.set_xlabel(
+            "largest ROUGE-L with a private response of the client" + ("    (dashed: the copy filter)" if bound is not None else "")
+        )
         return figure
 
 

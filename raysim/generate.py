@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from raysim.base import LanguageModel
 from raysim.rng import numpy_rng
 
 BLOCK_COLUMNS = 64
@@ -98,6 +99,22 @@ def generate(
             _append_tokens(logits_BV, group or batch.requests, sampling=sampling, stop=stop)
             batch.drop_finished()
     return [request.produced for request in requests]
+
+
+def write_texts(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int] | None = None, batch_size: int = 32
+) -> list[list[int]]:
+    """What a language model, with the adapter that it holds, writes after each prompt, as token ids (see `generate`)."""
+    return generate(
+        lm.model,
+        prompts,
+        sampling=sampling,
+        eos_token_ids=lm.eos_token_ids,
+        pad_token_id=lm.pad_token_id,
+        seeds=seeds,
+        batch_size=batch_size,
+        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
+    )
 
 
 @dataclass

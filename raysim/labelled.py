@@ -24,17 +24,32 @@ def option_nlls(
     """The negative log-likelihood (nats) of each option of each question as the response, summed over its tokens. `adapter` stays loaded.
 
     Guarantees: in float32 neither `batch_size` nor the other questions and options change more than last bits.
-    Errors: ValueError if a question with its longest option does not fit the model's context.
+    Errors: ValueError if a question with its longest option does not fit the model's context (see `check_fit`).
     """
     lm.set_adapter(adapter)
-    rows = [
-        Row(
-            prompt_ids=tuple(encode_chat(lm.tokenizer, [("user", question.prompt)], system_prompt=system_prompt)),
-            branches=tuple(tuple(lm.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in question.options),
-        )
-        for question in questions
-    ]
+    rows = [_row(lm, question, system_prompt=system_prompt) for question in questions]
     return branch_nlls(lm, rows, batch_size=batch_size)
+
+
+def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, system_prompt: str | None) -> None:
+    """Refuses questions that the model cannot read whole, so that a run does so before it starts.
+
+    Errors: ValueError naming the first question that with its longest option does not fit the model's context.
+    """
+    for number, question in enumerate(questions, 1):
+        num_tokens = _row(lm, question, system_prompt=system_prompt).longest
+        if num_tokens > lm.max_positions:
+            raise ValueError(
+                f"question {number} ({question.prompt[:30]!r}...) takes {num_tokens} tokens with its longest option, but the model's context "
+                f"is max_position_embeddings={lm.max_positions}; leave it out, shorten it, or take a model with a longer context"
+            )
+
+
+def _row(lm: LanguageModel, question: ChoiceQuestion, *, system_prompt: str | None) -> Row:
+    return Row(
+        prompt_ids=tuple(encode_chat(lm.tokenizer, [("user", question.prompt)], system_prompt=system_prompt)),
+        branches=tuple(tuple(lm.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in question.options),
+    )
 
 
 def choose(questions: Sequence[ChoiceQuestion], nlls: Sequence[Sequence[float]], *, per_byte: bool) -> list[int]:

@@ -679,7 +679,8 @@ def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         note = "Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private responses; the tall mark is the median."
         note += f" The first {len(rows)} of {len(by_client)} clients." if len(rows) < len(by_client) else ""
         name = f"nearness-{len(panels) + 1}" if panels else "nearness"
-        figure = figures.nearness(rows, bound=float(run.config["fedpit.max_rouge_l"]))
+        filtered = run.config["method.name"] != "fewfedweight"  # the one method that writes records and drops no copies
+        figure = figures.nearness(rows, bound=float(run.config["fedpit.max_rouge_l"]) if filtered else None)
         panels.append(Panel(name, f"How near synthetic records of {label} come to private ones", note, figure))
     return panels
 

@@ -17,7 +17,6 @@ from raysim.config import (
     Config,
     JudgeConfig,
     SweepConfig,
-    asks_for_labels,
     result_key,
     unresolved,
     unused_privacy,
@@ -27,7 +26,7 @@ from raysim.config import (
 from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
 from raysim.progress import METHOD_NOTES, Progress, run_line
 from raysim.report import write_comparison_report, write_run_report
-from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, labelled_heldout, simulate, start
+from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
 from raysim.worker import Assignment, Worker
 
 LARGE_DELTA = 1e-3
@@ -231,8 +230,8 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     Errors: ValueError if the model or the resources cannot be had.
     """
     resources, on_ray = config.resources, config.resources.backend == "ray"
+    is_ours = on_ray and actors.start_ray()
     if on_ray:
-        actors.start_ray()
         num_actors = num_actors or actors.num_client_actors(config, num_clients=config.partition.num_clients)
     if display is not False:
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
@@ -243,6 +242,10 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     worker = Worker(ray_backend.base if ray_backend else base, device=local_device, num_threads=resources.num_threads)
     try:
         yield Backend(backend_key(config), worker, ray_backend)
+    except KeyboardInterrupt:
+        if is_ours:
+            actors.stop_ray()  # killed actors would have Ray tell of each task that was under way
+        raise
     finally:
         if ray_backend is not None:
             ray_backend.close()
@@ -256,8 +259,6 @@ def load_model(config: Config) -> BaseModel:
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
-    if asks_for_labels(config):
-        labelled_heldout(experiment)  # refuses a set without such labels before any work
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
     runfiles.write_start(out, config, manifest=experiment.manifest)
 

@@ -20,10 +20,9 @@ from raysim.attacks.cross_client import CrossClientSettings, score_across
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
 from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
-from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, Plan, mean_of, measure, plan, record_rows
-from raysim.experiment import Experiment
+from raysim.experiment import Experiment, labelled_heldout
 from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import MaskedSum
 from raysim.privacy.clipping import ChunkSum
@@ -328,16 +327,6 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         long_prefix_tokens=config.attack.long_prefix_tokens,
         choices=experiment.questions,
     )
-
-
-def labelled_heldout(experiment: Experiment) -> tuple[list[ChoiceQuestion], tuple[str, ...]]:
-    """The held-out records as questions for their label, and the labels of all records.
-
-    Errors: as `labelled_questions`.
-    """
-    records = [example.record for example in (*experiment.real_examples, *experiment.heldout)]
-    questions, labels = labelled_questions(records)
-    return questions[len(experiment.real_examples) :], labels
 
 
 def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat, encode_opening
-from raysim.generate import Sampling, generate
+from raysim.generate import Sampling, write_texts
 from raysim.rng import numpy_rng, seed_for
 from raysim.train import mean_nll
 
@@ -227,22 +227,6 @@ def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str],
     nearest = largest_rouge_l(answer, local)
     verdict = "copy" if nearest > max_rouge_l else "kept"
     return replace(candidate, response=answer, verdict=verdict, max_rouge_l=max(nearest, candidate.max_rouge_l or 0.0))
-
-
-def write_texts(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int] | None, batch_size: int
-) -> list[list[int]]:
-    """What the model as it stands writes after each prompt, as token ids (see `generate`)."""
-    return generate(
-        lm.model,
-        prompts,
-        sampling=sampling,
-        eos_token_ids=lm.eos_token_ids,
-        pad_token_id=lm.pad_token_id,
-        seeds=seeds,
-        batch_size=batch_size,
-        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
-    )
 
 
 @lru_cache(maxsize=4)

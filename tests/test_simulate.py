@@ -228,6 +228,16 @@ def test_a_bad_file_of_questions_is_named_with_its_line(backend: Backend, tmp_pa
         finished("fedit", f"evaluate.choices_path={tmp_path / 'questions.jsonl'}", backend=backend, out=tmp_path / "run")
 
 
+def test_a_question_that_is_too_long_is_refused_before_any_work(backend: Backend, tmp_path: Path) -> None:
+    questions = [{"question": "What " * times, "options": ["this", "that"], "answer": "this"} for times in (1, 4000)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    with pytest.raises(
+        ValueError, match=r"^evaluate.choices_path=.*jsonl: question 2 \('What What .*takes \d+ tokens .* context is .*=\d+;"
+    ):
+        finished("fedit", f"evaluate.choices_path={tmp_path / 'questions.jsonl'}", backend=backend, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
 def test_pooled_data_have_nobody_to_attack(backend: Backend, tmp_path: Path) -> None:
     done = finished("cenit", "attack.cross_prefixes=2", "evaluate.every=0", backend=backend, out=tmp_path / "run")
     assert done.summary["cross_client"] is None

@@ -18,7 +18,7 @@ from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
 from raysim.data.similarity import details_found
 from raysim.data.tokens import encode_chat
-from raysim.generate import Sampling, generate
+from raysim.generate import Sampling, write_texts
 from raysim.rng import seed_for
 
 
@@ -79,15 +79,12 @@ def attack_across(lm: LanguageModel, view: ClientView, *, settings: CrossClientS
     asked = known[: settings.num_prefixes]
     prompts = [[*opening, *lm.tokenizer(context, add_special_tokens=False)["input_ids"]] for context in asked]
     lm.set_adapter(view.release)
-    outputs = generate(
-        lm.model,
+    outputs = write_texts(
+        lm,
         [prompt for prompt in prompts for _ in range(settings.num_samples)],
         sampling=Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
-        eos_token_ids=lm.eos_token_ids,
-        pad_token_id=lm.pad_token_id,
         seeds=[seed_for(seed, "context", i, sample) for i in range(len(prompts)) for sample in range(settings.num_samples)],
         batch_size=settings.batch_size,
-        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
     )
     return [str(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in outputs]
 

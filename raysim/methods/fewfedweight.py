@@ -25,11 +25,11 @@ from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example
-from raysim.generate import Sampling
+from raysim.generate import Sampling, write_texts
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.synthetic import as_rows
 from raysim.rng import numpy_rng, seed_for
-from raysim.synthesis import Candidate, write_texts
+from raysim.synthesis import Candidate
 from raysim.train import mean_nll, train_adapter
 
 

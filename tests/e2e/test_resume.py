@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from raysim import checkpoint
 from raysim.config import Config, load, to_yaml
 from raysim.runner import Backend, open_backend, run
-from tests.small_runs import command, environment, raysim, results, small
+from tests.small_runs import command, environment, raysim, results, small, wait_for
 
 NUM_ROUNDS = 4
 ROUNDS = [f"server.num_rounds={NUM_ROUNDS}", "train.num_epochs=4"]
@@ -65,6 +66,44 @@ def test_a_run_on_ray_that_is_killed_ends_like_an_undisturbed_one_in_process(und
     kill_when(out / "state" / "round-00001", config, out=out)
     finish(config, tmp_path)
     assert results(out) == results(undisturbed("fedpit"))
+
+
+INTERRUPTED = """
+import signal, sys, time
+import raysim
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    raysim.run(raysim.load(sys.argv[1]))
+except KeyboardInterrupt:
+    time.sleep(3)  # for all that Ray may have to say
+    sys.exit("interrupted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "sent", "status", "last"),
+    [
+        (command("run"), signal.SIGTERM, 143, "raysim: interrupted; the same command continues from the last finished round"),
+        ([sys.executable, "-c", INTERRUPTED], signal.SIGINT, 1, "interrupted"),
+    ],
+    ids=["command", "python"],
+)
+def test_a_run_that_is_interrupted_while_its_actors_are_at_work_says_so_and_no_more(
+    tmp_path: Path, words: list[str], sent: signal.Signals, status: int, last: str
+) -> None:
+    long = ["server.num_rounds=2", "train.num_epochs=300", "resources.backend=ray", "resources.num_actors=2"]
+    out = tmp_path / "run"
+    words = [*words, str(saved(small("fedit", *long, out=out), tmp_path))]
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
+    wait_for((out / "partition.json").exists, process)
+    time.sleep(2.0)  # the clients train for longer than this
+    process.send_signal(sent)
+    printed = process.communicate(timeout=PATIENCE_S)[0].decode()
+    assert process.returncode == status, printed
+    assert printed.splitlines()[-1] == last
+    assert "raylet" not in printed, "Ray tells of the tasks that ended with their actors"
+    assert not (out / "state").exists(), "a round was over before the run was interrupted"
 
 
 @pytest.mark.parametrize("name", ["server.safetensors", "client-00001.safetensors", "records.json", "manifest.json"])
