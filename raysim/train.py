@@ -25,7 +25,7 @@ from raysim.data.tokens import Example
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for, torch_rng
 
-PRIVATE_BATCH = 16
+PRIVATE_BATCH = 8
 """Examples of a private step that are in memory at once (a step of many is the better one, and activations are what takes the memory)."""
 GROUPING_WINDOW = 8
 """Batches among which examples are sorted by length: the fewer, the more random; the more, the less padding."""
