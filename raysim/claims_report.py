@@ -152,11 +152,17 @@ def notes(runs: Runs) -> list[str]:
 
 def ours_in_words(row: Row) -> str:
     """The deciding figure of each entry that the claim speaks of."""
+    words, values = our_values(row)
+    return f"{words}: {'; '.join(values)}" if values else words
+
+
+def our_values(row: Row) -> tuple[str, list[str]]:
+    """What is measured, and its value for each entry that the claim speaks of; a claim on other grounds has its text alone."""
     first = row.readings[0]
     if not row.ours:
-        return first.text or "—"
-    values = "; ".join(f"{label} {mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "") for label, mean, spread in row.ours)
-    return f"{FIGURE_WORDS[first.figure]}: {values}"
+        return first.text or "—", []
+    values = [f"{label} {mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "") for label, mean, spread in row.ours]
+    return FIGURE_WORDS[first.figure], values
 
 
 def differences_in_words(reading: Reading) -> str:
@@ -216,7 +222,7 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
         drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
     first = load(folders[0] / "config.yaml")
     shown = [
-        (row, ours_in_words(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
+        (row, *our_values(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
         for row in rows
     ]
     others = [
