@@ -93,7 +93,7 @@ except KeyboardInterrupt:
 def test_a_run_that_is_interrupted_while_its_actors_are_at_work_says_so_and_no_more(
     tmp_path: Path, words: list[str], sent: signal.Signals, status: int, last: str
 ) -> None:
-    long = ["server.num_rounds=2", "train.num_epochs=200", "resources.backend=ray", "resources.num_actors=2"]
+    long = ["server.num_rounds=2", "train.num_epochs=50", "resources.backend=ray", "resources.num_actors=2"]
     out = tmp_path / "run"
     words = [*words, str(saved(small("fedit", *long, out=out), tmp_path))]
     process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
