@@ -279,6 +279,8 @@ class EvaluateConfig:
     """What the file looks like: `medqa`, `pubmedqa`, or `options` (JSON lines with `question`, `options` and `answer`)."""
     num_choices: int = 100
     """Questions asked, from the file's beginning; 0 for all."""
+    private: bool = True
+    """`fedpit`: whether the private adapters that clients keep are measured too, after the last round; one more measurement a client."""
 
 
 @dataclass(frozen=True)

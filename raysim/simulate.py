@@ -299,9 +299,9 @@ def _across(simulation: Simulation) -> dict[str, Any] | None:
 
 
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
-    """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last."""
-    last = round_index == simulation.num_rounds - 1
-    if not (last or simulation.config.method.name in SEPARATE_METHODS):
+    """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last, if asked for."""
+    at_the_end = round_index == simulation.num_rounds - 1 and simulation.config.evaluate.private
+    if not (at_the_end or simulation.config.method.name in SEPARATE_METHODS):
         return []
     owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
     return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]

@@ -553,6 +553,9 @@ IDLE = (
     Idle(("audit.canary", "audit.canary_scale", "audit.confidence"), lambda c: not c.audit.num_canaries, "audit.num_canaries=0"),
     Idle(("attack.num_examples", "attack.prefix_tokens", "attack.long_prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
     Idle(("evaluate.choices_form", "evaluate.num_choices"), lambda c: not c.evaluate.choices_path, "evaluate.choices_path=''"),
+    Idle(
+        ("evaluate.private",), lambda c: c.method.name != "fedpit", "method.name={method}, which keeps no adapter beside what is released"
+    ),
     Idle(("attack.cross_samples", "attack.cross_tokens"), lambda c: not c.attack.cross_prefixes, "attack.cross_prefixes=0"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )

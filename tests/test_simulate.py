@@ -74,6 +74,16 @@ def test_traffic_is_an_adapter_each_way_for_each_client_of_the_cohort(backend: B
     assert pooled[1]["uplink_bytes"] == 0
 
 
+def test_private_adapters_are_measured_unless_not_asked_for(backend: Backend, tmp_path: Path) -> None:
+    whole = finished("fedpit", "evaluate.every=0", backend=backend, out=tmp_path / "whole")
+    release = finished("fedpit", "evaluate.every=0", "evaluate.private=false", backend=backend, out=tmp_path / "release")
+    assert whole.summary["private"]["eval"]["heldout_nll"] != whole.summary["eval"]["heldout_nll"]
+    assert release.summary["private"] is None
+    assert release.summary["eval"] == whole.summary["eval"]
+    alone = finished("locit", "evaluate.every=0", "evaluate.private=false", backend=backend, out=tmp_path / "locit")
+    assert alone.summary["eval"] is not None, "where they are the product there is nothing else to measure"
+
+
 @pytest.mark.parametrize("method", ["fedpit", "locit"])
 def test_a_client_that_sits_out_keeps_what_it_kept(backend: Backend, tmp_path: Path, method: str) -> None:
     out = tmp_path / "run"
