@@ -679,10 +679,18 @@ def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         note = "Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private responses; the tall mark is the median."
         note += f" The first {len(rows)} of {len(by_client)} clients." if len(rows) < len(by_client) else ""
         name = f"nearness-{len(panels) + 1}" if panels else "nearness"
-        filtered = run.config["method.name"] != "fewfedweight"  # the one method that writes records and drops no copies
-        figure = figures.nearness(rows, bound=float(run.config["fedpit.max_rouge_l"]) if filtered else None)
+        figure = figures.nearness(rows, bound=_copy_bound(run.config))
         panels.append(Panel(name, f"How near synthetic records of {label} come to private ones", note, figure))
     return panels
+
+
+def _copy_bound(config: Mapping[str, Any]) -> float | None:
+    """The ROUGE-L above which a synthetic record counts as a copy and is dropped; None where there is no such filter.
+
+    FewFedWeight drops none, and private self-generation may not look at private records for that.
+    """
+    filters = config["method.name"] in configuration.WRITING_METHODS and config["privacy.unit"] != "example"
+    return float(config["fedpit.max_rouge_l"]) if filters else None
 
 
 def _accuracies(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:

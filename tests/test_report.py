@@ -301,3 +301,11 @@ def test_rare_labels_are_counted_together() -> None:
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert len(widths) == len(figures.LABEL_COLOURS)
     assert sum(widths) == sum(counts.values())
+
+
+@pytest.mark.parametrize("unit", ["none", "example"])
+def test_the_bound_of_the_copy_filter_is_drawn_where_there_is_one(tmp_path: Path, unit: str) -> None:
+    private = {"privacy__unit": unit, "fedpit__local_train_on": "real+synthetic", "fedpit__scorer": "none"} if unit == "example" else {}
+    page = write_run_report(write_run(tmp_path / "run", "fedpit", **private)).read_text()
+    assert "the tall mark is the median" in page, "the picture is there"
+    assert ("dashed: the copy filter" in page) == (unit == "none")
