@@ -186,11 +186,13 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
     return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
 
 
-def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | None) -> Figure:
+def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | None, part: str = "response") -> Figure:
     """How near each synthetic record of a client (named, with a value in [0, 1] a record) comes to a private one: a row of marks a client.
 
-    A tall mark is the row's median, the dashed line the `bound` above which the copy filter drops a record, if there is a filter.
+    What was compared is the `part` of the records, `response` or `instruction`. A tall mark is the row's median, the dashed line the `bound`
+    above which the filter of that part drops a record, if there is a filter.
     """
+    filter_name = {"response": "copy filter", "instruction": "diversity filter"}[part]
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=max(1.9, 0.42 * len(clients) + 1.3))
         for row, (_, values) in enumerate(clients):
@@ -203,7 +205,7 @@ def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | N
         axes.set_yticks(range(len(clients)), [name for name, _ in clients])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
-            "largest ROUGE-L with a private response of the client" + ("    (dashed: the copy filter)" if bound is not None else "")
+            f"largest ROUGE-L with a private {part} of the client" + (f"    (dashed: the {filter_name})" if bound is not None else "")
         )
         return figure
 

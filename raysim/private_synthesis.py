@@ -76,6 +76,10 @@ class PrivateSynthesisSettings:
     """Longest response."""
     min_instruction_words: int
     """Shorter instructions are dropped."""
+    opening: str
+    """What all instructions begin with, by the form of the set; new ones are given it. Empty for most sets."""
+    labelled: bool
+    """Whether a response is a label, by the form of the set: then one word is enough."""
     decoding: str
     """How the noisy sums name a token: `argmax` (Tang et al.), or `shrunk` (drawn from what they say of the public distribution, see `shrunk`)."""
     secure_noise: bool
@@ -314,7 +318,7 @@ def _write_instructions(
     lm: LanguageModel, subsets: Sequence[list[list[Example]]], *, settings: PrivateSynthesisSettings, seed: int
 ) -> list[str]:
     def render(shown: Sequence[Example]) -> Prompt:
-        text = instruction_prompt([one_line(example.record.instruction) for example in shown])
+        text = instruction_prompt([one_line(example.record.instruction.removeprefix(settings.opening)) for example in shown])
         return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     texts = [_Text(index, parts, render) for index, parts in enumerate(subsets)]
@@ -324,7 +328,7 @@ def _write_instructions(
 
 
 def _filtered(instructions: Sequence[str], *, settings: PrivateSynthesisSettings) -> list[Candidate]:
-    """The instructions as candidates: `format` drops refusals and fragments, `diversity` what an earlier one says word for word."""
+    """The instructions, given their opening, as candidates: `format` drops refusals and fragments, `diversity` what repeats an earlier one."""
     candidates: list[Candidate] = []
     accepted: set[str] = set()
     for text in instructions:
@@ -335,7 +339,7 @@ def _filtered(instructions: Sequence[str], *, settings: PrivateSynthesisSettings
             verdict = "diversity"
         else:
             accepted.add(text.casefold())
-        candidates.append(Candidate(instruction=text, verdict=verdict))
+        candidates.append(Candidate(instruction=settings.opening + text, verdict=verdict))
     return candidates
 
 
@@ -357,7 +361,8 @@ def _write_responses(
     steps = range(settings.max_instruction_tokens, settings.num_tokens)
     answers = _write(lm, texts, steps=steps, stop_token_ids=lm.eos_token_ids, settings=settings, seed=seed)
     for text, answer in zip(texts, answers, strict=True):
-        verdict = "response" if is_malformed(answer, min_words=MIN_RESPONSE_WORDS) else "kept"
+        malformed = is_malformed(answer, min_words=1 if settings.labelled else MIN_RESPONSE_WORDS)
+        verdict = "response" if malformed else "kept"
         results[text.index] = replace(results[text.index], response=answer, verdict=verdict)
     return results
 

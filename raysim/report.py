@@ -23,6 +23,7 @@ from raysim import config as configuration
 from raysim import figures
 from raysim.attacks.views import ATTACKS, PUBLIC, SEES
 from raysim.auditing import verdict
+from raysim.data.configured import responses_are_labels
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
 from raysim.runfiles import write_text
 
@@ -676,16 +677,24 @@ def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
         if not by_client:
             continue
         rows = [(f"client {client}", values) for client, values in sorted(by_client.items())][:MOST_CLIENTS]
-        note = "Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private responses; the tall mark is the median."
+        part = "instruction" if _by_instruction(run.config) else "response"
+        note = f"Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private {part}s; the tall mark is the median."
+        note += " Responses are labels, which everybody has, so instructions are compared." if part == "instruction" else ""
         note += f" The first {len(rows)} of {len(by_client)} clients." if len(rows) < len(by_client) else ""
         name = f"nearness-{len(panels) + 1}" if panels else "nearness"
-        figure = figures.nearness(rows, bound=_copy_bound(run.config))
+        figure = figures.nearness(rows, bound=_copy_bound(run.config), part=part)
         panels.append(Panel(name, f"How near synthetic records of {label} come to private ones", note, figure))
     return panels
 
 
+def _by_instruction(config: Mapping[str, Any]) -> bool:
+    """Whether synthetic records were held against private ones by their instructions (see `synthesis.nearest_to_private`)."""
+    data = configuration.DataConfig(**{key.removeprefix("data."): value for key, value in config.items() if key.startswith("data.")})
+    return config["method.name"] in configuration.WRITING_METHODS and responses_are_labels(data)
+
+
 def _copy_bound(config: Mapping[str, Any]) -> float | None:
-    """The ROUGE-L above which a synthetic record counts as a copy and is dropped; None where there is no such filter.
+    """The ROUGE-L with a private record above which a synthetic one is dropped; None where there is no such filter.
 
     FewFedWeight drops none, and private self-generation may not look at private records for that.
     """

@@ -2,7 +2,8 @@
 
 FEDPIT (arXiv 2403.06131; its later version ACM TIST 17(5), 2026, section 3.3): a new instruction continues a numbered
 list of local ones; its response follows local pairs shown as earlier turns; format, diversity and copy filters drop what
-is malformed or too near a local record. The wording of the prompts is ours. Instructions are decoded greedily: their
+is malformed or too near a local record. Where responses are labels, which the papers do not speak of, a response is well formed if
+it is a label of the client's, and copies nobody; and the question that all instructions open with is not written anew. The wording of the prompts is ours. Instructions are decoded greedily: their
 variety comes from the demonstrations drawn. Neither the filters nor the score bound what a pair tells about the demonstrations.
 Left out: differentially private generation.
 """
@@ -43,6 +44,10 @@ class SynthesisSettings:
     max_response_tokens: int
     min_instruction_words: int
     num_retries: int
+    opening: str
+    """What all instructions begin with; new ones are given it, and are compared without it. Empty for most sets."""
+    labelled: bool
+    """Whether a response is a label and nothing else."""
     batch_size: int
     system_prompt: str | None
 
@@ -55,7 +60,7 @@ class Candidate:
     response: str = ""
     verdict: str = "kept"
     max_rouge_l: float | None = None
-    """Largest ROUGE-L of the instruction with one it must differ from, or of the response with a local one if that is larger."""
+    """Largest ROUGE-L of the instruction with one it must differ from, or of the response with a local one if that is larger (and no label)."""
     score: float | None = None
     """Instruction-following score, lower is better."""
 
@@ -86,25 +91,26 @@ def choose_public(
     """`num_candidates` of the public `records`, drawn without replacement, with the verdicts of the filters that mean something for them.
 
     `diversity` drops an instruction too near a local one of `examples`, one of `known` or an earlier one; `copy` a response too near a
-    local one. What a person wrote is held to no format. No examples give no candidates.
+    local one, if it is no label. What a person wrote is held to no format. No examples give no candidates.
     """
     if not examples:
         return []
-    accepted = [*(example.record.instruction for example in examples), *known]
-    local = [example.record.response for example in examples]
+    accepted = _without_opening([*(example.record.instruction for example in examples), *known], settings=settings)
+    local = [] if settings.labelled else [example.record.response for example in examples]
     candidates = []
     for index in numpy_rng(seed, "public").permutation(len(records))[: settings.num_candidates]:
         record = records[index].record
-        nearest, copied = largest_rouge_l(record.instruction, accepted), largest_rouge_l(record.response, local)
+        text = record.instruction.removeprefix(settings.opening)
+        nearest, copied = largest_rouge_l(text, accepted), largest_rouge_l(record.response, local)
         verdict = "diversity" if nearest > settings.max_rouge_l else "copy" if copied > settings.max_rouge_l else "kept"
         if verdict == "kept":
-            accepted.append(record.instruction)
+            accepted.append(text)
         candidates.append(Candidate(record.instruction, record.response, verdict, max(nearest, copied)))
     return candidates
 
 
 def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settings: SynthesisSettings, seed: int) -> list[str]:
-    """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random."""
+    """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random, all without the opening."""
 
     def render(shown: Sequence[str]) -> list[int]:
         return list(lm.tokenizer(instruction_prompt(shown), add_special_tokens=False)["input_ids"])
@@ -113,7 +119,7 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
     for index in range(settings.num_candidates):
         count = min(settings.num_demonstrations, len(examples))
         chosen = numpy_rng(seed, "instruction", index).choice(len(examples), size=count, replace=False)
-        shown = [one_line(examples[i].record.instruction) for i in chosen]
+        shown = [one_line(examples[i].record.instruction.removeprefix(settings.opening)) for i in chosen]
         prompts.append(fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
     sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
     outputs = write_texts(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
@@ -130,9 +136,12 @@ def instruction_prompt(shown: Sequence[str]) -> str:
 def filter_instructions(
     texts: Sequence[str], *, local: Sequence[str], known: Sequence[str], settings: SynthesisSettings
 ) -> list[Candidate]:
-    """The instructions as candidates: `format` drops refusals and fragments, `diversity` what is too near another one."""
+    """The instructions, given their opening, as candidates: `format` drops refusals and fragments, `diversity` what is too near another one.
+
+    `texts` are without the opening; `local` and `known` have it.
+    """
     candidates: list[Candidate] = []
-    accepted = [*local, *known]
+    accepted = _without_opening([*local, *known], settings=settings)
     for text in texts:
         nearest = largest_rouge_l(text, accepted)
         verdict = "kept"
@@ -142,7 +151,7 @@ def filter_instructions(
             verdict = "diversity"
         else:
             accepted.append(text)
-        candidates.append(Candidate(instruction=text, verdict=verdict, max_rouge_l=nearest))
+        candidates.append(Candidate(instruction=settings.opening + text, verdict=verdict, max_rouge_l=nearest))
     return candidates
 
 
@@ -177,7 +186,7 @@ def write_responses(
         )
         answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
         for index, answer in zip(pending, answers, strict=True):
-            results[index] = _judged_response(results[index], answer, local=local, max_rouge_l=settings.max_rouge_l)
+            results[index] = _judged_response(results[index], answer, local=local, settings=settings)
         pending = [index for index in pending if results[index].verdict == "response"]
     return results
 
@@ -221,12 +230,37 @@ def fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, r
     return ids
 
 
-def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str], max_rouge_l: float) -> Candidate:
+def _judged_response(candidate: Candidate, answer: str, *, local: Sequence[str], settings: SynthesisSettings) -> Candidate:
+    if settings.labelled:
+        label = next((one for one in local if as_label(one) == as_label(answer)), None)
+        return replace(candidate, response=answer if label is None else label, verdict="response" if label is None else "kept")
     if is_malformed(answer, min_words=MIN_RESPONSE_WORDS):
         return replace(candidate, response=answer, verdict="response")
     nearest = largest_rouge_l(answer, local)
-    verdict = "copy" if nearest > max_rouge_l else "kept"
+    verdict = "copy" if nearest > settings.max_rouge_l else "kept"
     return replace(candidate, response=answer, verdict=verdict, max_rouge_l=max(nearest, candidate.max_rouge_l or 0.0))
+
+
+def nearest_to_private(candidate: Candidate, examples: Sequence[Example], *, settings: SynthesisSettings) -> float | None:
+    """The largest ROUGE-L of the candidate's response with one of the examples' (None without a response).
+
+    Where responses are labels it is that of the instruction, without its opening: a label is in everybody's data.
+    """
+    if not candidate.response:
+        return None
+    if not settings.labelled:
+        return largest_rouge_l(candidate.response, [example.record.response for example in examples])
+    local = _without_opening([example.record.instruction for example in examples], settings=settings)
+    return largest_rouge_l(candidate.instruction.removeprefix(settings.opening), local)
+
+
+def as_label(text: str) -> str:
+    """A response as labels are compared: without case, and without a full stop at its end."""
+    return one_line(text).rstrip(".!").casefold()
+
+
+def _without_opening(instructions: Sequence[str], *, settings: SynthesisSettings) -> list[str]:
+    return [text.removeprefix(settings.opening) for text in instructions]
 
 
 @lru_cache(maxsize=4)

@@ -46,6 +46,8 @@ SETTINGS = PrivateSynthesisSettings(
     max_instruction_tokens=10,
     max_response_tokens=12,
     min_instruction_words=0,
+    opening="",
+    labelled=False,
     secure_noise=False,
     batch_size=8,
     system_prompt=None,
@@ -107,6 +109,22 @@ def test_a_synthetic_record_costs_as_many_gaussian_releases_as_it_may_have_token
     assert as_one == pytest.approx(token_by_token, rel=0.01)
     assert num_releases(2, 3) == 6
     assert SETTINGS.num_tokens == 22
+
+
+# --- sets whose responses are labels ---
+
+
+def test_a_word_answers_where_responses_are_labels_and_the_opening_is_not_written_anew() -> None:
+    opening = "Is this good news?\n\n"
+    lm = build(spelling_base(INSTRUCTION, ["<|assistant|>", *"Bigcat", "<|end|>"]))
+    records = [replace(record, instruction=opening + record.instruction) for record in shard(4)]
+    first = run(lm, records, labelled=True, opening=opening)[0]
+    assert (first.verdict, first.instruction, first.response) == ("kept", opening + "Do my le", "Bigcat")
+    assert run(lm, records, opening=opening)[0].verdict == "response"
+    sharp = build(sharp_base())
+    bare = [replace(record, instruction=record.instruction.removeprefix(opening)) for record in records]
+    texts = [[one.instruction.removeprefix(opening) for one in run(sharp, some, opening=o)] for some, o in ((records, opening), (bare, ""))]
+    assert texts[0] == texts[1], "the list shows the opening"
 
 
 # --- demonstrations ---

@@ -309,3 +309,11 @@ def test_the_bound_of_the_copy_filter_is_drawn_where_there_is_one(tmp_path: Path
     page = write_run_report(write_run(tmp_path / "run", "fedpit", **private)).read_text()
     assert "the tall mark is the median" in page, "the picture is there"
     assert ("dashed: the copy filter" in page) == (unit == "none")
+
+
+@pytest.mark.parametrize(("preset", "by_instruction"), [("fpb", True), ("medquad", False)])
+def test_a_picture_of_labelled_records_says_that_instructions_are_compared(tmp_path: Path, preset: str, by_instruction: bool) -> None:
+    page = write_run_report(write_run(tmp_path / "run", "fedpit", data__source="jsonl", data__path="set", data__preset=preset)).read_text()
+    assert ("with a private instruction of the client" in page) == by_instruction
+    assert ("with a private response of the client" in page) == (not by_instruction)
+    assert ("dashed: the diversity filter" in page) == by_instruction

@@ -20,6 +20,7 @@ from raysim.synthesis import (
     filter_instructions,
     instruction_following_scores,
     instruction_prompt,
+    nearest_to_private,
     newline_token_ids,
     synthesize,
     write_instructions,
@@ -37,6 +38,8 @@ SETTINGS = SynthesisSettings(
     max_response_tokens=40,
     min_instruction_words=3,
     num_retries=3,
+    opening="",
+    labelled=False,
     batch_size=4,
     system_prompt=None,
 )
@@ -224,6 +227,48 @@ def test_what_is_written_depends_on_the_adapter() -> None:
         candidates = synthesize(lm, adapter, examples, settings=replace(SETTINGS, min_instruction_words=1), known=(), seed=0)
         texts.append([candidate.instruction for candidate in candidates])
     assert texts[0] != texts[1]
+
+
+# --- sets whose responses are labels ---
+
+QUESTION = "Is this good news?\n\n"
+LABELLED = [
+    Record(record_id=0, instruction=QUESTION + "Sales of aspirin rose", response="big cat runs", label="big cat runs"),
+    Record(record_id=1, instruction=QUESTION + "Seven rivers ran dry", response="dog", label="dog"),
+]
+
+
+def test_a_label_is_an_answer_and_no_copy_however_it_is_spelled() -> None:
+    for spelled, answer in (("Bigcat", "bigcat"), ("Bigcat!", "bigcat"), ("Bigcat", "BIGCAT")):
+        lm = build(spelling_base(INSTRUCTION, ["<|assistant|>", *spelled, "<|end|>"]))
+        local = [replace(LABELLED[0], response=answer, label=answer), LABELLED[1]]
+        first = run(lm, local, labelled=True, opening=QUESTION)[0]
+        assert (first.verdict, first.response) == ("kept", answer)
+        assert run(lm, local, opening=QUESTION)[0].verdict == "response", "one word fits no template where responses are texts"
+        other = run(lm, [replace(r, response="dog", label="dog") for r in local], labelled=True, opening=QUESTION)[0]
+        assert (other.verdict, other.response) == ("response", spelled), "what is no label of the client's is tried again and dropped"
+
+
+def test_what_all_instructions_open_with_is_shown_and_compared_nowhere_and_given_to_new_ones(speller: LanguageModel) -> None:
+    first, second, _ = run(speller, LABELLED, labelled=True, opening=QUESTION)
+    assert (first.instruction, second.instruction) == (QUESTION + "Do my le",) * 2
+    assert (first.verdict, second.verdict) == ("kept", "diversity")
+    assert first.max_rouge_l == 0.0, "without the question it has no word in common with a local one"
+    assert run(speller, LABELLED, labelled=True, opening=QUESTION, known=(QUESTION + "Do my le",))[0].verdict == "diversity"
+    plain = run(speller, [replace(r, instruction=r.instruction.removeprefix(QUESTION)) for r in LABELLED], labelled=True)
+    assert [c.max_rouge_l for c in plain] == [c.max_rouge_l for c in run(speller, LABELLED, labelled=True, opening=QUESTION)]
+    texts = write_instructions(build(sharp_base()), encode(speller, LABELLED), settings=replace(SETTINGS, opening=QUESTION), seed=0)
+    bare = [replace(r, instruction=r.instruction.removeprefix(QUESTION)) for r in LABELLED]
+    assert texts == write_instructions(build(sharp_base()), encode(speller, bare), settings=SETTINGS, seed=0), "the list shows the question"
+
+
+def test_how_near_a_record_is_goes_by_its_response_and_by_its_instruction_where_that_is_a_label(speller: LanguageModel) -> None:
+    examples = encode(speller, LABELLED)
+    near = Candidate(instruction=QUESTION + "Seven rivers ran over", response="dog")
+    assert nearest_to_private(near, examples, settings=SETTINGS) == 1.0
+    labelled = replace(SETTINGS, labelled=True, opening=QUESTION)
+    assert nearest_to_private(near, examples, settings=labelled) == pytest.approx(0.75)
+    assert nearest_to_private(Candidate(instruction="Why?"), examples, settings=labelled) is None
 
 
 # --- score ---

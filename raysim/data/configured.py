@@ -6,7 +6,7 @@ from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
 from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
 from raysim.data.records import Record
-from raysim.data.sources import load_records
+from raysim.data.sources import PRESETS, load_records
 
 
 def configured_records(data: DataConfig) -> list[Record]:
@@ -22,6 +22,22 @@ def configured_records(data: DataConfig) -> list[Record]:
         details_field=data.details_field,
         group_field=data.group_field,
     )
+
+
+def instruction_opening(data: DataConfig) -> str:
+    """The text with which every instruction of a known set begins, such as a question about the sentence that follows; empty for others."""
+    return PRESETS[data.preset].opening if _is_known(data) else ""
+
+
+def responses_are_labels(data: DataConfig) -> bool:
+    """Whether a response of the set is its label and nothing else, by the set's form, whatever its records hold."""
+    if _is_known(data):
+        return PRESETS[data.preset].labelled
+    return data.source in ("jsonl", "hub") and data.label_field == data.response_field
+
+
+def _is_known(data: DataConfig) -> bool:
+    return data.source in ("jsonl", "hub") and data.preset in PRESETS
 
 
 def public_records(synthesis: SynthesisConfig) -> list[Record]:

@@ -71,6 +71,16 @@ class Preset:
     remedy: str = ""
     """What to do where the response field is missing."""
 
+    @property
+    def opening(self) -> str:
+        """What stands before the field's text in every instruction."""
+        return self.ask.partition("{}")[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a response is its label and nothing else."""
+        return self.label == self.response
+
 
 _SENTIMENT = "What is the sentiment of this {kind} for an investor? Answer with one word: negative, neutral or positive.\n\n{{}}"
 

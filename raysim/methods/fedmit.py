@@ -27,5 +27,5 @@ def fedmit(lm: LanguageModel, call: ClientCall) -> ClientResult:
         update=adapter - call.adapter,
         stats=total(stats, scorer_stats),
         state=ClientState(arrays={}, records=pool),
-        synthetic=as_rows(candidates, call.shard),
+        synthetic=as_rows(candidates, call=call),
     )

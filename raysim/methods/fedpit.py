@@ -44,7 +44,7 @@ def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:
         update=update,
         stats=total(public_stats, private_stats),
         state=ClientState(arrays={"adapter": private}, records=pool),
-        synthetic=as_rows(candidates, call.shard),
+        synthetic=as_rows(candidates, call=call),
     )
 
 

@@ -57,7 +57,7 @@ def fewfedweight(lm: LanguageModel, call: ClientCall) -> ClientResult:
         update=adapter - call.adapter,
         stats=stats,
         state=ClientState(arrays={"own": adapter}),
-        synthetic=as_rows(_rows(written, energies, real=real), call.shard),
+        synthetic=as_rows(_rows(written, energies, real=real), call=call, own_prompts=True),
         weight=aggregation_weight(losses, temperature=ours.aggregation_temperature) if call.config.server.weighting == "adaptive" else None,
     )
 

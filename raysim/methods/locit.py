@@ -33,5 +33,5 @@ def locit_synthetic(lm: LanguageModel, call: ClientCall) -> ClientResult:
         update=np.zeros_like(call.adapter),
         stats=stats,
         state=ClientState(arrays={"adapter": adapter}, records=pool),
-        synthetic=as_rows(candidates, call.shard),
+        synthetic=as_rows(candidates, call=call),
     )

@@ -5,16 +5,23 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
-from raysim.data.similarity import largest_rouge_l
+from raysim.data.configured import instruction_opening, responses_are_labels
 from raysim.data.tokens import Example, encode_records
 from raysim.methods.call import ClientCall
 from raysim.private_synthesis import PrivateSynthesisSettings, synthesize_private
-from raysim.synthesis import Candidate, SynthesisSettings, as_record, choose_public, instruction_following_scores, synthesize
+from raysim.synthesis import (
+    Candidate,
+    SynthesisSettings,
+    as_record,
+    choose_public,
+    instruction_following_scores,
+    nearest_to_private,
+    synthesize,
+)
 from raysim.train import TrainStats
 
 
@@ -75,10 +82,14 @@ def encode(lm: LanguageModel, pool: list[dict[str, Any]], *, call: ClientCall) -
     return examples
 
 
-def as_rows(candidates: list[Candidate], shard: Sequence[Example]) -> tuple[dict[str, Any], ...]:
-    """The candidates for inspection by whoever simulates, each with the largest ROUGE-L of its response with one of the client's own."""
-    local = [example.record.response for example in shard]
-    nearest = [largest_rouge_l(candidate.response, local) if candidate.response else None for candidate in candidates]
+def as_rows(candidates: list[Candidate], *, call: ClientCall, own_prompts: bool = False) -> tuple[dict[str, Any], ...]:
+    """The candidates for inspection by whoever simulates, each with how near it comes to a record of the client's own (`nearest_to_private`).
+
+    With `own_prompts` the candidates answer the client's own instructions, and only their responses are compared.
+    """
+    settings = _settings(call)
+    settings = dataclasses.replace(settings, labelled=settings.labelled and not own_prompts)
+    nearest = [nearest_to_private(candidate, call.shard, settings=settings) for candidate in candidates]
     return tuple({**one.as_dict(), "response_rouge_l": near} for one, near in zip(candidates, nearest, strict=True))
 
 
@@ -106,6 +117,8 @@ def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
         max_instruction_tokens=fedpit_config.max_instruction_tokens,
         max_response_tokens=fedpit_config.max_response_tokens,
         min_instruction_words=fedpit_config.min_instruction_words,
+        opening=instruction_opening(call.config.data),
+        labelled=responses_are_labels(call.config.data),
         decoding=fedpit_config.private_decoding,
         secure_noise=mechanism.secure_noise,
         batch_size=max(call.config.evaluate.batch_size, fedpit_config.num_subsets + 1),
@@ -117,9 +130,15 @@ def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
 
 def _settings(call: ClientCall) -> SynthesisSettings:
     fedpit_config = call.config.fedpit
-    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"batch_size", "system_prompt"}
+    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"opening", "labelled", "batch_size", "system_prompt"}
     values: dict[str, Any] = {name: value for name, value in dataclasses.asdict(fedpit_config).items() if name in names}
-    return SynthesisSettings(batch_size=call.config.evaluate.batch_size, system_prompt=call.config.data.system_prompt, **values)
+    return SynthesisSettings(
+        opening=instruction_opening(call.config.data),
+        labelled=responses_are_labels(call.config.data),
+        batch_size=call.config.evaluate.batch_size,
+        system_prompt=call.config.data.system_prompt,
+        **values,
+    )
 
 
 def _stored(candidate: Candidate) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from raysim.config import load
+from raysim.data.configured import instruction_opening, responses_are_labels
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, PRESETS, load_records, split_records
 
@@ -124,6 +126,26 @@ def test_presets_know_their_fields(tmp_path: Path, preset: str) -> None:
     (record,) = load_file(write(tmp_path / "set.jsonl", [row]), preset=preset)
     assert record.instruction.endswith(instruction)
     assert (record.response, record.label, record.group, record.details) == (response, label, group, ())
+
+
+def test_presets_know_their_opening_and_whether_responses_are_labels(tmp_path: Path) -> None:
+    labelled = {preset for preset, (_, _, response, label, _) in SHAPES.items() if response == label}
+    assert labelled == {"fpb", "fiqa", "tfns"}
+    for preset, (row, ending, *_) in SHAPES.items():
+        path = write(tmp_path / "set.jsonl", [row])
+        data = load("", ["data.source=jsonl", f"data.path={path}", f"data.preset={preset}"]).data
+        (record,) = load_file(path, preset=preset)
+        assert record.instruction == instruction_opening(data) + ending
+        assert (instruction_opening(data) != "", responses_are_labels(data)) == (preset in labelled,) * 2
+
+
+def test_own_fields_are_labels_where_the_label_is_the_response() -> None:
+    own = ["data.source=jsonl", "data.path=set.jsonl", "data.response_field=mood"]
+    assert responses_are_labels(load("", [*own, "data.label_field=mood"]).data)
+    assert not responses_are_labels(load("", [*own, "data.label_field=topic"]).data)
+    assert not responses_are_labels(load("", own).data)
+    assert not responses_are_labels(load("", ["data.source=finance"]).data), "its responses begin with the label, and go on"
+    assert instruction_opening(load("", own).data) == ""
 
 
 @pytest.mark.parametrize(

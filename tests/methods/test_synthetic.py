@@ -164,6 +164,15 @@ def test_a_public_record_that_is_one_of_the_clients_is_no_candidate(lm: Language
     assert sorted(row["verdict"] for row in twice.synthetic) == ["diversity", "kept"]
 
 
+def test_a_public_record_that_has_a_clients_label_is_no_copy(lm: LanguageModel) -> None:
+    def verdicts(*overrides: str) -> set[str]:
+        shared = [replace(record, response=RECORDS[0].response) for record in PUBLIC]
+        return {row["verdict"] for row in fedmit(lm, file_call(lm, "fedmit", *overrides, public=shared)).synthetic}
+
+    assert verdicts() == {"copy"}
+    assert verdicts("data.source=jsonl", "data.path=set.csv", "data.response_field=mood", "data.label_field=mood") == {"kept"}
+
+
 def write_lines(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n")
     return path
