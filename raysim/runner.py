@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,19 +149,33 @@ def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, R
     with contextlib.ExitStack() as stack:
         backend: Backend | None = None
         shared: dict[tuple[Any, ...], EncodedData] = {}
-        started = time.perf_counter()
-        for number, (out, entry) in enumerate(waiting.items()):
+        for out, entry in waiting.items():
             if backend is None or backend.key != backend_key(entry):
                 stack.close()
                 backend = stack.enter_context(open_backend(entry, display=display))
             if is_announced:
-                left_s = (time.perf_counter() - started) / number * (len(waiting) - number) if number else None
+                left_s = time_left_s(list(done.values()), [other for place, other in waiting.items() if place not in done])
                 print(run_line(len(done) + 1, len(entries), name=entry.name, seed=entry.seed, left_s=left_s), flush=True)
             if data_key(entry) not in shared:
                 shared[data_key(entry)] = encode_data(entry, backend.worker.language_model(entry.lora))
             unjudged = dataclasses.replace(entry, judge=JudgeConfig())
             done[out] = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
     return {out: done[out] for out in entries}
+
+
+def time_left_s(done: Sequence[Run], waiting: Sequence[Config]) -> float | None:
+    """Seconds that the `waiting` runs will take: each what its entry took with other seeds, or else what a finished run that trains took in the mean.
+
+    None before any such run. What lies between runs is not in it.
+    """
+    by_name: dict[str, list[float]] = {}
+    for finished in done:
+        by_name.setdefault(finished.config.name, []).append(finished.summary["wall_s"])
+    trained = [finished.summary["wall_s"] for finished in done if finished.config.method.name != "base"]
+    if not trained:
+        return None
+    usual = sum(trained) / len(trained)
+    return sum(sum(took) / len(took) if (took := by_name.get(entry.name)) else usual for entry in waiting)
 
 
 def comparison(config: Config) -> list[Config]:

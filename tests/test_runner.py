@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raysim.config import load
+from raysim.config import Config, load
 from raysim.runfiles import check_folder
-from raysim.runner import Backend, backend_key, comparison, first_alike, open_backend, resolved, run
+from raysim.runner import Backend, Run, backend_key, comparison, first_alike, open_backend, resolved, run, time_left_s
 from tests.small_runs import overrides, small
 
 
@@ -57,6 +57,19 @@ def test_entries_that_come_to_the_same_run_share_the_first_ones() -> None:
     assert [entry.out for entry in first_alike(entries)] == [f"runs/run/{name}-seed-{k}" for k in (0, 1) for name in "aac"]
     secret = [dataclasses.replace(entry, privacy=dataclasses.replace(entry.privacy, secure_noise=True)) for entry in entries]
     assert first_alike(secret) == secret, "noise that nobody can repeat is never the same"
+
+
+def test_the_time_left_goes_by_what_the_same_entry_took_and_else_by_what_training_takes() -> None:
+    base, fedit, fedpit = (load("", [f"name={name}", f"method.name={name}"]) for name in ("base", "fedit", "fedpit"))
+
+    def took(config: Config, wall_s: float) -> Run:
+        return Run(config, Path(config.out), records=[], ledger={}, summary={"wall_s": wall_s})
+
+    assert time_left_s([], [base, fedit]) is None
+    assert time_left_s([took(base, 20.0)], [fedit, fedpit]) is None, "a run that trains nothing says nothing about those that do"
+    assert time_left_s([took(base, 20.0), took(fedit, 50.0)], [fedpit, base, fedit]) == 50.0 + 20.0 + 50.0
+    assert time_left_s([took(fedit, 50.0), took(fedit, 70.0), took(fedpit, 120.0)], [base, fedit]) == 80.0 + 60.0
+    assert time_left_s([took(fedit, 50.0)], []) == 0.0
 
 
 @pytest.mark.parametrize(
