@@ -12,11 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from raysim import figures
-from raysim.claims import FAILS, FIGURE_WORDS, HOLDS, OPEN, Difference, Reading, Row, Runs, decide, figure_of, load_runs, mean_and_spread
+from raysim.claims import (
+    FAILS,
+    FIGURE_WORDS,
+    HOLDS,
+    OPEN,
+    Difference,
+    Reading,
+    Row,
+    RunData,
+    Runs,
+    decide,
+    figure_of,
+    load_runs,
+    mean_and_spread,
+)
 from raysim.claims_list import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
 from raysim.config import load
 from raysim.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
-from raysim.progress import METHOD_LABELS, METHOD_NOTES, clock
+from raysim.progress import METHOD_LABELS, METHOD_NOTES, MISSING, clock
 from raysim.report import Panel, page_environment, write_comparison_tables
 from raysim.runfiles import write_json, write_text
 
@@ -45,6 +59,14 @@ class EntryRow:
     entry: str
     num_seeds: int
     cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EntryTable:
+    """A row an entry, with a cell for each heading."""
+
+    headings: tuple[str, ...]
+    rows: tuple[EntryRow, ...]
 
 
 def write_claims_report(out_dir: Path) -> Path:
@@ -94,50 +116,47 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
             f"| {row.claim.text} | {FIGURE_WORDS[other.figure]} | {differences_in_words(other)} | {other.verdict} |"
             for other in row.readings[1:]
         ]
-    lines += ["", "Every entry (mean over seeds, standard deviation):", "", f"| {' | '.join(('entry', 'seeds', *HEADINGS))} |"]
-    lines.append("|---" * (2 + len(HEADINGS)) + "|")
-    lines += [f"| {row.entry} | {row.num_seeds} | {' | '.join(row.cells)} |" for row in entry_rows(runs)]
+    table = entry_table(runs)
+    lines += ["", "Every entry (mean over seeds, standard deviation):", "", f"| {' | '.join(('entry', 'seeds', *table.headings))} |"]
+    lines.append("|---" * (2 + len(table.headings)) + "|")
+    lines += [f"| {row.entry} | {row.num_seeds} | {' | '.join(row.cells)} |" for row in table.rows]
     lines += ["", *notes(runs)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-HEADINGS = (
-    "held-out NLL",
-    "held-out ROUGE-L",
-    "leakage",
-    "control",
-    "with a prefix",
-    "control with it",
-    "found across clients",
-    "guessed",
-    "epsilon",
-)
 FURTHER = (
-    ("attack", "prefixed_train_rouge_l"),
-    ("attack", "prefixed_heldout_rouge_l"),
-    ("cross_client", "coverage"),
-    ("cross_client", "heldout_coverage"),
+    ("with a prefix", "attack", "prefixed_train_rouge_l"),
+    ("control with it", "attack", "prefixed_heldout_rouge_l"),
+    ("found across clients", "cross_client", "coverage"),
+    ("guessed", "cross_client", "heldout_coverage"),
+    ("accuracy by label", "eval", "label_accuracy"),
+    ("macro-F1 by label", "eval", "label_macro_f1"),
+    ("accuracy of the commonest label", "eval", "label_accuracy_of_commonest"),
+    ("accuracy on multiple choice", "eval", "choice_accuracy"),
+    ("by chance", "eval", "choice_accuracy_by_chance"),
 )
-"""Where a run's summary has the figures of the attacks that only some entries are put to."""
+"""Figures that only some sets and entries have: how they are called, and where a run's summary has them."""
 
 
-def entry_rows(runs: Runs) -> list[EntryRow]:
-    """What every entry came to."""
-    rows = []
-    for entry, members in runs.items():
-        cells = []
-        for measure in ("nll", "rouge_l", "leakage", "memory"):
-            values = [value for run in members.values() if (value := figure_of(run, measure)) is not None]
-            cells.append(_spread(values))
-        leakages = [figure_of(run, "leakage") for run in members.values()]
-        excesses = [figure_of(run, "memory") for run in members.values()]
-        cells[3] = _spread([a - b for a, b in zip(leakages, excesses, strict=True) if a is not None and b is not None])
-        for section, key in FURTHER:
-            found = [(run.summary.get(section) or {}).get(key) for run in members.values()]
-            cells.append(_spread([value for value in found if value is not None]))
-        epsilons = [run.summary["epsilon"] for run in members.values() if run.summary["epsilon"] is not None]
-        rows.append(EntryRow(entry, len(members), (*cells, f"{max(epsilons):.3g}" if epsilons else "—")))
-    return rows
+def entry_table(runs: Runs) -> EntryTable:
+    """What every entry came to. A figure that no entry has is left out."""
+    columns: list[tuple[str, list[str]]] = []
+    for heading, measure in (("held-out NLL", "nll"), ("held-out ROUGE-L", "rouge_l"), ("leakage", "leakage")):
+        columns.append((heading, [_spread([figure_of(run, measure) for run in members.values()]) for members in runs.values()]))
+    columns.append(("control", [_spread([_control(run) for run in members.values()]) for members in runs.values()]))
+    for heading, section, key in FURTHER:
+        found = [[(run.summary.get(section) or {}).get(key) for run in members.values()] for members in runs.values()]
+        columns.append((heading, [_spread(values) for values in found]))
+    columns.append(("win+tie", [_spread([figure_of(run, "win_tie") for run in members.values()]) for members in runs.values()]))
+    columns.append(("epsilon", [_largest([run.summary["epsilon"] for run in members.values()]) for members in runs.values()]))
+    kept = [(heading, cells) for heading, cells in columns if set(cells) != {MISSING}]
+    rows = [EntryRow(entry, len(members), tuple(cells[place] for _, cells in kept)) for place, (entry, members) in enumerate(runs.items())]
+    return EntryTable(tuple(heading for heading, _ in kept), tuple(rows))
+
+
+def _control(run: RunData) -> float | None:
+    leakage, memory = figure_of(run, "leakage"), figure_of(run, "memory")
+    return leakage - memory if leakage is not None and memory is not None else None
 
 
 def notes(runs: Runs) -> list[str]:
@@ -205,11 +224,17 @@ def in_short(out_dir: Path) -> str:
     return "\n".join(f"{row['verdict']:<{width}}  {row['claim']}" for row in rows)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(found: Sequence[float | None]) -> str:
+    values = [value for value in found if value is not None]
     if not values:
-        return "—"
+        return MISSING
     mean, spread = mean_and_spread(values)
     return f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+
+def _largest(found: Sequence[float | None]) -> str:
+    values = [value for value in found if value is not None]
+    return f"{max(values):.3g}" if values else MISSING
 
 
 # --- the page
@@ -240,8 +265,7 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
             shown=shown,
             others=others,
             drawn=drawn,
-            headings=HEADINGS,
-            entries=entry_rows(runs),
+            entries=entry_table(runs),
             notes=notes(runs),
             folders=[folder.name for folder in folders],
             sigmas=sigma_table() if name == "dplora" else [],

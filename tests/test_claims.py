@@ -32,7 +32,7 @@ from raysim.claims import (
     rising,
 )
 from raysim.claims_list import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dplora, entries_of, sent_bytes, sigma_table, uplink
-from raysim.claims_report import TITLES, as_json, as_markdown, panels
+from raysim.claims_report import TITLES, EntryRow, as_json, as_markdown, entry_table, panels
 from raysim.config import Config, load
 from raysim.privacy.accounting import epsilon_pld, paper_epsilon
 from raysim.rng import numpy_rng
@@ -314,6 +314,19 @@ def test_the_table_of_sigmas_is_the_published_one() -> None:
     assert sigma_table() == [
         (pytest.approx(e), pytest.approx(stated, abs=1e-4), pytest.approx(exact, abs=1e-4)) for e, stated, exact in golden
     ]
+
+
+def test_the_table_of_entries_has_the_figures_that_any_entry_has_and_no_others() -> None:
+    measures: dict[str, dict[int, Any]] = {"nll": {0: {7: (1.5, 6.0)}}, "leakage": {0: {1: (0.5, 1.0)}}, "control": {0: {7: (0.2, 1.0)}}}
+    plain = RunData({"epsilon": None}, [], {}, measures)
+    labelled = RunData({"epsilon": 3.0, "eval": {"label_accuracy": 0.5, "label_macro_f1": 0.25}}, [], {}, measures)
+    other = dataclasses.replace(labelled, summary={"epsilon": 2.5, "eval": {"label_accuracy": 0.75, "label_macro_f1": 0.25}})
+    table = entry_table({"base": {0: plain}})
+    assert (table.headings, table.rows) == (("held-out NLL", "leakage", "control"), (EntryRow("base", 1, ("1.500", "0.500", "0.200")),))
+    table = entry_table({"base": {0: plain}, "dplora": {0: labelled, 1: other}})
+    assert table.headings == ("held-out NLL", "leakage", "control", "accuracy by label", "macro-F1 by label", "epsilon")
+    assert [row.cells[3:] for row in table.rows] == [("—", "—", "—"), ("0.625 ± 0.177", "0.250 ± 0.000", "3")]
+    assert table.rows[1].num_seeds == 2
 
 
 # --- what is shipped, and what is written
