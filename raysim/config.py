@@ -321,7 +321,7 @@ class AttackConfig:
     prefix_tokens: int = 0
     """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023)."""
     long_prefix_tokens: int = 0
-    """The attack once more with this many tokens of the true response known, such as 50; 0 for no second attack."""
+    """The attack once more with this many tokens of the true response known, such as 50, on records whose response is longer; 0 for none."""
     cross_prefixes: int = 0
     """Attack across clients, after the last round: contexts of its own private details that each client asks the release to go on from; 0 for none."""
     cross_samples: int = 8

@@ -15,7 +15,7 @@ from typing import Any
 from raysim.adapter import Vector
 from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
-from raysim.attacks.extraction import attack_prompt, score_extraction
+from raysim.attacks.extraction import attack_prompt, outlasts, score_extraction
 from raysim.attacks.membership import token_nlls
 from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
@@ -111,6 +111,7 @@ def plan(
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
     `questions` are the held-out records as questions for their label, in the same order, or none; `choices` are multiple-choice questions.
+    The attack with the longer prefix leaves out records of which that prefix leaves nothing, and is not made where either side has no others.
     """
 
     def cut(kind: str, examples: Sequence[Example], prefix: int) -> tuple[Job, ...]:
@@ -121,7 +122,8 @@ def plan(
     chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
     answered = heldout[:num_generated]
     own_control = with_attack and prefix_tokens > 0
-    with_prefix = with_attack and long_prefix_tokens > 0
+    longer = [[example for example in examples if outlasts(example, long_prefix_tokens)] for examples in (attacked, answered)]
+    with_prefix = with_attack and long_prefix_tokens > 0 and all(longer)
     return Plan(
         nll_jobs=cut("nll", heldout, 0) if with_eval else (),
         heldout_jobs=cut("answer", answered, 0) if with_eval or (with_attack and not own_control) else (),
@@ -129,8 +131,8 @@ def plan(
         control_jobs=cut("answer", answered, prefix_tokens) if own_control else (),
         label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
         labels=labels,
-        prefixed_jobs=cut("answer", attacked, long_prefix_tokens) if with_prefix else (),
-        prefixed_control_jobs=cut("answer", answered, long_prefix_tokens) if with_prefix else (),
+        prefixed_jobs=cut("answer", longer[0], long_prefix_tokens) if with_prefix else (),
+        prefixed_control_jobs=cut("answer", longer[1], long_prefix_tokens) if with_prefix else (),
         choice_jobs=tuple(Job("options", (), 0, 0, system_prompt=system_prompt, questions=part) for part in chosen),
     )
 

@@ -235,6 +235,21 @@ def test_the_second_attack_has_figures_and_rows_of_its_own_and_changes_none_of_t
     assert renamed == [row for row in prefixed_rows if row["side"] in ("control", "train")]
 
 
+def test_a_record_that_the_longer_prefix_gives_away_whole_is_left_out_of_the_second_attack(known: Known) -> None:
+    """A label, say: its share would be a sure 0, which reads as if nothing leaked."""
+    _, _, train, heldout = known
+    by_length = sorted(len(example.response_ids) for example in train)
+    for prefix in (by_length[0] - 2, by_length[0] - 1, by_length[-1] - 2):
+        work = make_plan(train, heldout, batch_size=2, long_prefix_tokens=prefix)
+        asked = [example for job in work.prefixed_jobs for example in job.examples]
+        assert asked == [example for example in train if len(example.response_ids) - 1 > prefix]
+        assert [e for job in work.attack_jobs for e in job.examples] == list(train), "the first attack asks them all"
+    short = replace(heldout[0], response_ids=heldout[0].response_ids[-2:])
+    work = make_plan(train, [short], long_prefix_tokens=3)
+    assert (work.prefixed_jobs, work.prefixed_control_jobs) == ((), ()), "without a control the second attack says nothing"
+    assert work.attack_jobs
+
+
 def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
     lm, adapter, train, heldout = known
     [job] = make_plan(train, heldout, with_eval=False, with_attack=True).attack_jobs

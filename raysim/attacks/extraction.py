@@ -32,6 +32,11 @@ def attack_prompt(example: Example, *, prefix_tokens: int) -> list[int]:
     return [*example.prompt_ids, *example.response_ids[:prefix_tokens]]
 
 
+def outlasts(example: Example, prefix_tokens: int) -> bool:
+    """Whether the response has a token beyond its first `prefix_tokens`, the token that ends it aside."""
+    return len(example.response_ids) > prefix_tokens + 1
+
+
 def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Sequence[Sequence[str]]) -> ExtractionScore:
     """The attack's figures for `answers` against the true responses (less the prefix given away) and their details.
 
