@@ -317,3 +317,4 @@ def test_a_picture_of_labelled_records_says_that_instructions_are_compared(tmp_p
     assert ("with a private instruction of the client" in page) == by_instruction
     assert ("with a private response of the client" in page) == (not by_instruction)
     assert ("dashed: the diversity filter" in page) == by_instruction
+    assert f"data: {preset}" in page, "the set has a name, not only a form"
