@@ -2,9 +2,10 @@
 
 FEDPIT (arXiv 2403.06131; its later version ACM TIST 17(5), 2026, section 3.3): a new instruction continues a numbered
 list of local ones; its response follows local pairs shown as earlier turns; format, diversity and copy filters drop what
-is malformed or too near a local record. Where responses are labels, which the papers do not speak of, a response is well formed if
-it is a label of the client's, and copies nobody; and the question that all instructions open with is not written anew. The wording of the prompts is ours. Instructions are decoded greedily: their
-variety comes from the demonstrations drawn. Neither the filters nor the score bound what a pair tells about the demonstrations.
+is malformed or too near a local record. The wording of the prompts is ours. Instructions are decoded greedily: their
+variety comes from the demonstrations drawn. Where responses are labels, of which the papers do not speak, a response is well
+formed if it is a label of the client's, and copies nobody; the question that all instructions open with is not written anew.
+Neither the filters nor the score bound what a pair tells about the demonstrations.
 Left out: differentially private generation.
 """
 
@@ -255,7 +256,7 @@ def nearest_to_private(candidate: Candidate, examples: Sequence[Example], *, set
 
 
 def as_label(text: str) -> str:
-    """A response as labels are compared: without case, and without a full stop at its end."""
+    """A response as labels are compared: without case, and without full stops and exclamation marks at its end."""
     return one_line(text).rstrip(".!").casefold()
 
 
