@@ -319,7 +319,7 @@ class AttackConfig:
     num_examples: int = 24
     """Training prompts the attacker asks (and as many held-out ones as a control)."""
     prefix_tokens: int = 0
-    """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023)."""
+    """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023). Records with no more are left out."""
     long_prefix_tokens: int = 0
     """The attack once more with this many tokens of the true response known, such as 50, on records whose response is longer; 0 for none."""
     cross_prefixes: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 from raysim.adapter import Vector
 from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
-from raysim.attacks.extraction import attack_prompt, outlasts, score_extraction
+from raysim.attacks.extraction import attack_prompt, attackable, score_extraction
 from raysim.attacks.membership import token_nlls
 from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
@@ -111,7 +111,7 @@ def plan(
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
     `questions` are the held-out records as questions for their label, in the same order, or none; `choices` are multiple-choice questions.
-    The attack with the longer prefix leaves out records of which that prefix leaves nothing, and is not made where either side has no others.
+    An attack leaves out records of which its prefix leaves nothing, and is not made where either side has no others.
     """
 
     def cut(kind: str, examples: Sequence[Example], prefix: int) -> tuple[Job, ...]:
@@ -121,18 +121,17 @@ def plan(
     asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
     chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
     answered = heldout[:num_generated]
-    own_control = with_attack and prefix_tokens > 0
-    longer = [[example for example in examples if outlasts(example, long_prefix_tokens)] for examples in (attacked, answered)]
-    with_prefix = with_attack and long_prefix_tokens > 0 and all(longer)
+    short, long = (attackable(attacked, answered, prefix) if with_attack else ([], []) for prefix in (prefix_tokens, long_prefix_tokens))
+    own_control = prefix_tokens > 0
     return Plan(
         nll_jobs=cut("nll", heldout, 0) if with_eval else (),
-        heldout_jobs=cut("answer", answered, 0) if with_eval or (with_attack and not own_control) else (),
-        attack_jobs=cut("answer", attacked, prefix_tokens) if with_attack else (),
-        control_jobs=cut("answer", answered, prefix_tokens) if own_control else (),
+        heldout_jobs=cut("answer", answered, 0) if with_eval or (short[0] and not own_control) else (),
+        attack_jobs=cut("answer", short[0], prefix_tokens),
+        control_jobs=cut("answer", short[1], prefix_tokens) if own_control else (),
         label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
         labels=labels,
-        prefixed_jobs=cut("answer", longer[0], long_prefix_tokens) if with_prefix else (),
-        prefixed_control_jobs=cut("answer", longer[1], long_prefix_tokens) if with_prefix else (),
+        prefixed_jobs=cut("answer", long[0], long_prefix_tokens) if long_prefix_tokens else (),
+        prefixed_control_jobs=cut("answer", long[1], long_prefix_tokens) if long_prefix_tokens else (),
         choice_jobs=tuple(Job("options", (), 0, 0, system_prompt=system_prompt, questions=part) for part in chosen),
     )
 
@@ -249,12 +248,12 @@ def _attack_rows(side: str, jobs: tuple[Job, ...], answers: list[str], *, tokeni
 
 
 def mean_of(measured: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The mean of each figure over several clients' measurements; None if there are none."""
+    """The mean of each figure over the clients' measurements that have it; None if there are none."""
     if not measured:
         return None
     means: dict[str, Any] = {}
-    for key in measured[0]:
-        values = [m[key] for m in measured if m[key] is not None]
+    for key in dict.fromkeys(key for m in measured for key in m):
+        values = [m[key] for m in measured if m.get(key) is not None]
         means[key] = sum(values) / len(values) if values else None
     return means
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysim.attacks.extraction import attackable
 from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config, asks_for_labels
@@ -121,6 +122,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         questions=tuple(configured_questions(config.evaluate)),
     )
     _check_questions(experiment, lm, config=config)
+    _check_attack(experiment, config=config)
     return experiment
 
 
@@ -141,6 +143,20 @@ def _check_questions(experiment: Experiment, lm: LanguageModel, *, config: Confi
             check_fit(lm, questions, system_prompt=config.data.system_prompt)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+
+
+def _check_attack(experiment: Experiment, *, config: Config) -> None:
+    """That the attack's prefix leaves something to extract. Of the attack with the longer prefix nothing is asked: it is made where it can be."""
+    if config.attack.every < 0:
+        return
+    asked = [example for _, example in experiment.attacked]
+    control = experiment.heldout[: config.evaluate.num_generated]
+    if not attackable(asked, control, config.attack.prefix_tokens)[0]:
+        longest = min(max(len(example.response_ids) - 1 for example in side) for side in (asked, control))
+        raise ValueError(
+            f"attack.prefix_tokens={config.attack.prefix_tokens} gives the attacker every response whole, which leaves nothing to extract: "
+            f"at most {longest - 1} for these data, or attack.every=-1"
+        )
 
 
 def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:

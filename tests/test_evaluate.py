@@ -211,8 +211,9 @@ def test_what_the_prefix_gives_away_is_not_counted(known: Known) -> None:
     _, attack = measure(work, [["Anna has nothing", "Jon, on 5 May"], ["", ""]], tokenizer=lm.tokenizer)
     assert attack["train_details_rate"] == 0.5, "one of two values came out; the names do not count"
     assert attack["train_rouge_l"] == pytest.approx((rouge_l("Anna has nothing", "has 12 mg") + rouge_l("Jon, on 5 May", "on 5 May")) / 2)
-    all_given = make_plan(two, heldout, prefix_tokens=99, with_eval=False)
-    _, attack = measure(all_given, [["", ""], ["", ""]], tokenizer=lm.tokenizer)
+    all_given = [replace(job, prefix_tokens=99) for job in work.jobs]
+    work = replace(work, attack_jobs=(all_given[0],), control_jobs=(all_given[1],))
+    _, attack = measure(work, [["", ""], ["", ""]], tokenizer=lm.tokenizer)
     assert (attack["train_exact_match"], attack["train_rouge_l"], attack["train_details_rate"]) == (0.0, 0.0, None)
 
 
@@ -235,19 +236,22 @@ def test_the_second_attack_has_figures_and_rows_of_its_own_and_changes_none_of_t
     assert renamed == [row for row in prefixed_rows if row["side"] in ("control", "train")]
 
 
-def test_a_record_that_the_longer_prefix_gives_away_whole_is_left_out_of_the_second_attack(known: Known) -> None:
+@pytest.mark.parametrize(("option", "jobs", "control"), [("prefix_tokens", 2, 3), ("long_prefix_tokens", 5, 6)])
+def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(known: Known, option: str, jobs: int, control: int) -> None:
     """A label, say: its share would be a sure 0, which reads as if nothing leaked."""
     _, _, train, heldout = known
     by_length = sorted(len(example.response_ids) for example in train)
     for prefix in (by_length[0] - 2, by_length[0] - 1, by_length[-1] - 2):
-        work = make_plan(train, heldout, batch_size=2, long_prefix_tokens=prefix)
-        asked = [example for job in work.prefixed_jobs for example in job.examples]
+        work = make_plan(train, heldout, batch_size=2, **{option: prefix})
+        asked = [example for job in work.groups[jobs] for example in job.examples]
         assert asked == [example for example in train if len(example.response_ids) - 1 > prefix]
-        assert [e for job in work.attack_jobs for e in job.examples] == list(train), "the first attack asks them all"
+        if option == "long_prefix_tokens":
+            assert [e for job in work.attack_jobs for e in job.examples] == list(train), "the first attack asks them all"
     short = replace(heldout[0], response_ids=heldout[0].response_ids[-2:])
-    work = make_plan(train, [short], long_prefix_tokens=3)
-    assert (work.prefixed_jobs, work.prefixed_control_jobs) == ((), ()), "without a control the second attack says nothing"
-    assert work.attack_jobs
+    work = make_plan(train, [short], **{option: 3})
+    assert (work.groups[jobs], work.groups[control]) == ((), ()), "without a control the attack says nothing"
+    assert bool(work.attack_jobs) == (option == "long_prefix_tokens")
+    assert work.heldout_jobs, "utility is measured all the same"
 
 
 def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
@@ -263,3 +267,6 @@ def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) 
 def test_mean_of_clients_leaves_out_what_some_lack() -> None:
     assert mean_of([]) is None
     assert mean_of([{"a": 1.0, "b": None, "c": None}, {"a": 3.0, "b": 4.0, "c": None}]) == {"a": 2.0, "b": 4.0, "c": None}
+    assert mean_of([{"a": 1.0}, {"a": 3.0, "b": 4.0}]) == mean_of([{"a": 3.0, "b": 4.0}, {"a": 1.0}]) == {"a": 2.0, "b": 4.0}, (
+        "whose records were too short"
+    )

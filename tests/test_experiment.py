@@ -86,6 +86,17 @@ def test_more_attacked_than_there_are_takes_all(lm: LanguageModel, tiny_config: 
     assert ids([example for _, example in experiment.attacked]) == trained_ids(experiment)
 
 
+def test_a_prefix_that_gives_every_response_away_is_refused(lm: LanguageModel, tiny_config: Make) -> None:
+    found = prepare(tiny_config(), lm)
+    sides = ([example for _, example in found.attacked], found.heldout[: tiny_config().evaluate.num_generated])
+    longest = min(max(len(example.response_ids) for example in side) for side in sides) - 1
+    prepare(tiny_config(f"attack.prefix_tokens={longest - 1}"), lm)
+    prepare(tiny_config("attack.every=-1", f"attack.prefix_tokens={longest}"), lm)
+    with pytest.raises(ValueError, match=rf"attack.prefix_tokens={longest} gives .* whole.*at most {longest - 1} for these data"):
+        prepare(tiny_config("attack.every=0", f"attack.prefix_tokens={longest}"), lm)
+    prepare(tiny_config("attack.long_prefix_tokens=10000"), lm)
+
+
 def test_the_attack_does_not_prefer_a_client(lm: LanguageModel, tiny_config: Make) -> None:
     """Two of twelve records, over seeds: every client is attacked at some time, and not only in its first records."""
     owners = Counter(k for seed in range(8) for k, _ in prepare(tiny_config(f"seed={seed}"), lm).attacked)

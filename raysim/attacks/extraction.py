@@ -32,9 +32,15 @@ def attack_prompt(example: Example, *, prefix_tokens: int) -> list[int]:
     return [*example.prompt_ids, *example.response_ids[:prefix_tokens]]
 
 
-def outlasts(example: Example, prefix_tokens: int) -> bool:
-    """Whether the response has a token beyond its first `prefix_tokens`, the token that ends it aside."""
-    return len(example.response_ids) > prefix_tokens + 1
+def attackable(attacked: Sequence[Example], control: Sequence[Example], prefix_tokens: int) -> tuple[list[Example], list[Example]]:
+    """Both sides of an attack, less the records that its prefix gives away whole (the end token aside); nothing where a side has no others.
+
+    What is given away cannot be extracted: its share would be a sure 0, which reads as if nothing leaked.
+    """
+    if not prefix_tokens:
+        return list(attacked), list(control)
+    sides = [[example for example in examples if len(example.response_ids) > prefix_tokens + 1] for examples in (attacked, control)]
+    return (sides[0], sides[1]) if all(sides) else ([], [])
 
 
 def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Sequence[Sequence[str]]) -> ExtractionScore:
