@@ -95,7 +95,7 @@ class Plan:
 def plan(
     *,
     heldout: Sequence[Example],
-    num_generated: int,
+    answered: Sequence[Example],
     attacked: Sequence[Example],
     prefix_tokens: int,
     max_new_tokens: int,
@@ -110,6 +110,7 @@ def plan(
 ) -> Plan:
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
+    `answered` are the held-out examples whose answers are asked for, the control of the attacks on `attacked`.
     `questions` are the held-out records as questions for their label, in the same order, or none; `choices` are multiple-choice questions.
     An attack leaves out records of which its prefix leaves nothing, and is not made where either side has no others.
     """
@@ -120,7 +121,6 @@ def plan(
 
     asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
     chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
-    answered = heldout[:num_generated]
     short, long = (attackable(attacked, answered, prefix) if with_attack else ([], []) for prefix in (prefix_tokens, long_prefix_tokens))
     own_control = prefix_tokens > 0
     return Plan(

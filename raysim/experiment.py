@@ -16,7 +16,7 @@ from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.configured import configured_questions, configured_records, configured_shards, public_records
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
-from raysim.data.sources import split_records
+from raysim.data.sources import BUILTIN, split_records
 from raysim.data.tokens import Example, encode_records
 from raysim.labelled import check_fit
 from raysim.privacy.mechanism import Mechanism
@@ -34,6 +34,8 @@ class Experiment:
     """Each client's examples."""
     heldout: tuple[Example, ...]
     """Examples that no client has."""
+    answered: tuple[Example, ...]
+    """Held-out examples whose answers are asked for, the control of the attack."""
     attacked: tuple[tuple[int, Example], ...]
     """Training examples that the attack asks for, with the client each belongs to."""
     manifest: dict[str, Any]
@@ -112,6 +114,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     experiment = Experiment(
         shards=shards,
         heldout=data.heldout,
+        answered=_answered(data.heldout, config=config),
         attacked=attacked,
         manifest=manifest | _counts(data, max_length=config.data.max_length, hands=hands),
         mechanism=Mechanism.from_config(mechanism_config, shard_sizes=sizes),
@@ -150,7 +153,7 @@ def _check_attack(experiment: Experiment, *, config: Config) -> None:
     if config.attack.every < 0:
         return
     asked = [example for _, example in experiment.attacked]
-    control = experiment.heldout[: config.evaluate.num_generated]
+    control = experiment.answered
     if not attackable(asked, control, config.attack.prefix_tokens)[0]:
         longest = min(max(len(example.response_ids) - 1 for example in side) for side in (asked, control))
         raise ValueError(
@@ -195,6 +198,18 @@ def _attacked(shards: Sequence[Sequence[Example]], *, num_examples: int, seed: i
     owned = sorted(((k, example) for k, shard in enumerate(shards) for example in shard), key=lambda pair: pair[1].record.record_id)
     chosen = numpy_rng(seed, "attacked").permutation(len(owned))[:num_examples]
     return tuple(owned[i] for i in sorted(chosen))
+
+
+def _answered(heldout: tuple[Example, ...], *, config: Config) -> tuple[Example, ...]:
+    """A seeded sample of the held-out examples, in source order: a file may go by label or by source, and its first records be all of one.
+
+    Built-in sets come in a drawn order: of those, the first ones.
+    """
+    num = config.evaluate.num_generated
+    if config.data.source in BUILTIN:
+        return heldout[:num]
+    chosen = numpy_rng(config.seed, "answered").permutation(len(heldout))[:num]
+    return tuple(heldout[i] for i in sorted(chosen))
 
 
 @torch.no_grad()

@@ -314,7 +314,7 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
     questions, labels = labelled_heldout(experiment) if asks_for_labels(config) else ([], ())
     return plan(
         heldout=experiment.heldout,
-        num_generated=config.evaluate.num_generated,
+        answered=experiment.answered,
         attacked=attacked,
         prefix_tokens=config.attack.prefix_tokens,
         max_new_tokens=config.evaluate.max_new_tokens,

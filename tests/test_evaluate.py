@@ -42,7 +42,7 @@ def known() -> Known:
 def make_plan(train: list[Example], heldout: list[Example], **changes: Any) -> Plan:
     options: dict[str, Any] = {
         "heldout": heldout,
-        "num_generated": 2,
+        "answered": heldout[:2],
         "attacked": train,
         "prefix_tokens": 0,
         "max_new_tokens": 24,
@@ -78,7 +78,7 @@ def rows_of(known: Known, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]
 
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_the_rows_are_what_the_figures_are_means_of(known: Known, prefix: int) -> None:
-    utility, attack, rows = rows_of(known, prefix_tokens=prefix, batch_size=2, num_generated=1)
+    utility, attack, rows = rows_of(known, prefix_tokens=prefix, batch_size=2, answered=known[3][:1])
     sides = {side: [row for row in rows if row["side"] == side] for side in ("heldout", "train", "control")}
     assert [len(sides[side]) for side in sides] == [2, 3, 1 if prefix else 0]
     assert {row["record_id"] for row in sides["heldout"]} == {3, 4}
@@ -97,7 +97,7 @@ def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
     lm, adapter, train, _ = known
     records = [Record(i, f"how is {i}?", f"{label}, so", label=label) for i, label in enumerate(("good", "bad", "good", "so so"))]
     heldout, (questions, labels) = encode(lm, records), labelled_questions(records)
-    asked: dict[str, Any] = {"heldout": heldout, "questions": questions, "labels": labels, "num_generated": 3, "batch_size": 3}
+    asked: dict[str, Any] = {"heldout": heldout, "questions": questions, "labels": labels, "answered": heldout[:3], "batch_size": 3}
     work = make_plan(train, **asked)
     results = [run_job(lm, adapter, job) for job in work.jobs]
     utility, _ = measure(work, results, tokenizer=lm.tokenizer)
@@ -137,7 +137,7 @@ def test_an_untrained_adapter_gives_nothing_away(known: Known) -> None:
 
 def test_heldout_nll_is_the_mean_over_all_response_tokens(known: Known) -> None:
     lm, adapter, _, heldout = known
-    utility, _ = figures(known, num_generated=1)
+    utility, _ = figures(known, answered=known[3][:1])
     lm.set_adapter(adapter)
     total, count = 0.0, 0
     for example in heldout:
@@ -169,7 +169,7 @@ def test_a_plan_asks_for_no_more_than_is_needed(known: Known) -> None:
         return [sum(len(job.examples) for job in jobs) for jobs in kinds]
 
     assert counts() == [2, 2, 3, 0]
-    assert counts(num_generated=1) == [2, 1, 3, 0]
+    assert counts(answered=known[3][:1]) == [2, 1, 3, 0]
     assert counts(with_attack=False) == [2, 2, 0, 0]
     assert counts(with_eval=False) == [0, 2, 3, 0]
     assert counts(prefix_tokens=2) == [2, 2, 3, 2]

@@ -88,13 +88,35 @@ def test_more_attacked_than_there_are_takes_all(lm: LanguageModel, tiny_config: 
 
 def test_a_prefix_that_gives_every_response_away_is_refused(lm: LanguageModel, tiny_config: Make) -> None:
     found = prepare(tiny_config(), lm)
-    sides = ([example for _, example in found.attacked], found.heldout[: tiny_config().evaluate.num_generated])
+    sides = ([example for _, example in found.attacked], found.answered)
     longest = min(max(len(example.response_ids) for example in side) for side in sides) - 1
     prepare(tiny_config(f"attack.prefix_tokens={longest - 1}"), lm)
     prepare(tiny_config("attack.every=-1", f"attack.prefix_tokens={longest}"), lm)
     with pytest.raises(ValueError, match=rf"attack.prefix_tokens={longest} gives .* whole.*at most {longest - 1} for these data"):
         prepare(tiny_config("attack.every=0", f"attack.prefix_tokens={longest}"), lm)
     prepare(tiny_config("attack.long_prefix_tokens=10000"), lm)
+
+
+def test_held_out_answers_are_a_fair_sample_of_a_file_in_label_order(lm: LanguageModel, tiny_config: Make, tmp_path: Path) -> None:
+    """Of the first ones in the order of the file, all would be of one label, and no control for an attack on training records of both."""
+    rows: list[dict[str, object]] = [{"instruction": f"q {i}", "response": f"r {i}", "kind": "ab"[i >= 60]} for i in range(120)]
+    path = write_jsonl(tmp_path, rows)
+    data = ["data.source=jsonl", f"data.path={path}", "data.label_field=kind", "data.num_train=40", "data.num_heldout=60"]
+    found = [prepare(tiny_config(*data, f"seed={seed}", "evaluate.num_generated=20"), lm) for seed in range(8)]
+    kinds = [Counter(example.record.label for example in experiment.answered) for experiment in found]
+    assert all(kind.total() == 20 and 4 <= kind["a"] <= 16 for kind in kinds), kinds
+    assert 64 <= sum(kind["a"] for kind in kinds) <= 96
+    for experiment in found:
+        assert ids(experiment.answered) == sorted(set(ids(experiment.answered)) & set(ids(experiment.heldout)))
+    again, whole = (prepare(tiny_config(*data, "seed=0", f"evaluate.num_generated={num}"), lm) for num in (20, 60))
+    assert again.answered == found[0].answered
+    assert whole.answered == whole.heldout
+
+
+def test_of_a_built_in_set_the_first_held_out_records_are_answered(lm: LanguageModel, tiny_config: Make) -> None:
+    """Its records come in a drawn order."""
+    experiment = prepare(tiny_config("evaluate.num_generated=5"), lm)
+    assert experiment.answered == experiment.heldout[:5]
 
 
 def test_the_attack_does_not_prefer_a_client(lm: LanguageModel, tiny_config: Make) -> None:
