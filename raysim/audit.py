@@ -133,7 +133,8 @@ def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str
 
 def _again(config: Config, folder: Path, changes: dict[str, Any]) -> Config:
     """The same run with canaries, measured no more than the audit needs."""
-    cheap = {"evaluate.every": 0, "evaluate.num_generated": 1, "attack.every": 0, "attack.num_examples": 1, "audit.membership": False}
+    cheap: dict[str, Any] = {"evaluate.every": 0, "evaluate.num_generated": 1, "audit.membership": False}
+    cheap |= {"attack.every": 0, "attack.num_examples": 1, "attack.prefix_tokens": 0, "attack.long_prefix_tokens": 0}
     return with_overrides(config, cheap | changes | {"out": str(folder), "name": f"{config.name}-audit"})
 
 

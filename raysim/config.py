@@ -265,7 +265,7 @@ class EvaluateConfig:
     every: int = 1
     """Evaluate the release every this many rounds (and after the last); 0 only after the last."""
     num_generated: int = 24
-    """Held-out prompts answered, a seeded sample, for ROUGE-L and as the attack's control (NLL is always over all held-out records)."""
+    """Held-out prompts answered, a sample, for ROUGE-L and as the attack's control (NLL is always over all held-out records)."""
     max_new_tokens: int = 64
     """Longest answer, in tokens, for utility and for the attack alike."""
     batch_size: int = 24

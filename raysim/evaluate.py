@@ -121,7 +121,8 @@ def plan(
 
     asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
     chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
-    short, long = (attackable(attacked, answered, prefix) if with_attack else ([], []) for prefix in (prefix_tokens, long_prefix_tokens))
+    short = attackable(attacked, answered, prefix_tokens) if with_attack else ([], [])
+    long = attackable(attacked, answered, long_prefix_tokens) if with_attack and long_prefix_tokens else ([], [])
     own_control = prefix_tokens > 0
     return Plan(
         nll_jobs=cut("nll", heldout, 0) if with_eval else (),
@@ -130,8 +131,8 @@ def plan(
         control_jobs=cut("answer", short[1], prefix_tokens) if own_control else (),
         label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
         labels=labels,
-        prefixed_jobs=cut("answer", long[0], long_prefix_tokens) if long_prefix_tokens else (),
-        prefixed_control_jobs=cut("answer", long[1], long_prefix_tokens) if long_prefix_tokens else (),
+        prefixed_jobs=cut("answer", long[0], long_prefix_tokens),
+        prefixed_control_jobs=cut("answer", long[1], long_prefix_tokens),
         choice_jobs=tuple(Job("options", (), 0, 0, system_prompt=system_prompt, questions=part) for part in chosen),
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
 from raysim.server import weights_for
 
+T = TypeVar("T")
 EMBEDDING_BATCH = 16
 
 
@@ -153,9 +154,8 @@ def _check_attack(experiment: Experiment, *, config: Config) -> None:
     if config.attack.every < 0:
         return
     asked = [example for _, example in experiment.attacked]
-    control = experiment.answered
-    if not attackable(asked, control, config.attack.prefix_tokens)[0]:
-        longest = min(max(len(example.response_ids) - 1 for example in side) for side in (asked, control))
+    if not attackable(asked, experiment.answered, config.attack.prefix_tokens)[0]:
+        longest = min(max(len(example.response_ids) - 1 for example in side) for side in (asked, experiment.answered))
         raise ValueError(
             f"attack.prefix_tokens={config.attack.prefix_tokens} gives the attacker every response whole, which leaves nothing to extract: "
             f"at most {longest - 1} for these data, or attack.every=-1"
@@ -196,8 +196,7 @@ def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> 
 def _attacked(shards: Sequence[Sequence[Example]], *, num_examples: int, seed: int) -> tuple[tuple[int, Example], ...]:
     """A seeded sample of training examples; the same records whatever the method, since it goes by record and not by client."""
     owned = sorted(((k, example) for k, shard in enumerate(shards) for example in shard), key=lambda pair: pair[1].record.record_id)
-    chosen = numpy_rng(seed, "attacked").permutation(len(owned))[:num_examples]
-    return tuple(owned[i] for i in sorted(chosen))
+    return _drawn(owned, num_examples, seed=seed, key="attacked")
 
 
 def _answered(heldout: tuple[Example, ...], *, config: Config) -> tuple[Example, ...]:
@@ -205,11 +204,15 @@ def _answered(heldout: tuple[Example, ...], *, config: Config) -> tuple[Example,
 
     Built-in sets come in a drawn order: of those, the first ones.
     """
-    num = config.evaluate.num_generated
     if config.data.source in BUILTIN:
-        return heldout[:num]
-    chosen = numpy_rng(config.seed, "answered").permutation(len(heldout))[:num]
-    return tuple(heldout[i] for i in sorted(chosen))
+        return heldout[: config.evaluate.num_generated]
+    return _drawn(heldout, config.evaluate.num_generated, seed=config.seed, key="answered")
+
+
+def _drawn(items: Sequence[T], num: int, *, seed: int, key: str) -> tuple[T, ...]:
+    """`num` of the items, or all of fewer, in their order."""
+    chosen = numpy_rng(seed, key).permutation(len(items))[:num]
+    return tuple(items[i] for i in sorted(chosen))
 
 
 @torch.no_grad()

@@ -175,6 +175,20 @@ def test_a_run_with_canaries_of_its_own_is_not_made_again(finished: MakeRun, cap
     assert "in bits (at most 3.00)" in capsys.readouterr().out
 
 
+def test_a_run_attacked_with_a_prefix_is_made_again_whatever_record_is_drawn(
+    finished: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run made again attacks one record, of which the prefix would mostly leave nothing."""
+    rows = [{"instruction": f"q {i}", "response": "yes" if i % 8 else "a response longer than that"} for i in range(64)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data.source=jsonl", f"data.path={path}", "partition.scheme=iid", "data.num_train=30", "data.num_heldout=24"]
+    out = finished("fedit", *data, "attack.prefix_tokens=10", "attack.num_examples=30", "evaluate.num_generated=24")
+    assert main(["audit", str(out), "--attack", "canaries", "--quiet"]) == 0
+    assert read(out / "audit.json")["exposure"]["by_round"]
+    assert "in bits" in capsys.readouterr().out
+
+
 # --- what it refuses ---
 
 
