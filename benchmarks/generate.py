@@ -26,6 +26,7 @@ import torch
 import transformers
 
 from raysim.base import LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import encode_chat
 from raysim.generate import Sampling, generate
@@ -45,7 +46,7 @@ def make_prompts(model: LanguageModel, *, max_demonstrations: int) -> Rows:
     for index in rng.choice(len(records), NUM_PROMPTS, replace=False):
         demonstrations = rng.choice(len(records), int(rng.integers(max_demonstrations + 1)), replace=False)
         turns = [turn for i in demonstrations for turn in (("user", records[i].instruction), ("assistant", records[i].response))]
-        prompts.append(encode_chat(model.tokenizer, [*turns, ("user", records[index].instruction)], system_prompt=None))
+        prompts.append(encode_chat(model.tokenizer, [*turns, ("user", records[index].instruction)], chat=ChatFormat()))
     return prompts
 
 

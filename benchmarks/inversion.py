@@ -18,6 +18,7 @@ from typing import Any
 
 from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
 from raysim.base import build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_records
 from raysim.runfiles import environment
@@ -44,11 +45,9 @@ def measure(ranks: list[int]) -> list[dict[str, Any]]:
 
     lm = build(min(ranks))
     records = [Record(record_id=i, instruction=instruction, response=response) for i, (instruction, response) in enumerate(TEXTS)]
-    examples, num_cut = encode_records(
-        records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=256, system_prompt=None
-    )
+    examples, num_cut = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=256, chat=ChatFormat())
     assert num_cut == 0, "every example is seen whole"
-    opening = template_opening(lm.tokenizer, system_prompt=None)
+    opening = template_opening(lm.tokenizer, chat=ChatFormat())
     sweep = partial(inversion_sweep, build, examples, opening=opening, ranks=ranks, seed=SEED)
     rows = sweep(batch_sizes=BATCH_SIZES, noise_multipliers=NOISE_MULTIPLIERS, b_std=B_STD, settings=InversionSettings(factor="A"))
     return rows + sweep(batch_sizes=BATCH_SIZES_ROUND_0, noise_multipliers=[0.0], b_std=0.0, settings=InversionSettings(factor="B"))

@@ -23,6 +23,7 @@ import torch
 
 from raysim.adapter import Vector, initial_adapter
 from raysim.base import LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import Example, encode_records
 from raysim.runfiles import environment
@@ -41,7 +42,7 @@ PRIVATE = PrivateSettings(
 def full_examples(lm: LanguageModel) -> list[Example]:
     """The first records that fill the length, so that no batch holds padding."""
     records = load_records(source="clinic")
-    encoded, _ = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=LENGTH, system_prompt=None)
+    encoded, _ = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=LENGTH, chat=ChatFormat())
     examples = [example for example in encoded if example.num_tokens == LENGTH][:BATCH]
     assert len(examples) == BATCH, f"only {len(examples)} records fill {LENGTH} tokens"
     return examples

@@ -22,6 +22,7 @@ from raysim.attacks.inversion import InversionSettings, inversion_sweep, templat
 from raysim.attacks.membership import calibrated_scores, lira_scores, loss_scores, membership_report, min_k_scores, zlib_scores
 from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import Config
+from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.evaluate import Job
@@ -126,7 +127,7 @@ def exposure_jobs(plan: CanaryPlan, config: Config) -> list[Job]:
             canaries=(canary,),
             num_references=config.audit.num_references,
             seed=seed_for(config.seed, "audit", "references"),
-            system_prompt=config.data.system_prompt,
+            chat=chat_format(config.data),
         )
         for canary in plan.secrets
     ]
@@ -253,7 +254,7 @@ def inversion_rows(config: Config, examples: Sequence[Example]) -> list[dict[str
         for row in inversion_sweep(
             build,
             shortest,
-            opening=template_opening(lm.tokenizer, system_prompt=config.data.system_prompt),
+            opening=template_opening(lm.tokenizer, chat=chat_format(config.data)),
             ranks=inversion_ranks(config.lora.rank, hidden_size=lm.model.config.hidden_size),
             batch_sizes=INVERSION_BATCHES,
             noise_multipliers=INVERSION_NOISES,
@@ -290,7 +291,7 @@ def _one_run(
     if not plan.num_one_run:
         return None
     if plan.members:
-        examples = secret_examples(tokenizer, plan.members, system_prompt=config.data.system_prompt)
+        examples = secret_examples(tokenizer, plan.members, chat=chat_format(config.data))
         after, before = token_losses(examples, [last, first], evaluate=evaluate, batch_size=config.evaluate.batch_size)
         scores = calibrated_scores(after, before)
         included = np.array([canary.included for canary in plan.members])

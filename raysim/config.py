@@ -54,6 +54,15 @@ class DataConfig:
     """Longest prompt plus response, in tokens; longer responses are cut, longer prompts refused (both are counted)."""
     system_prompt: str | None = None
     """System message of the chat template; null keeps the template's own default, an empty string sends an empty one."""
+    template_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's chat template, such as `{enable_thinking: false}`."""
+    template_date: str = "2024-07-26"
+    """The day (YYYY-MM-DD) that chat templates are told which ask for it; `today` takes the day on which the run starts, and a resumed run keeps it."""
+    chat_field: str = ""
+    """Field with a conversation: a list of `role` and `content` (`messages`), or of `from` and `value` (ShareGPT's `conversations`). Empty takes a field of
+    either name where a record has no instruction field."""
+    loss_on: str = "last"
+    """Of a conversation of several turns: `last` trains on the assistant's last turn, `every` on each of them."""
 
 
 @dataclass(frozen=True)
@@ -440,6 +449,7 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("clinic", "finance", "general", "jsonl", "hub"),
     "data.preset": ("", "alpacare", "medinstruct", "medquad", "icliniq", "fpb", "fiqa", "tfns", "dolly", "alpaca"),
+    "data.loss_on": ("last", "every"),
     "partition.scheme": ("dirichlet", "iid", "natural", "quantity"),
     "lora.aggregation": ("average",),
     "train.lr_schedule": ("constant", "cosine"),
@@ -577,7 +587,7 @@ WRITING_METHODS = ("fedpit", "fedmit", "locit_synthetic")
 """Methods that train on synthetic records, as `fedpit.*` and `synthesis.*` say."""
 
 # Keys whose value is a dictionary with keys of its own, which are no settings of this run.
-WHOLE_KEYS = ("sweep.space", "sweep.private_selection", "sweep.objectives")
+WHOLE_KEYS = ("data.template_args", "sweep.space", "sweep.private_selection", "sweep.objectives")
 # Of these, the ones that a later layer replaces; `sweep.space` is added to.
 REPLACED_KEYS = ("sweep.private_selection", "sweep.objectives")
 

@@ -19,6 +19,7 @@ from raysim.attacks.extraction import attack_prompt, attackable, score_extractio
 from raysim.attacks.membership import token_nlls
 from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
+from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
@@ -47,7 +48,7 @@ class Job:
     canaries: tuple[Canary, ...] = ()
     num_references: int = 0
     seed: int = 0
-    system_prompt: str | None = None
+    chat: ChatFormat = DEFAULT_CHAT
     settings: TrainSettings | None = None
     questions: tuple[ChoiceQuestion, ...] = ()
     across: CrossClientSettings | None = None
@@ -104,7 +105,7 @@ def plan(
     with_attack: bool,
     questions: Sequence[ChoiceQuestion] = (),
     labels: tuple[str, ...] = (),
-    system_prompt: str | None = None,
+    chat: ChatFormat = DEFAULT_CHAT,
     long_prefix_tokens: int = 0,
     choices: Sequence[ChoiceQuestion] = (),
 ) -> Plan:
@@ -129,11 +130,11 @@ def plan(
         heldout_jobs=cut("answer", answered, 0) if with_eval or (short[0] and not own_control) else (),
         attack_jobs=cut("answer", short[0], prefix_tokens),
         control_jobs=cut("answer", short[1], prefix_tokens) if own_control else (),
-        label_jobs=tuple(Job("options", tuple(e), 0, 0, system_prompt=system_prompt, questions=tuple(q)) for e, q in asked),
+        label_jobs=tuple(Job("options", tuple(e), 0, 0, chat=chat, questions=tuple(q)) for e, q in asked),
         labels=labels,
         prefixed_jobs=cut("answer", long[0], long_prefix_tokens),
         prefixed_control_jobs=cut("answer", long[1], long_prefix_tokens),
-        choice_jobs=tuple(Job("options", (), 0, 0, system_prompt=system_prompt, questions=part) for part in chosen),
+        choice_jobs=tuple(Job("options", (), 0, 0, chat=chat, questions=part) for part in chosen),
     )
 
 
@@ -146,9 +147,9 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
     if job.kind == "across":
         assert job.across is not None, "an attack needs settings"
         view = ClientView(own=job.examples, release=adapter)
-        return list(attack_across(lm, view, settings=job.across, system_prompt=job.system_prompt, seed=job.seed))
+        return list(attack_across(lm, view, settings=job.across, chat=job.chat, seed=job.seed))
     if job.kind == "options":
-        return list(option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), system_prompt=job.system_prompt))
+        return list(option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), chat=job.chat))
     if job.kind == "token_nll":
         return list(token_nlls(lm, adapter, job.examples, batch_size=len(job.examples)))
     if job.kind == "exposure":
@@ -160,7 +161,7 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
                 num_references=job.num_references,
                 seed=job.seed,
                 batch_size=CANARY_BATCH,
-                system_prompt=job.system_prompt,
+                chat=job.chat,
             )
         )
     lm.set_adapter(adapter)

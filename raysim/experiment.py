@@ -13,7 +13,7 @@ from raysim.auditing import CanaryPlan, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config, asks_for_labels
 from raysim.data.choices import ChoiceQuestion, labelled_questions
-from raysim.data.configured import configured_questions, configured_records, configured_shards, public_records
+from raysim.data.configured import chat_format, configured_questions, configured_records, configured_shards, public_records
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, split_records
@@ -144,7 +144,7 @@ def _check_questions(experiment: Experiment, lm: LanguageModel, *, config: Confi
     labelled = labelled_heldout(experiment)[0] if asks_for_labels(config) else []
     for where, questions in ((f"evaluate.choices_path={config.evaluate.choices_path}", experiment.questions), ("data: held-out", labelled)):
         try:
-            check_fit(lm, questions, system_prompt=config.data.system_prompt)
+            check_fit(lm, questions, chat=chat_format(config.data))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -189,7 +189,7 @@ def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> 
         tokenizer=lm.tokenizer,
         eos_token_id=lm.eos_token_ids[0],
         max_length=config.data.max_length,
-        system_prompt=config.data.system_prompt,
+        chat=chat_format(config.data),
     )
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.branches import Row, branch_nlls
+from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion
 from raysim.data.tokens import encode_chat
 
 
 def option_nlls(
-    lm: LanguageModel, adapter: Vector, questions: Sequence[ChoiceQuestion], *, batch_size: int, system_prompt: str | None
+    lm: LanguageModel, adapter: Vector, questions: Sequence[ChoiceQuestion], *, batch_size: int, chat: ChatFormat
 ) -> list[list[float]]:
     """The negative log-likelihood (nats) of each option of each question as the response, summed over its tokens. `adapter` stays loaded.
 
@@ -27,17 +28,17 @@ def option_nlls(
     Errors: ValueError if a question with its longest option does not fit the model's context (see `check_fit`).
     """
     lm.set_adapter(adapter)
-    rows = [_row(lm, question, system_prompt=system_prompt) for question in questions]
+    rows = [_row(lm, question, chat=chat) for question in questions]
     return branch_nlls(lm, rows, batch_size=batch_size)
 
 
-def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, system_prompt: str | None) -> None:
+def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, chat: ChatFormat) -> None:
     """Refuses questions that the model cannot read whole, so that a run does so before it starts.
 
     Errors: ValueError naming the first question that with its longest option does not fit the model's context.
     """
     for number, question in enumerate(questions, 1):
-        num_tokens = _row(lm, question, system_prompt=system_prompt).longest
+        num_tokens = _row(lm, question, chat=chat).longest
         if num_tokens > lm.max_positions:
             raise ValueError(
                 f"question {number} ({question.prompt[:30]!r}...) takes {num_tokens} tokens with its longest option, but the model's context "
@@ -45,9 +46,9 @@ def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, system_
             )
 
 
-def _row(lm: LanguageModel, question: ChoiceQuestion, *, system_prompt: str | None) -> Row:
+def _row(lm: LanguageModel, question: ChoiceQuestion, *, chat: ChatFormat) -> Row:
     return Row(
-        prompt_ids=tuple(encode_chat(lm.tokenizer, [("user", question.prompt)], system_prompt=system_prompt)),
+        prompt_ids=tuple(encode_chat(lm.tokenizer, [("user", question.prompt)], chat=chat)),
         branches=tuple(tuple(lm.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in question.options),
     )
 

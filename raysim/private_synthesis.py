@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.tokens import Example
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
@@ -86,7 +87,7 @@ class PrivateSynthesisSettings:
     """Whether noise comes from the operating system instead of the seed (the examples are drawn by the seed in any case)."""
     batch_size: int
     """Most rows in a forward pass; a synthetic record takes `num_subsets + 1`."""
-    system_prompt: str | None
+    chat: ChatFormat
     """System prompt of responses."""
 
     @property
@@ -356,7 +357,7 @@ def _write_responses(
     texts = []
     for index, candidate in enumerate(candidates):
         if candidate.verdict == "kept":
-            render = partial(response_prompt, lm, instruction=candidate.instruction, system_prompt=settings.system_prompt)
+            render = partial(response_prompt, lm, instruction=candidate.instruction, chat=settings.chat)
             texts.append(_Text(index, subsets[index], render))
     steps = range(settings.max_instruction_tokens, settings.num_tokens)
     answers = _write(lm, texts, steps=steps, stop_token_ids=lm.eos_token_ids, settings=settings, seed=seed)

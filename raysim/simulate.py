@@ -20,6 +20,7 @@ from raysim.attacks.cross_client import CrossClientSettings, score_across
 from raysim.auditing import canary_sums, exposure_jobs, exposure_record
 from raysim.checkpoint import Snapshot
 from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
+from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
 from raysim.evaluate import Job, Plan, mean_of, measure, plan, record_rows
 from raysim.experiment import Experiment, labelled_heldout
@@ -283,7 +284,7 @@ def _across(simulation: Simulation) -> dict[str, Any] | None:
         batch_size=config.evaluate.batch_size,
     )
     jobs = [
-        Job("across", shard, 0, 0, seed=seed_for(config.seed, "across", k), system_prompt=config.data.system_prompt, across=settings)
+        Job("across", shard, 0, 0, seed=seed_for(config.seed, "across", k), chat=chat_format(config.data), across=settings)
         for k, shard in enumerate(experiment.shards)
     ]
     results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
@@ -323,7 +324,7 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         with_attack=with_attack and bool(attacked),
         questions=questions,
         labels=labels,
-        system_prompt=config.data.system_prompt,
+        chat=chat_format(config.data),
         long_prefix_tokens=config.attack.long_prefix_tokens,
         choices=experiment.questions,
     )

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat, encode_opening
@@ -50,7 +51,7 @@ class SynthesisSettings:
     labelled: bool
     """Whether a response is a label and nothing else."""
     batch_size: int
-    system_prompt: str | None
+    chat: ChatFormat
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def write_responses(
         shown, room = [examples[i] for i in chosen], lm.max_positions - settings.max_response_tokens
         prompts = []
         for index in pending:
-            render = partial(response_prompt, lm, instruction=results[index].instruction, system_prompt=settings.system_prompt)
+            render = partial(response_prompt, lm, instruction=results[index].instruction, chat=settings.chat)
             prompts.append(fitting(shown, render, room=room))
         outputs = write_texts(
             lm,
@@ -215,10 +216,10 @@ def is_malformed(text: str, *, min_words: int) -> bool:
     return len(text.split()) < min_words or text.lower().startswith(REFUSALS)
 
 
-def response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, system_prompt: str | None) -> list[int]:
+def response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, chat: ChatFormat) -> list[int]:
     """Token ids of a conversation in which `instruction` is to be answered, after the pairs `shown` as earlier turns."""
     turns = [turn for example in shown for turn in (("user", example.record.instruction), ("assistant", example.record.response))]
-    return encode_chat(lm.tokenizer, [*turns, ("user", instruction)], system_prompt=system_prompt)
+    return encode_chat(lm.tokenizer, [*turns, ("user", instruction)], chat=chat)
 
 
 def fitting(shown: Sequence[T], render: Callable[[Sequence[T]], list[int]], *, room: int) -> list[int]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from raysim.adapter import initial_adapter
 from raysim.base import BaseModel, LanguageModel, build_language_model, find_model, load_base_model, resolve_dtype
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.train import TrainSettings, train_adapter
@@ -41,7 +42,7 @@ def weights_sha256(base: BaseModel) -> str:
 
 def examples_for(lm: LanguageModel) -> list[Example]:
     records = [Record(record_id=i, instruction=f"Say {i}.", response=f"It is {i * 7}.") for i in range(4)]
-    return encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=128, system_prompt=None)[0]
+    return encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=128, chat=ChatFormat())[0]
 
 
 def save_as_folder(base: BaseModel, folder: Path) -> None:

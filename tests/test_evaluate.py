@@ -11,6 +11,7 @@ import torch
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
@@ -101,7 +102,7 @@ def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
     work = make_plan(train, **asked)
     results = [run_job(lm, adapter, job) for job in work.jobs]
     utility, _ = measure(work, results, tokenizer=lm.tokenizer)
-    nlls = option_nlls(lm, adapter, questions, batch_size=4, system_prompt=None)
+    nlls = option_nlls(lm, adapter, questions, batch_size=4, chat=ChatFormat())
     chosen, right = choose(questions, nlls, per_byte=False), [question.answer for question in questions]
     assert utility["label_accuracy"] == accuracy(chosen, right)
     assert utility["label_macro_f1"] == macro_f1(chosen, right)
@@ -117,7 +118,7 @@ def test_multiple_choice_is_answered_by_likelihood_whatever_the_cut(known: Known
     work = make_plan(train, heldout, choices=asked, batch_size=2)
     results = [run_job(lm, adapter, job) for job in work.jobs]
     utility, _ = measure(work, results, tokenizer=lm.tokenizer)
-    nlls = option_nlls(lm, adapter, asked, batch_size=5, system_prompt=None)
+    nlls = option_nlls(lm, adapter, asked, batch_size=5, chat=ChatFormat())
     expected = choice_figures(asked, nlls)
     assert {key.removeprefix("choice_"): value for key, value in utility.items() if key.startswith("choice_")} == expected
     assert expected["num_questions"] == 5

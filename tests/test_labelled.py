@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.records import Record
 from raysim.data.tokens import encode_chat
@@ -34,9 +35,9 @@ def adapter(lm: LanguageModel) -> np.ndarray:
     return np.random.default_rng(2).normal(0, 0.2, lm.layout.num_parameters).astype(np.float32)
 
 
-def one_by_one(lm: LanguageModel, question: ChoiceQuestion, *, system_prompt: str | None) -> list[float]:
+def one_by_one(lm: LanguageModel, question: ChoiceQuestion, *, chat: ChatFormat) -> list[float]:
     """The summed NLL of each option after the prompt, in a forward pass of its own."""
-    prompt = encode_chat(lm.tokenizer, [("user", question.prompt)], system_prompt=system_prompt)
+    prompt = encode_chat(lm.tokenizer, [("user", question.prompt)], chat=chat)
     nlls = []
     for option in question.options:
         ids = lm.tokenizer(option, add_special_tokens=False)["input_ids"]
@@ -47,13 +48,11 @@ def one_by_one(lm: LanguageModel, question: ChoiceQuestion, *, system_prompt: st
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("system_prompt", [None, "Be brief."])
-def test_likelihoods_are_those_of_each_option_alone(
-    lm: LanguageModel, adapter: np.ndarray, batch_size: int, system_prompt: str | None
-) -> None:
-    found = option_nlls(lm, adapter, QUESTIONS, batch_size=batch_size, system_prompt=system_prompt)
+@pytest.mark.parametrize("chat", [ChatFormat(), ChatFormat("Be brief.")])
+def test_likelihoods_are_those_of_each_option_alone(lm: LanguageModel, adapter: np.ndarray, batch_size: int, chat: ChatFormat) -> None:
+    found = option_nlls(lm, adapter, QUESTIONS, batch_size=batch_size, chat=chat)
     for question, nlls in zip(QUESTIONS, found, strict=True):
-        assert nlls == pytest.approx(one_by_one(lm, question, system_prompt=system_prompt), rel=1e-4)
+        assert nlls == pytest.approx(one_by_one(lm, question, chat=chat), rel=1e-4)
     assert lm.get_adapter().tolist() == adapter.tolist()
 
 
@@ -63,7 +62,7 @@ def test_who_learnt_the_labels_by_heart_has_them_all(lm: LanguageModel) -> None:
     questions, labels = labelled_questions(records)
     assert labels == ("bad", "good", "none")
     adapter = learn_by_heart(lm, encode(lm, records))
-    figures = label_figures(questions, option_nlls(lm, adapter, questions, batch_size=2, system_prompt=None), labels)
+    figures = label_figures(questions, option_nlls(lm, adapter, questions, batch_size=2, chat=ChatFormat()), labels)
     assert figures == {
         "num_questions": 4,
         "accuracy": 1.0,
@@ -73,7 +72,7 @@ def test_who_learnt_the_labels_by_heart_has_them_all(lm: LanguageModel) -> None:
         "chosen": {"bad": 1, "good": 2, "none": 1},
     }
     wrong = [replace(question, answer=(question.answer + 1) % 3) for question in questions]
-    nlls = option_nlls(lm, adapter, wrong, batch_size=2, system_prompt=None)
+    nlls = option_nlls(lm, adapter, wrong, batch_size=2, chat=ChatFormat())
     assert label_figures(wrong, nlls, labels)["accuracy"] == choice_figures(wrong, nlls)["accuracy"] == 0.0
 
 
@@ -101,4 +100,4 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs: list[tuple[int, 
 
 def test_a_question_that_does_not_fit_is_refused(lm: LanguageModel, adapter: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"rows\[2\] takes .* tokens, but the model's context is max_position_embeddings=60"):
-        option_nlls(replace(lm, max_positions=60), adapter, QUESTIONS, batch_size=1, system_prompt=None)
+        option_nlls(replace(lm, max_positions=60), adapter, QUESTIONS, batch_size=1, chat=ChatFormat())

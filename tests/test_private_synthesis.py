@@ -15,6 +15,7 @@ from scipy import stats
 
 from raysim.adapter import initial_adapter
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.generate import Sampling, generate
@@ -50,7 +51,7 @@ SETTINGS = PrivateSynthesisSettings(
     labelled=False,
     secure_noise=False,
     batch_size=8,
-    system_prompt=None,
+    chat=ChatFormat(),
     decoding="argmax",
 )
 INSTRUCTION = [*".Do", "ĉ", *"my", "ċ", *"left"[:2], "Ċ"]
@@ -345,7 +346,7 @@ def plain_synthesis(lm: LanguageModel, records: Sequence[Record], *, index: int,
     prompts = [tokens(part) for part in subsets]
     written = by_forward_passes(lm, prompts, steps=steps, stop=[*eos, *newline_token_ids(lm.tokenizer)], noise=noise)
     instruction = one_line(lm.tokenizer.decode(written, skip_special_tokens=True))
-    prompts = [response_prompt(lm, part, instruction=instruction, system_prompt=None) for part in subsets]
+    prompts = [response_prompt(lm, part, instruction=instruction, chat=ChatFormat()) for part in subsets]
     steps = range(settings.max_instruction_tokens, settings.max_instruction_tokens + settings.max_response_tokens)
     written = by_forward_passes(lm, prompts, steps=steps, stop=eos, noise=noise)
     return instruction, lm.tokenizer.decode(written, skip_special_tokens=True).strip()
@@ -380,7 +381,7 @@ def test_a_client_without_records_writes_what_the_model_says_unprompted(sharp: L
     candidate = run(sharp, [], num_candidates=1)[0]
     opening = sharp.tokenizer(instruction_prompt([]))["input_ids"]
     assert candidate.instruction == greedy(opening, 10, newline_token_ids(sharp.tokenizer))
-    prompt = response_prompt(sharp, [], instruction=candidate.instruction, system_prompt=None)
+    prompt = response_prompt(sharp, [], instruction=candidate.instruction, chat=ChatFormat())
     assert one_line(candidate.response) == greedy(prompt, 12)
     assert len(run(sharp, [], num_candidates=5)) == len(run(sharp, shard(4), num_candidates=5)) == 5
 

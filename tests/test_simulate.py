@@ -17,6 +17,7 @@ from raysim import simulate as loop
 from raysim.adapter import Vector
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
 from raysim.attacks.views import ClientView
+from raysim.data.configured import chat_format
 from raysim.data.similarity import details_found, largest_rouge_l
 from raysim.experiment import Experiment, prepare
 from raysim.privacy.clipping import clip_and_sum
@@ -210,7 +211,7 @@ def test_each_client_attacks_the_last_release_and_finds_what_the_attack_alone_fi
     for k, row in enumerate(found["by_attacker"]):
         view = ClientView(own=shards[k], release=released(tmp_path / "run", len(done.records)))
         seed = seed_for(done.config.seed, "across", k)
-        texts = attack_across(lm, view, settings=attack, system_prompt=done.config.data.system_prompt, seed=seed)
+        texts = attack_across(lm, view, settings=attack, chat=chat_format(done.config.data), seed=seed)
         victims = {d for other in range(3) if other != k for e in shards[other] for d in e.record.details} - {
             d for e in shards[k] for d in e.record.details
         }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raysim.adapter import Vector, initial_adapter
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.synthesis import (
@@ -41,7 +42,7 @@ SETTINGS = SynthesisSettings(
     opening="",
     labelled=False,
     batch_size=4,
-    system_prompt=None,
+    chat=ChatFormat(),
 )
 # Characters follow one another but once, so words are parted by different white space.
 INSTRUCTION = [*".Do", "ĉ", *"my", "ċ", *"left"[:2], "Ċ"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from raysim.adapter import Vector, initial_adapter
 from raysim.base import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.train import TrainSettings, train_adapter
@@ -49,7 +50,7 @@ def spelling_base(*chains: Sequence[str]) -> BaseModel:
 
 def encode(lm: LanguageModel, records: Sequence[Record]) -> list[Example]:
     """The records as examples, none of them cut."""
-    examples, num_cut = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=1, max_length=2000, system_prompt=None)
+    examples, num_cut = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=1, max_length=2000, chat=ChatFormat())
     assert num_cut == 0
     return examples
 

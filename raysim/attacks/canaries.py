@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
 from raysim.rng import numpy_rng
@@ -229,12 +230,10 @@ def exposures(
     num_references: int,
     seed: int,
     batch_size: int,
-    system_prompt: str | None = None,
+    chat: ChatFormat = DEFAULT_CHAT,
 ) -> list[float]:
     """The exposure of each canary under `adapter`, among `num_references` references of its own."""
-    scored = secret_nlls(
-        lm, adapter, canaries, num_references=num_references, seed=seed, batch_size=batch_size, system_prompt=system_prompt
-    )
+    scored = secret_nlls(lm, adapter, canaries, num_references=num_references, seed=seed, batch_size=batch_size, chat=chat)
     return [exposure(own, others) for own, others in scored]
 
 
@@ -247,11 +246,11 @@ def secret_nlls(
     num_references: int,
     seed: int,
     batch_size: int,
-    system_prompt: str | None = None,
+    chat: ChatFormat = DEFAULT_CHAT,
 ) -> list[tuple[float, Floats]]:
     """For each canary: the NLL (nats) of its secret's tokens under `adapter`, and of each reference in the secret's place, shape (R,).
 
-    What comes before the secret is given: the question in the chat template with `system_prompt`, and the beginning of the answer.
+    What comes before the secret is given: the question in the chat format `chat`, and the beginning of the answer.
     In bfloat16, rounding moves each figure by some tenths of a nat, canaries' and references' alike. `adapter` stays loaded.
     """
     lm.set_adapter(adapter)
@@ -259,23 +258,21 @@ def secret_nlls(
     results = []
     for canary in canaries:
         secrets = [canary.secret, *references(canary, num_references=num_references, seed=seed)]
-        nlls = continuation_nlls(lm, *secret_tokens(lm.tokenizer, canary, secrets, system_prompt=system_prompt), batch_size=batch_size)
+        nlls = continuation_nlls(lm, *secret_tokens(lm.tokenizer, canary, secrets, chat=chat), batch_size=batch_size)
         results.append((float(nlls[0]), nlls[1:]))
     return results
 
 
-def secret_examples(tokenizer: Any, canaries: Sequence[Canary], *, system_prompt: str | None = None) -> list[Example]:
+def secret_examples(tokenizer: Any, canaries: Sequence[Canary], *, chat: ChatFormat = DEFAULT_CHAT) -> list[Example]:
     """The canaries as examples whose scored part is the secret alone, for membership scores."""
     examples = []
     for canary in canaries:
-        prompt, (secret,) = secret_tokens(tokenizer, canary, [canary.secret], system_prompt=system_prompt)
+        prompt, (secret,) = secret_tokens(tokenizer, canary, [canary.secret], chat=chat)
         examples.append(Example(record=canary.record, prompt_ids=tuple(prompt), response_ids=tuple(secret)))
     return examples
 
 
-def secret_tokens(
-    tokenizer: Any, canary: Canary, secrets: Sequence[str], *, system_prompt: str | None
-) -> tuple[list[int], list[list[int]]]:
+def secret_tokens(tokenizer: Any, canary: Canary, secrets: Sequence[str], *, chat: ChatFormat) -> tuple[list[int], list[list[int]]]:
     """Token ids of all that comes before the canary's secret, and of each of `secrets` in its place.
 
     A token in which the beginning of the answer and a secret run together belongs to the secret.
@@ -285,7 +282,7 @@ def secret_tokens(
     opening_ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
     answers = [tokenizer(opening + secret, add_special_tokens=False)["input_ids"] for secret in secrets]
     shared = min(_num_shared(opening_ids, answer) for answer in answers)
-    prompt = encode_chat(tokenizer, [("user", canary.record.instruction)], system_prompt=system_prompt)
+    prompt = encode_chat(tokenizer, [("user", canary.record.instruction)], chat=chat)
     return prompt + list(opening_ids[:shared]), [list(answer[shared:]) for answer in answers]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.similarity import details_found
 from raysim.data.tokens import encode_chat
 from raysim.generate import Sampling, write_texts
@@ -68,14 +69,14 @@ def contexts(texts: Sequence[str], details: Sequence[Sequence[str]], *, num_word
     return sorted(found, key=lambda context: (-found[context], context))
 
 
-def attack_across(lm: LanguageModel, view: ClientView, *, settings: CrossClientSettings, system_prompt: str | None, seed: int) -> list[str]:
+def attack_across(lm: LanguageModel, view: ClientView, *, settings: CrossClientSettings, chat: ChatFormat, seed: int) -> list[str]:
     """What the release says after the attacker's contexts, `num_samples` texts for each; none if its records have no private details.
 
     A context stands where the training responses stand, after an instruction that says nothing.
     """
     records = [example.record for example in view.own]
     known = contexts([record.response for record in records], [record.details for record in records], num_words=settings.context_words)
-    opening = encode_chat(lm.tokenizer, [("user", "")], system_prompt=system_prompt)
+    opening = encode_chat(lm.tokenizer, [("user", "")], chat=chat)
     asked = known[: settings.num_prefixes]
     prompts = [[*opening, *lm.tokenizer(context, add_special_tokens=False)["input_ids"]] for context in asked]
     lm.set_adapter(view.release)

@@ -41,6 +41,7 @@ import torch
 from raysim.adapter import Layout, Vector, initial_adapter, unflatten
 from raysim.attacks.views import ServerView
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
 from raysim.privacy.clipping import l2_norm
@@ -332,9 +333,9 @@ def _refuse_positions(lm: LanguageModel, *, module: str) -> None:
         raise ValueError("model.name: the position enters the first layer's input of this model; the attack serves rotary positions only")
 
 
-def template_opening(tokenizer: Any, *, system_prompt: str | None) -> tuple[int, ...]:
+def template_opening(tokenizer: Any, *, chat: ChatFormat) -> tuple[int, ...]:
     """The token ids that the chat template puts before every first instruction: public, as the template is."""
-    one, other = (encode_chat(tokenizer, [("user", text)], system_prompt=system_prompt) for text in ("a", "1"))
+    one, other = (encode_chat(tokenizer, [("user", text)], chat=chat) for text in ("a", "1"))
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return tuple(token for token, _ in shared)
 

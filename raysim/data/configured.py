@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
+from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
 from raysim.data.records import Record
@@ -22,6 +23,11 @@ def configured_records(data: DataConfig) -> list[Record]:
         details_field=data.details_field,
         group_field=data.group_field,
     )
+
+
+def chat_format(data: DataConfig) -> ChatFormat:
+    """How conversations are put to the model, as configured."""
+    return ChatFormat(data.system_prompt, template_args=tuple(sorted(data.template_args.items())), date=data.template_date)
 
 
 def instruction_opening(data: DataConfig) -> str:

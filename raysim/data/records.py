@@ -17,5 +17,8 @@ class Record:
     """Label by which partitions split; empty where the source has none."""
     details: tuple[str, ...] = ()
     """Private strings that the response has and the instruction has not."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of a conversation, each `(role, text)` with the role `system`, `user` or `assistant`; a system turn comes first.
+    `instruction` is the last turn of the user, and `response` the assistant's answer to it."""
     group: str = ""
     """Records of one group stay on one side of the train/held-out split; empty for a group of its own."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 
 Message = dict[str, str]
@@ -23,12 +24,12 @@ class Example:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def encode_chat(tokenizer: Any, turns: Sequence[tuple[str, str]], *, system_prompt: str | None) -> list[int]:
+def encode_chat(tokenizer: Any, turns: Sequence[tuple[str, str]], *, chat: ChatFormat) -> list[int]:
     """Token ids of a conversation `(role, text), ...` that ends where the assistant is to speak.
 
     A tokenizer without a chat template gets the turns as `### Instruction:` / `### Response:` blocks.
     """
-    messages: list[Message] = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    messages: list[Message] = [] if chat.system_prompt is None else [{"role": "system", "content": chat.system_prompt}]
     messages += [{"role": role, "content": text} for role, text in turns]
     if tokenizer.chat_template is None:
         names = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
@@ -53,7 +54,7 @@ def encode_opening(tokenizer: Any) -> list[int]:
 
 
 def encode_records(
-    records: Sequence[Record], *, tokenizer: Any, eos_token_id: int, max_length: int, system_prompt: str | None
+    records: Sequence[Record], *, tokenizer: Any, eos_token_id: int, max_length: int, chat: ChatFormat
 ) -> tuple[list[Example], int]:
     """The records as examples, and how many responses were cut to `max_length` tokens in all.
 
@@ -61,7 +62,7 @@ def encode_records(
     """
     examples, num_cut, too_long = [], 0, []
     for record in records:
-        prompt = encode_chat(tokenizer, [("user", record.instruction)], system_prompt=system_prompt)
+        prompt = encode_chat(tokenizer, [("user", record.instruction)], chat=chat)
         response = [*tokenizer(record.response, add_special_tokens=False)["input_ids"], eos_token_id]
         room = max_length - len(prompt)
         if room < 1:

@@ -15,6 +15,7 @@ import numpy as np
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.branches import Row, next_token_logprobs
+from raysim.data.chat import ChatFormat
 from raysim.data.tokens import encode_chat
 from raysim.judging.pairwise import CRITERIA, MAX_SCORE, MIN_SCORE, Question, Ratings
 from raysim.judging.prompts import line_turns, score_openings
@@ -75,4 +76,4 @@ def score_tokens(tokenizer: Any) -> tuple[tuple[tuple[int, ...], ...], tuple[int
 
 
 def _prompt_ids(tokenizer: Any, question: Question) -> tuple[int, ...]:
-    return tuple(encode_chat(tokenizer, line_turns(question), system_prompt=None))
+    return tuple(encode_chat(tokenizer, line_turns(question), chat=ChatFormat()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
-from raysim.data.configured import instruction_opening, responses_are_labels
+from raysim.data.configured import chat_format, instruction_opening, responses_are_labels
 from raysim.data.tokens import Example, encode_records
 from raysim.methods.call import ClientCall
 from raysim.private_synthesis import PrivateSynthesisSettings, synthesize_private
@@ -77,7 +77,7 @@ def encode(lm: LanguageModel, pool: list[dict[str, Any]], *, call: ClientCall) -
     data = call.config.data
     limit = max(data.max_length, call.config.fedpit.max_instruction_tokens + call.config.fedpit.max_response_tokens + 128)
     examples, _ = encode_records(
-        records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=limit, system_prompt=data.system_prompt
+        records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=limit, chat=chat_format(data)
     )
     return examples
 
@@ -122,7 +122,7 @@ def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
         decoding=fedpit_config.private_decoding,
         secure_noise=mechanism.secure_noise,
         batch_size=max(call.config.evaluate.batch_size, fedpit_config.num_subsets + 1),
-        system_prompt=call.config.data.system_prompt,
+        chat=chat_format(call.config.data),
     )
     assert settings.num_tokens == mechanism.num_tokens, (settings.num_tokens, mechanism.num_tokens)
     return settings
@@ -130,13 +130,13 @@ def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
 
 def _settings(call: ClientCall) -> SynthesisSettings:
     fedpit_config = call.config.fedpit
-    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"opening", "labelled", "batch_size", "system_prompt"}
+    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"opening", "labelled", "batch_size", "chat"}
     values: dict[str, Any] = {name: value for name, value in dataclasses.asdict(fedpit_config).items() if name in names}
     return SynthesisSettings(
         opening=instruction_opening(call.config.data),
         labelled=responses_are_labels(call.config.data),
         batch_size=call.config.evaluate.batch_size,
-        system_prompt=call.config.data.system_prompt,
+        chat=chat_format(call.config.data),
         **values,
     )
 

@@ -28,6 +28,7 @@ from raysim.attacks.canaries import (
 )
 from raysim.attacks.membership import loss_scores, token_nlls
 from raysim.base import LanguageModel
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
 from raysim.privacy.audit import one_run_audit
@@ -226,9 +227,9 @@ def test_secret_is_scored_where_training_meets_it(lm: LanguageModel) -> None:
     (scored,) = secret_examples(lm.tokenizer, [canary])
     assert [*scored.prompt_ids, *scored.response_ids, 1] == [*example.prompt_ids, *example.response_ids]
     assert lm.tokenizer.decode(scored.response_ids) == canary.secret
-    spoken = secret_tokens(lm.tokenizer, canary, [canary.secret], system_prompt="Be brief.")[0]
+    spoken = secret_tokens(lm.tokenizer, canary, [canary.secret], chat=ChatFormat("Be brief."))[0]
     assert spoken[: -len("The access code is ")] == encode_chat(
-        lm.tokenizer, [("user", canary.record.instruction)], system_prompt="Be brief."
+        lm.tokenizer, [("user", canary.record.instruction)], chat=ChatFormat("Be brief.")
     )
 
 
@@ -244,7 +245,7 @@ def test_tokens_that_run_together_belong_to_the_secret() -> None:
 
     record = Record(record_id=0, instruction="Which?", response="abc482-109-375")
     canary = Canary(record=record, secret="482-109-375", multiplicity=1, included=True)
-    prompt, secrets = secret_tokens(Pairs(), canary, ["482-109-375", "582-109-375"], system_prompt=None)
+    prompt, secrets = secret_tokens(Pairs(), canary, ["482-109-375", "582-109-375"], chat=ChatFormat())
     spelled = ["".join(token.to_bytes(2, "big").strip(b"\0").decode() for token in ids) for ids in (prompt, *secrets)]
     assert spelled[0].endswith("Response:\nab") or spelled[0].endswith("ab")
     assert spelled[1:] == ["c482-109-375", "c582-109-375"]

@@ -8,6 +8,7 @@ from raysim.adapter import initial_adapter
 from raysim.attacks.cross_client import CrossClientSettings, attack_across, contexts, score_across
 from raysim.attacks.views import ATTACKS, SEES, ClientView
 from raysim.base import LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.train import TrainSettings, train_adapter
@@ -26,7 +27,7 @@ def lm() -> LanguageModel:
 
 
 def encoded(lm: LanguageModel, records: list[Record]) -> tuple[Example, ...]:
-    examples, _ = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=400, system_prompt=None)
+    examples, _ = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=400, chat=ChatFormat())
     return tuple(examples)
 
 
@@ -39,20 +40,20 @@ def test_contexts_are_the_words_before_details_commonest_first() -> None:
 
 def test_there_is_an_answer_for_each_query_and_each_has_a_seed_of_its_own(lm: LanguageModel) -> None:
     view = ClientView(own=encoded(lm, RECORDS), release=initial_adapter(lm.layout, seed=0))
-    texts = attack_across(lm, view, settings=SETTINGS, system_prompt=None, seed=3)
+    texts = attack_across(lm, view, settings=SETTINGS, chat=ChatFormat(), seed=3)
     assert len(texts) == 6
     assert len(set(texts)) > 3
     alone = dataclasses.replace(SETTINGS, batch_size=1)
-    assert attack_across(lm, view, settings=alone, system_prompt=None, seed=3) == texts
-    assert attack_across(lm, view, settings=SETTINGS, system_prompt=None, seed=4) != texts
+    assert attack_across(lm, view, settings=alone, chat=ChatFormat(), seed=3) == texts
+    assert attack_across(lm, view, settings=SETTINGS, chat=ChatFormat(), seed=4) != texts
     fewer = dataclasses.replace(SETTINGS, num_prefixes=1)
-    assert attack_across(lm, view, settings=fewer, system_prompt=None, seed=3) == texts[:3]
+    assert attack_across(lm, view, settings=fewer, chat=ChatFormat(), seed=3) == texts[:3]
 
 
 def test_who_has_no_private_details_has_nothing_to_ask(lm: LanguageModel) -> None:
     plain = encoded(lm, [Record(0, "a", "b c")])
     view = ClientView(own=plain, release=initial_adapter(lm.layout, seed=0))
-    assert attack_across(lm, view, settings=SETTINGS, system_prompt=None, seed=0) == []
+    assert attack_across(lm, view, settings=SETTINGS, chat=ChatFormat(), seed=0) == []
 
 
 def test_figures_by_hand() -> None:
@@ -90,7 +91,7 @@ def test_what_the_default_model_learnt_by_heart_from_another_client_comes_out() 
     found = {}
     for name, release in (("taught", taught), ("untaught", start)):
         view = ClientView(own=encoded(lm, RECORDS[:1]), release=release)
-        texts = attack_across(lm, view, settings=longer, system_prompt=None, seed=1)
+        texts = attack_across(lm, view, settings=longer, chat=ChatFormat(), seed=1)
         found[name] = score_across(texts, own=RECORDS[0].details, others=RECORDS[1].details, nobodys=["Max Falk"])
     assert (found["taught"].coverage, found["taught"].heldout_coverage) == (1.0, 0.0)
     assert found["untaught"].coverage == 0.0

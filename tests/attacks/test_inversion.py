@@ -30,6 +30,7 @@ from raysim.attacks.inversion import (
 )
 from raysim.attacks.views import ServerView
 from raysim.base import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.privacy.clipping import l2_norm
@@ -50,7 +51,7 @@ def tokens(example: Example) -> tuple[int, ...]:
 
 
 def opening_of(lm: LanguageModel) -> tuple[int, ...]:
-    return template_opening(lm.tokenizer, system_prompt=None)
+    return template_opening(lm.tokenizer, chat=ChatFormat())
 
 
 def attack(lm: LanguageModel, adapter: Vector, update: Vector, settings: InversionSettings = SETTINGS) -> Inversion:
@@ -287,9 +288,9 @@ def test_the_clients_gradient_is_its_sgd_update(large: LanguageModel, adapter: V
 
 def test_the_opening_is_what_the_template_puts_first(large: LanguageModel) -> None:
     user, system, end = large.tokenizer.convert_tokens_to_ids(["<|user|>", "<|system|>", "<|end|>"])
-    assert template_opening(large.tokenizer, system_prompt=None) == (user,)
+    assert template_opening(large.tokenizer, chat=ChatFormat()) == (user,)
     said = large.tokenizer("Be brief.")["input_ids"]
-    assert template_opening(large.tokenizer, system_prompt="Be brief.") == (system, *said, end, user)
+    assert template_opening(large.tokenizer, chat=ChatFormat("Be brief.")) == (system, *said, end, user)
 
 
 def test_the_rounding_error_bounds_what_adding_and_subtracting_lose(adapter: Vector) -> None:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from raysim.base import LanguageModel, build_language_model, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_chat, encode_opening, encode_records
 from raysim.train import response_nll
@@ -28,7 +29,7 @@ def without_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
 
 
 def test_prompt_is_the_template_and_response_ends_with_the_end_token(lm: LanguageModel) -> None:
-    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, system_prompt=None)
+    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, chat=ChatFormat())
     assert num_cut == 0
     for record, example in zip(RECORDS, examples, strict=True):
         assert lm.tokenizer.decode(example.prompt_ids) == f"<|user|>{record.instruction}<|end|><|assistant|>"
@@ -40,7 +41,7 @@ def test_prompt_is_the_template_and_response_ends_with_the_end_token(lm: Languag
 
 def test_only_the_response_is_scored(lm: LanguageModel) -> None:
     """The prompt has a say in the score only as what stands before: its own tokens do not count."""
-    [example, _], _ = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, system_prompt=None)
+    [example, _], _ = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, chat=ChatFormat())
     ids = torch.tensor([example.prompt_ids + example.response_ids])
     with torch.no_grad():
         log_probs = lm.model(input_ids=ids).logits.log_softmax(-1)[0]
@@ -53,15 +54,15 @@ def test_only_the_response_is_scored(lm: LanguageModel) -> None:
 
 @pytest.mark.parametrize(("system", "shown"), [(None, ""), ("", "<|system|><|end|>"), ("Be brief.", "<|system|>Be brief.<|end|>")])
 def test_system_prompt_and_turns(lm: LanguageModel, system: str | None, shown: str) -> None:
-    ids = encode_chat(lm.tokenizer, [("user", "a"), ("assistant", "b"), ("user", "c")], system_prompt=system)
+    ids = encode_chat(lm.tokenizer, [("user", "a"), ("assistant", "b"), ("user", "c")], chat=ChatFormat(system))
     assert lm.tokenizer.decode(ids) == f"{shown}<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>"
 
 
 def test_long_responses_are_cut_and_counted(lm: LanguageModel) -> None:
-    whole, _ = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, system_prompt=None)
+    whole, _ = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=200, chat=ChatFormat())
     limit = whole[0].num_tokens  # the first fits exactly, the second does not
     assert whole[1].num_tokens > limit
-    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=limit, system_prompt=None)
+    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=limit, chat=ChatFormat())
     assert num_cut == 1
     assert examples[0] == whole[0]
     assert examples[1].num_tokens == limit
@@ -70,20 +71,20 @@ def test_long_responses_are_cut_and_counted(lm: LanguageModel) -> None:
 
 
 def test_prompts_that_leave_no_room_are_refused_with_numbers(lm: LanguageModel) -> None:
-    lengths = [len(encode_chat(lm.tokenizer, [("user", r.instruction)], system_prompt=None)) for r in RECORDS]
+    lengths = [len(encode_chat(lm.tokenizer, [("user", r.instruction)], chat=ChatFormat())) for r in RECORDS]
     both, one = min(lengths), max(lengths)
     for limit, number in ((both, 2), (one, 1)):
         message = rf"data\.max_length={limit}: {number} of 2 prompts .*longest {max(lengths)} tokens.*raise data\.max_length or shorten"
         with pytest.raises(ValueError, match=message):
-            encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=limit, system_prompt=None)
-    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=one + 1, system_prompt=None)
+            encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=limit, chat=ChatFormat())
+    examples, num_cut = encode_records(RECORDS, tokenizer=lm.tokenizer, eos_token_id=1, max_length=one + 1, chat=ChatFormat())
     assert min(len(example.response_ids) for example in examples) == 1
     assert num_cut == 2
 
 
 def test_a_tokenizer_without_a_template_gets_blocks(lm: LanguageModel) -> None:
     plain = without_template(lm.tokenizer)
-    ids = encode_chat(plain, [("user", "a"), ("assistant", "b"), ("user", "c")], system_prompt="s")
+    ids = encode_chat(plain, [("user", "a"), ("assistant", "b"), ("user", "c")], chat=ChatFormat("s"))
     expected = "s\n\n### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nc\n\n### Response:\n"
     assert plain.decode(ids) == expected
     assert plain.decode(encode_opening(plain)) == "### Response:\n"
@@ -93,7 +94,7 @@ def test_opening_is_what_the_template_appends(lm: LanguageModel) -> None:
     opening = encode_opening(lm.tokenizer)
     assert lm.tokenizer.decode(opening) == "<|assistant|>"
     for text in ("", "anything", "<|assistant|>"):
-        prompt = encode_chat(lm.tokenizer, [("user", text)], system_prompt=None)
+        prompt = encode_chat(lm.tokenizer, [("user", text)], chat=ChatFormat())
         np.testing.assert_array_equal(prompt[-len(opening) :], opening)
 
 

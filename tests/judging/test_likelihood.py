@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raysim.base import LanguageModel, load_base_model
+from raysim.data.chat import ChatFormat
 from raysim.data.tokens import encode_chat
 from raysim.judging.likelihood import LikelihoodJudge, expected_ratings, score_tokens
 from raysim.judging.pairwise import CRITERIA, Pair, Question, Ratings, judge_pairs
@@ -34,7 +35,7 @@ def adapter(lm: LanguageModel) -> np.ndarray:
 def one_by_one(lm: LanguageModel, question: Question) -> list[float]:
     """The expected score of each opening: the prompt and the opening written out, one plain forward pass each."""
     digits = lm.tokenizer("12345", add_special_tokens=False)["input_ids"]
-    prompt = encode_chat(lm.tokenizer, line_turns(question), system_prompt=None)
+    prompt = encode_chat(lm.tokenizer, line_turns(question), chat=ChatFormat())
     expected = []
     for opening in score_openings():
         ids = prompt + lm.tokenizer(opening + " ", add_special_tokens=False)["input_ids"]
