@@ -20,7 +20,7 @@ from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
-from raysim.data.tokens import Example, encode_chat, encode_opening
+from raysim.data.tokens import Example, encode_chat, encode_opening, encode_text
 from raysim.generate import Sampling, write_texts
 from raysim.rng import numpy_rng, seed_for
 from raysim.train import mean_nll
@@ -115,7 +115,7 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
     """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random, all without the opening."""
 
     def render(shown: Sequence[str]) -> list[int]:
-        return list(lm.tokenizer(instruction_prompt(shown), add_special_tokens=False)["input_ids"])
+        return encode_text(lm.tokenizer, instruction_prompt(shown))
 
     prompts = []
     for index in range(settings.num_candidates):

@@ -307,7 +307,7 @@ def module_inputs(lm: LanguageModel, ids: torch.Tensor, *, module: str, visible:
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min).to(lm.device)
     seen: list[torch.Tensor] = []
     with _stopping_at(lm, module, seen), lm.autocast():
-        lm.model.get_base_model().get_decoder()(  # type: ignore[operator]  # torch types any attribute as a tensor
+        lm.model.get_base_model()(
             input_ids=ids.to(lm.device),
             attention_mask=mask.expand(len(ids), 1, -1, -1),
             position_ids=positions.expand(len(ids), -1).to(lm.device),

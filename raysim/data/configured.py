@@ -1,5 +1,6 @@
 """Records and their split among clients as a configuration asks for them: what a run deals, and what a verification deals again."""
 
+import json
 from pathlib import Path
 
 from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
@@ -27,7 +28,7 @@ def configured_records(data: DataConfig) -> list[Record]:
 
 def chat_format(data: DataConfig) -> ChatFormat:
     """How conversations are put to the model, as configured."""
-    return ChatFormat(data.system_prompt, template_args=tuple(sorted(data.template_args.items())), date=data.template_date)
+    return ChatFormat(data.system_prompt, template_args=json.dumps(data.template_args, sort_keys=True), date=data.template_date)
 
 
 def instruction_opening(data: DataConfig) -> str:
