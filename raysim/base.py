@@ -91,9 +91,10 @@ def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -
     folder = Path(find_model(name, cache_dir=cache_dir))
     try:
         with _quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
+                folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
             )
     except Exception as error:  # transformers raises many kinds for a folder that is not whole
         raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({_first_line(error)})") from error

@@ -390,20 +390,28 @@ def _products(grad: torch.Tensor, x: torch.Tensor, batch: Sequence[Example]) -> 
         )
 
 
-def check_private(lm: LanguageModel, examples: Sequence[Example], *, clip_norm: float) -> None:
-    """Refuses a model of which per-example gradients cannot be had, by making those of two examples; so that a run does so before it starts.
+def check_private(lm: LanguageModel, examples: Sequence[Example]) -> None:
+    """Refuses a model of which per-example gradients cannot be had, so that a run does so before it starts: those of two examples must add up to
+    the gradient of both. A random adapter is tried, since a fresh one has no gradient at A; the model's own is loaded again.
 
     Errors: ValueError naming `lora.target_modules`.
     """
+    own = lm.get_adapter()
+    lm.set_adapter((TRIED_STD * numpy_rng(0, "tried").standard_normal(len(own))).astype(np.float32))
+    reason = "the gradients of single examples do not add up to that of the batch"
     try:
         with _training(lm, seed=0):
-            clipped_gradient_sum(lm, examples[:2], clip_norm=clip_norm, max_batch=2)
+            lm.flat_grad.zero_()
+            total, _, _ = clipped_gradient_sum(lm, examples[:2], clip_norm=1e30, max_batch=2)
+            whole = lm.flat_grad.double()
+        is_right = bool((total - whole).norm() <= TRIED_ERROR * whole.norm())
     except RuntimeError as error:
-        raise ValueError(
-            f"lora.target_modules: private training cannot adapt these layers of this model ({error}); choose others"
-        ) from None
+        is_right, reason = False, str(error)
     finally:
         lm.flat_grad.zero_()
+        lm.set_adapter(own)
+    if not is_right:
+        raise ValueError(f"lora.target_modules: private training cannot adapt these layers of this model ({reason}); choose others")
 
 
 @contextmanager

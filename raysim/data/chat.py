@@ -54,6 +54,8 @@ class TurnShape:
     """What stands between the last turn and the answer, such as `<|im_start|>assistant` and a line break."""
     after: str
     """What follows the answer."""
+    has_answers: bool = True
+    """Whether the template writes answers at all; one that cannot has them put behind what it asks with."""
 
 
 def as_turns(turns: Sequence[Turn], *, chat: ChatFormat) -> list[Turn]:
@@ -120,7 +122,7 @@ def _dated(template: str, *, date: str) -> str:
 def turn_shape(tokenizer: Any, chat: ChatFormat) -> TurnShape:
     """How the tokenizer's template writes an assistant's turn (see `TurnShape`).
 
-    Errors: ValueError if the template refuses a conversation of a user and an assistant, or leaves the answer out.
+    Errors: ValueError if the template refuses a conversation of a user and an assistant.
     """
     return _turn_shape(tokenizer, None if tokenizer.chat_template is None else tokenizer.get_chat_template(), chat)
 
@@ -129,9 +131,11 @@ def turn_shape(tokenizer: Any, chat: ChatFormat) -> TurnShape:
 def _turn_shape(tokenizer: Any, template: str | None, chat: ChatFormat) -> TurnShape:
     """`template` is the tokenizer's own: a name for what is remembered."""
     asked = as_turns([("user", "1")], chat=chat)
-    before, after = _around_answer(tokenizer, asked, chat=chat)
     opened = render(tokenizer, asked, chat=chat, is_open=True)
     closed = render(tokenizer, asked, chat=chat, is_open=False)
+    if ANSWER not in render(tokenizer, [*asked, ("assistant", ANSWER)], chat=chat, is_open=False):
+        return TurnShape(True, before=opened.removeprefix(closed) if opened.startswith(closed) else "", after="", has_answers=False)
+    before, after = _around_answer(tokenizer, asked, chat=chat)
     # White space between the two belongs to the answer, as its tokens do.
     is_opened = before.startswith(opened) and not before[len(opened) :].strip()
     start = opened if is_opened else before
@@ -146,7 +150,9 @@ def _around_answer(tokenizer: Any, turns: Sequence[Turn], *, chat: ChatFormat) -
     finished = render(tokenizer, [*turns, ("assistant", marker)], chat=chat, is_open=False)
     before, found, after = finished.rpartition(marker)
     if not found:
-        raise ValueError("the model's chat template leaves the assistant's answer out of a conversation; give the model another template")
+        raise ValueError(
+            "the model's chat template leaves the assistant's answer out of this conversation; give the model another template"
+        )
     return before, after
 
 
@@ -166,7 +172,7 @@ def answer_text(tokenizer: Any, turns: Sequence[Turn], answer: str, *, chat: Cha
 
     Errors: ValueError if the template writes what comes before in another way once there is an answer.
     """
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or not turn_shape(tokenizer, chat).has_answers:
         return answer
     finished = render(tokenizer, [*as_turns(turns, chat=chat), ("assistant", answer)], chat=chat, is_open=False)
     prompt = prompt_text(tokenizer, turns, chat=chat)
