@@ -5,6 +5,7 @@ assistant's turn. Without a template they are blocks of `### Instruction:` and `
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -76,6 +77,20 @@ def _first_special(tokenizer: Any, text: str) -> tuple[str, int | None]:
             start, length, token_id = min(places)
             return text[: start - length], int(token_id)
     return "", None
+
+
+def describe_chat(tokenizer: Any, *, chat: ChatFormat, stop_token_ids: Sequence[int]) -> dict[str, Any]:
+    """What decides how conversations are written for a model and where it stops, for whoever reads a run's environment.json."""
+    return {
+        "has_template": tokenizer.chat_template is not None,
+        "begins_with": tokenizer.convert_ids_to_tokens(_begin(tokenizer)),
+        "opening": tokenizer.decode(encode_opening(tokenizer, chat=chat)),
+        "end_of_turn": end_of_turn(tokenizer, chat=chat)[0] or None,
+        "stop_tokens": tokenizer.convert_ids_to_tokens(list(stop_token_ids)),
+        "template_args": json.loads(chat.template_args),
+        "is_dated": chats.is_dated(tokenizer),
+        "date": chat.date,
+    }
 
 
 def encode_records(
