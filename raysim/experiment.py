@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raysim.attacks.extraction import attackable
-from raysim.auditing import CanaryPlan, dealt, plan_canaries
+from raysim.auditing import CanaryPlan, check_inversion, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config, asks_for_labels
 from raysim.data.choices import ChoiceQuestion, labelled_questions
@@ -200,6 +200,7 @@ def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) 
             )
     if kind == "synthesis":
         check_model(lm, longest=needed + config.data.max_length * fedpit.subset_size)
+    check_inversion(config, lm, experiment.real_examples)
     if kind == "example" and config.dplora.mode == "example":
         check_private(lm, experiment.real_examples)
 
