@@ -6,6 +6,7 @@ Left out: quantised base weights at run time, and sharing one copy of the weight
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -15,12 +16,13 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from accelerate import init_empty_weights
@@ -181,14 +183,14 @@ def _converted(gguf: Path, *, cache_dir: str) -> Path:
     return target
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
+def _convert_gguf(path: Path, target: Path) -> None:
     """Writes config, tokenizer and de-quantised float32 weights; `config.json` last, as the mark of a complete folder."""
     try:
-        with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with _quiet_transformers(), _reading_once(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
-        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {gguf} ({_first_line(error)})") from error
+        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {path} ({_first_line(error)})") from error
     tied = bool(model.config.tie_word_embeddings)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
@@ -197,6 +199,22 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     config["architectures"] = [type(model).__name__]
     config["torch_dtype"] = "float32"
     (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def _reading_once() -> Iterator[None]:
+    """While open, the gguf package reads a file's head once and makes its map of names once.
+
+    transformers asks for the head three times and for the map once a layer, which is most of the time of a conversion; what it gets is the same.
+    """
+    given: dict[str, Callable[..., Any]] = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    try:
+        for name, function in given.items():
+            setattr(gguf, name, functools.cache(function))
+        yield
+    finally:
+        for name, function in given.items():
+            setattr(gguf, name, function)
 
 
 def _tiny_base_model(*, dtype: str) -> BaseModel:
