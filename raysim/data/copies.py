@@ -10,10 +10,11 @@ from hashlib import blake2b
 from raysim.data.records import Record
 
 
-def linked(records: Sequence[Record]) -> list[list[int]]:
-    """The positions of records that belong together, in the order of their first ones: of one group, or copies of each other, or linked by others.
+def linked(records: Sequence[Record], *, copies: bool = True) -> list[list[int]]:
+    """The positions of records that belong together, in the order of their first ones: those of one group, copies, and whatever these link.
 
     A copy is one after NFKC, case folding and with single blanks, over all that is said (label, details and group do not count).
+    Without `copies`, those of one group only.
     """
     parents = list(range(len(records)))
 
@@ -23,10 +24,10 @@ def linked(records: Sequence[Record]) -> list[list[int]]:
             index = parents[index]
         return index
 
-    firsts: dict[tuple[str, bytes | str], int] = {}
+    firsts: dict[tuple[str, str], int] = {}
     for index, record in enumerate(records):
-        keys: list[tuple[str, bytes | str]] = [("said", _digest(_said(record, folded=True)))]
-        for key in [*keys, ("group", record.group)] if record.group else keys:
+        said = [("said", _digest(_said(record, folded=True)))] if copies else []
+        for key in [*said, *([("group", record.group)] if record.group else [])]:
             first, own = sorted((root(firsts.setdefault(key, index)), root(index)))
             parents[own] = first
     together: dict[int, list[int]] = {}
@@ -48,5 +49,5 @@ def _said(record: Record, *, folded: bool) -> str:
     return "\0".join(part for turn in turns for part in turn)
 
 
-def _digest(text: str) -> bytes:
-    return blake2b(text.encode(), digest_size=16).digest()
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -104,23 +104,27 @@ def split_records(records: list[Record], *, num_train: int, num_heldout: int, se
     """Training and held-out records, each in source order; `num_train=0` takes all that is left for training.
 
     *Guarantees*: no group is on both sides, and no record whose copy is on the other (see `linked`); the held-out side does not depend on
-    `num_train`, and a larger training side contains a smaller one. Groups, with the copies of their records, come in a seeded order; the last
-    group of either side is cut to the number asked for, and what is cut from the held-out side is not used at all.
+    `num_train`, and a larger training side contains a smaller one. Groups come in a seeded order, to the held-out side with all copies of
+    their records; the last group of either side is cut to the number asked for, and what is cut from the held-out side is not used at all.
     Errors: ValueError where there are too few records.
     """
-    order = linked(records)
+    order = linked(records, copies=False)
     permuted = [order[i] for i in numpy_rng(seed, "split").permutation(len(order))]
-    heldout: list[int] = []
-    while permuted and len(heldout) < num_heldout:
-        heldout.extend(permuted.pop(0))
-    rest = [index for group in permuted for index in group]
+    with_copies = {index: group for group in linked(records) for index in group}
+    heldout: dict[int, None] = {}
+    for group in permuted:
+        if len(heldout) < num_heldout:
+            heldout |= dict.fromkeys(with_copies[group[0]])
+    rest = [index for group in permuted for index in group if index not in heldout]
     if len(heldout) < num_heldout or len(rest) < max(num_train, 1):
+        num_linked = len(order) - len({group[0] for group in with_copies.values()})
+        remedy = f", or remove copies, which join {num_linked} groups to others" if num_linked else ""
         raise ValueError(
             f"data.num_train={num_train} and data.num_heldout={num_heldout} need more than there is: {len(records)} records"
-            f" in {len(order)} groups (copies of a record are one) leave {len(rest)} for training after the held-out groups; lower one of them"
+            f" in {len(order)} groups leave {len(rest)} for training after the held-out groups and their copies; lower one of them{remedy}"
         )
     train = rest[:num_train] if num_train else rest
-    return [records[i] for i in sorted(train)], [records[i] for i in sorted(heldout[:num_heldout])]
+    return [records[i] for i in sorted(train)], [records[i] for i in sorted(list(heldout)[:num_heldout])]
 
 
 def _own_fields(spec: SourceSpec) -> Preset:
