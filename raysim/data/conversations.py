@@ -66,11 +66,6 @@ def read_conversation(value: Any, *, at: str) -> Conversation | None:
     return Conversation((*system, *answered[:-2]), answered[-2][1], answered[-1][1], num_cut=len(spoken) - len(answered))
 
 
-def is_turn(value: Any) -> bool:
-    """Whether a value looks like a turn of a conversation."""
-    return isinstance(value, dict) and any(who in value and text in value for who, text in KEYS)
-
-
 def _turns(value: Any, *, at: str) -> list[Any]:
     """The turns of a list, or of an object of equally long lists (as tables keep a list of objects)."""
     if value is None or value == "":

@@ -1,7 +1,7 @@
 """Rows of data files: JSON in its many layouts, csv, and lines of sentence@label, from this machine or from the Hub.
 
 Texts come as they stand in the file: no type is guessed from other rows, so that "NA", "007" and a date stay what they are. The package
-`datasets` finds and fetches the files of a data set, and reads those that carry their types with them (Parquet, Arrow).
+`datasets` finds and fetches the files of a data set, and reads those of other kinds that carry their types with them (Arrow).
 Left out: other code pages than Windows-1252 (which none can tell from each other), archives of several files, and scripts of data sets.
 """
 
@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from raysim.data.conversations import is_turn
 from raysim.data.values import kind_of, listed
 
 # (where it stands, such as "line 3"; its fields)
 Row = tuple[str, dict[str, Any]]
 
-RECORD_FILES = "give a .jsonl, .json, .csv or sentence@label .txt file"
+RECORD_FILES = "give a .jsonl, .json, .csv, .parquet or sentence@label .txt file"
 
 LINE_END = re.compile(r"\r\n|\n|\r")
 """What ends a line of a file. `str.splitlines` also ends one at characters that stand within texts, such as U+2028."""
@@ -32,8 +31,8 @@ LINE_END = re.compile(r"\r\n|\n|\r")
 UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 """Byte order marks and the encodings they tell, the longer ones first."""
-OWN_READERS = ("json", "csv", "text")
-"""What `datasets` calls files whose types it would guess; they are read here."""
+OWN_READERS = ("json", "csv", "text", "parquet")
+"""What `datasets` calls files that are read here: those whose types it would guess, and those that it reads with the types of the first one."""
 MAX_DIGITS = 4300
 """The longest whole number that Python reads."""
 
@@ -46,16 +45,13 @@ def file_rows(path: str, *, wanted: frozenset[str], say: Callable[[str], None]) 
     Errors: ValueError in one line for what cannot be read, naming the line.
     """
     _check_file(path, remedy=RECORD_FILES)
-    rows, text = _reader(Path(path).name), read_text(path, remedy=RECORD_FILES, say=say)
-    if not text.strip():
-        raise ValueError("the file is empty; give one with at least one record")
-    return rows(text, wanted)
+    return _rows(path, name=Path(path).name, wanted=wanted, say=say)
 
 
 def hub_rows(path: str, *, wanted: frozenset[str], say: Callable[[str], None]) -> Iterator[Row]:
     """The rows of the data set's `train` split, or of its only one; `path` may also be a local folder in the Hub's layout.
 
-    Guarantees: JSON, csv and text files give the same rows as `file_rows`.
+    Guarantees: JSON, csv, text and Parquet files give the same rows as `file_rows`, each file by itself.
     Errors: ValueError in one line.
     """
     folder = os.path.expanduser(path)
@@ -75,7 +71,7 @@ def hub_rows(path: str, *, wanted: frozenset[str], say: Callable[[str], None]) -
         name = url.rsplit("/", 1)[-1]
         place = f"{name}: " if len(split) > 1 else ""
         try:
-            for where, values in _reader(name)(_text_of_file(file, name=name, say=say), wanted):
+            for where, values in _rows(file, name=name, wanted=wanted, say=say):
                 yield place + where, values
         except ValueError as error:
             raise ValueError(f"{place}{error}") from None
@@ -84,7 +80,7 @@ def hub_rows(path: str, *, wanted: frozenset[str], say: Callable[[str], None]) -
 def json_items(text: str, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]]:
     """What a JSON text lists, each with its place: one list, one value a line, values one after another, or the list that one object wraps.
 
-    An object that has a field in `wanted`, or that holds no list of objects but a conversation, is an item itself.
+    An object that has a field in `wanted` is an item itself.
     Errors: ValueError naming the line.
     """
     if text.lstrip().startswith("["):
@@ -133,12 +129,17 @@ def _endings(name: str) -> tuple[str, str]:
     return (path.with_suffix("").suffix, path.suffix) if path.suffix in UNPACK else (path.suffix, "")
 
 
-def _reader(name: str) -> Callable[[str, frozenset[str]], Iterator[Row]]:
-    ending = _endings(name)[0]
+def _rows(path: str, *, name: str, wanted: frozenset[str], say: Callable[[str], None]) -> Iterator[Row]:
+    """The rows of a file that is called `name`, wherever it lies."""
+    ending, packing = _endings(name)
+    if ending == ".parquet" and not packing:
+        return _parquet_rows(os.path.expanduser(path))
     if ending not in READERS:
-        more = "; use data.source=hub with the folder that holds it" if ending in (".parquet", ".arrow") else ""
-        raise ValueError(f"cannot tell what {ending or 'a file without an ending'} holds; it must end in {', '.join(READERS)}{more}")
-    return READERS[ending]
+        raise ValueError(f"cannot tell what {ending or 'a file without an ending'} holds; it must end in {', '.join(READERS)} or .parquet")
+    text = _text_of_file(path, name=name, say=say)
+    if not text.strip():
+        raise ValueError("the file is empty; give one with at least one record")
+    return READERS[ending](text, wanted)
 
 
 def _check_file(path: str, *, remedy: str) -> None:
@@ -260,7 +261,7 @@ def _unwrapped(item: Any, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]
 
 
 def _lists_objects(value: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(isinstance(entry, dict) for entry in value) and not is_turn(value[0])
+    return isinstance(value, list) and value != [] and all(isinstance(entry, dict) for entry in value)
 
 
 def _json_rows(text: str, wanted: frozenset[str]) -> Iterator[Row]:
@@ -327,6 +328,19 @@ READERS: dict[str, Callable[[str, frozenset[str]], Iterator[Row]]] = {
     ".tsv": _csv_rows,
     ".ndjson": _json_rows,
 }
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    """The rows of a Parquet file, with the types that it gives its columns."""
+    from pyarrow import ArrowException  # 100 MB, and used for files of this kind only
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"row {number}", row
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"the file is not Parquet that can be read ({_reasons(error)}); export it again, or as JSON lines") from None
 
 
 def _fetched(path: str) -> tuple[Any, dict[str, Any]]:

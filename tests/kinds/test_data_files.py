@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -510,8 +511,13 @@ def test_hub(
     record_property("cell", check(kind, lambda: read_source(spec(kind, folder, source="hub")), path=folder, caplog=caplog))
 
 
-def write_parquet(path: Path, columns: dict[str, Any]) -> None:
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    table = pyarrow.table(columns)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
 
 
 AT = datetime(2020, 1, 2, 3, 4)
@@ -579,7 +585,30 @@ FOLDERS: dict[str, tuple[dict[str, Any], dict[str, str], list[Record] | str]] = 
         {},
         r"row 1: the field 'response' holds bytes, not a text",
     ),
-    "parquet that is none": ({"train.parquet": b"PAR1"}, {}, r"the folder could not be loaded as a data set \(.*Parquet.*\)"),
+    "parquet, a field in the second file only": (
+        {
+            "train-1.parquet": {"instruction": [ASKED], "response": [ANSWERED]},
+            "train-2.parquet": {"instruction": [ASKED], "response": [5], "more": ["Look."]},
+        },
+        {"input_field": "more"},
+        [record(), record(1, f"{ASKED}\n\nLook.", "5")],
+    ),
+    "parquet, a picture": (
+        {"train.parquet": {"instruction": [ASKED], "response": [{"bytes": b"a", "path": "x"}]}},
+        {},
+        r"row 1: the field 'response' holds an object with bytes, path, not a text",
+    ),
+    "parquet that is none": ({"train.parquet": b"PAR1"}, {}, r"the file is not Parquet that can be read \(.*Parquet.*\)"),
+    "arrow": (
+        {"train.arrow": {"instruction": [ASKED], "response": [ANSWERED], "at": [AT]}},
+        {"input_field": "at"},
+        [record(0, f"{ASKED}\n\n2020-01-02T03:04:00")],
+    ),
+    "arrow, other fields in the second file": (
+        {"train-1.arrow": {"instruction": [ASKED]}, "train-2.arrow": {"response": [ANSWERED]}},
+        {},
+        r"the folder could not be loaded as a data set \(.*; .*column names don't match.*\)",
+    ),
     "no data files": (
         {"README.md": b"# Nothing"},
         {},
@@ -602,7 +631,7 @@ def test_folder(
     folder.mkdir()
     for name, content in files.items():
         if isinstance(content, dict):
-            write_parquet(folder / name, content)
+            write_table(folder / name, content)
         else:
             (folder / name).write_bytes(content)
     source = SourceSpec("hub", str(folder), **fields)
@@ -625,7 +654,6 @@ PATHS: dict[str, tuple[str, str, str]] = {
     "a zero byte": ("jsonl", "{folder}/a\0b", r"the file cannot be reached \(embedded null byte\)"),
     "a home that is none": ("jsonl", "~nobody-of-that-name/set.jsonl", r"the file does not exist"),
     "a file as a data set": ("hub", "{folder}/set.jsonl", r"is a file, not a data set; use data.source=jsonl"),
-    "parquet as a file": ("jsonl", "{folder}/set.parquet", r"cannot tell what .parquet holds; .*; use data.source=hub with the folder"),
     "too long a name, hub": ("hub", "{folder}/" + "x" * 300, r"looked for a local folder and for a data set on the Hub"),
 }
 
@@ -633,8 +661,7 @@ PATHS: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize(("source", "path", "expected"), PATHS.values(), ids=PATHS.keys())
 def test_path(source: str, path: str, expected: str, tmp_path: Path, cache: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name in ("set.jsonl", "set.parquet"):
-        (tmp_path / name).write_bytes(lines(PAIR))
+    (tmp_path / "set.jsonl").write_bytes(lines(PAIR))
     with pytest.raises(ValueError, match=expected) as error:
         read_source(SourceSpec(source, path.format(folder=tmp_path)))
     assert "\n" not in str(error.value)
