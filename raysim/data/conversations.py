@@ -46,8 +46,8 @@ def read_conversation(value: Any, *, at: str) -> Conversation | None:
     """The conversation in the field that `at` names; None if no question in it is answered, or a turn of the user or the assistant is empty.
 
     Neighbouring turns of one role become one, with a blank line between them. An empty system turn is none.
-    Errors: ValueError naming the field and the turn for a form or a role that is not known, a system turn that is not the first, anything
-    but texts, and more than `MAX_CHARACTERS` in all.
+    Errors: ValueError naming the field and the turn for a form or a role that is not known, a system turn that is not the first,
+    anything but texts, and more than `MAX_CHARACTERS` in all.
     """
     turns = [_turn(turn, at=f"{at}: turn {number}") for number, turn in enumerate(_turns(value, at=at), 1)]
     turns = [(role, text) for role, text in turns if text or role != "system"]

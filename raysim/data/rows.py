@@ -71,16 +71,18 @@ def read_row(index: int, values: dict[str, Any], *, at: str, fields: Preset, cha
 
 
 def find(values: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any] | None:
-    """The first of the alternative fields that a row has, with its name; a name with dots is looked up inside objects too."""
-    for name in names:
-        if name in values:
-            return name, values[name]
-        value: Any = values
-        for part in name.split("."):
-            value = value[part] if isinstance(value, dict) and part in value else None
-        if value is not None:
-            return name, value
-    return None
+    """The first of the alternative fields that a row fills, or else has, with its name; a name with dots is looked up inside objects too."""
+    has = [(name, values[name]) if name in values else (name, _inside(values, name)) for name in names]
+    filled = [(name, value) for name, value in has if value is not None]
+    empty = [(name, None) for name in names if name in values]
+    return next(iter([*filled, *empty]), None)
+
+
+def _inside(values: dict[str, Any], name: str) -> Any:
+    value: Any = values
+    for part in name.split("."):
+        value = value[part] if isinstance(value, dict) and part in value else None
+    return value
 
 
 def lacks(values: dict[str, Any], names: tuple[str, ...], *, at: str, remedy: str = "") -> ValueError:
@@ -101,7 +103,9 @@ def _conversation_field(values: dict[str, Any], *, fields: Preset, chat_field: s
     found = [name for name in CHAT_FIELDS if values.get(name) is not None]
     if len(found) > 1:
         raise ValueError(f"{at}: the fields {' and '.join(map(repr, found))} both hold a conversation; name one in data.chat_field")
-    return next((name for name in [*found, *CHAT_FIELDS] if name in values and not asked), *found[:1] or [""])
+    if not asked:
+        found += [name for name in CHAT_FIELDS if name in values]
+    return found[0] if found else ""
 
 
 def _from_turns(values: dict[str, Any], name: str, *, fields: Preset, at: str) -> _Said:

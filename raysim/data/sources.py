@@ -71,9 +71,9 @@ def load_records(source: str, *, path: str = "", preset: str = "", **fields: str
 def read_source(spec: SourceSpec) -> Source:
     """All records of a source, in its order; a record's id is its position there.
 
-    A field is looked up by its name, and a name with dots (`meta.ward`) inside objects too. An input, details and a group may be null or absent.
-    Left out, counted and logged are records without an instruction or a response, turns that answer nothing or that nothing answers, and details
-    that cannot leak (those that no response has, or that an instruction has).
+    A field is looked up by its name, and a name with dots (`meta.ward`) inside objects too. An input, details and a group may be null
+    or absent in some records. Left out, counted and logged are records without an instruction or a response, turns that answer nothing or
+    that nothing answers, and details that cannot leak (those that no response has, or that an instruction has).
     Errors: ValueError in one line for a source that is missing, empty, malformed, or lacks a field or its content.
     """
     if spec.source in BUILTIN:

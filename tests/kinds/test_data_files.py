@@ -259,6 +259,22 @@ VALUES: dict[str, Kind] = {
         lines(PAIR | {"response": {"text": "a"}}),
         refused=("'response' holds an object with text, not a text", "'response.text'"),
     ),
+    "the second of two names": Kind(
+        "a.jsonl",
+        lines({"question": ASKED, "answer": ANSWERED, "collection": None, "document_source": "w1", "focus": None}),
+        [record(label="w1")],
+        fields={"preset": "medquad"},
+    ),
+    "a conversation beside a null instruction": Kind(
+        "a.jsonl", lines({"instruction": None, "messages": chat(*TWO)}), [record(history=EARLIER)]
+    ),
+    "a null conversation beside an instruction": Kind("a.jsonl", lines(PAIR | {"messages": None}), [record()]),
+    "a null instruction and a null conversation": Kind(
+        "a.jsonl",
+        lines(PAIR, PAIR | {"instruction": None, "messages": None}),
+        [record()],
+        said="(line 2: the field 'instruction' is empty)",
+    ),
     "a text inside an object": Kind(
         "a.jsonl", lines({"instruction": ASKED, "answer": {"text": ANSWERED}}), [record()], fields={"response_field": "answer.text"}
     ),
