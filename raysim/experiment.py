@@ -16,11 +16,12 @@ from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.configured import (
     chat_format,
     configured_questions,
-    configured_records,
     configured_shards,
+    configured_source,
     instruction_opening,
     public_records,
 )
+from raysim.data.copies import count_copies
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, split_records
@@ -73,6 +74,8 @@ class EncodedData:
     num_heldout_cut: int
     next_id: int
     """The first record id that no record of the source has."""
+    counts: dict[str, int]
+    """How many copies there are among the records, and how much of the source is not in them."""
 
 
 def data_key(config: Config) -> tuple[Any, ...]:
@@ -88,7 +91,8 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
     Errors: ValueError where the data or the split cannot be had as configured.
     """
     data = config.data
-    records = configured_records(data)
+    source = configured_source(data)
+    records = list(source.records)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     examples, cut = _encode(train, lm, config=config)
     heldout_examples, heldout_cut = _encode(heldout, lm, config=config)
@@ -98,7 +102,8 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
             dataclasses.replace(e, record=dataclasses.replace(e.record, label=label)) for e, label in zip(examples, labels, strict=True)
         ]
     next_id = 1 + max(record.record_id for record in records)
-    return EncodedData(tuple(examples), cut, tuple(heldout_examples), heldout_cut, next_id)
+    counts = count_copies([*train, *heldout]) | source.num_lost
+    return EncodedData(tuple(examples), cut, tuple(heldout_examples), heldout_cut, next_id, counts)
 
 
 def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = None) -> Experiment:
@@ -223,6 +228,7 @@ def _counts(data: EncodedData, *, max_length: int, hands: Sequence[Sequence[Reco
         "num_heldout_cut": data.num_heldout_cut,
         "max_length": max_length,
         "num_canary_records": [len(hand) for hand in hands],
+        **data.counts,
     }
 
 

@@ -321,6 +321,9 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
+    copies, exact = experiment.manifest["num_copies"], experiment.manifest["num_exact_copies"]
+    if copies:
+        lines.append(f"{copies} records are copies of others ({exact} letter by letter); no copy of a training record is held out")
     if mechanism.kind == "none":
         return lines
     if config.privacy.target_epsilon:

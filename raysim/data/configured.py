@@ -7,13 +7,19 @@ from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
 from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
+from raysim.data.presets import PRESETS
 from raysim.data.records import Record
-from raysim.data.sources import PRESETS, load_records
+from raysim.data.sources import Source, SourceSpec, read_source
 
 
 def configured_records(data: DataConfig) -> list[Record]:
-    """All records of the configured source (see `load_records`)."""
-    return load_records(
+    """All records of the configured source (see `read_source`)."""
+    return list(configured_source(data).records)
+
+
+def configured_source(data: DataConfig) -> Source:
+    """The records of the configured source, and what of it is not in them (see `read_source`)."""
+    spec = SourceSpec(
         source=data.source,
         path=data.path,
         preset=data.preset,
@@ -23,7 +29,9 @@ def configured_records(data: DataConfig) -> list[Record]:
         label_field=data.label_field,
         details_field=data.details_field,
         group_field=data.group_field,
+        chat_field=data.chat_field,
     )
+    return read_source(spec)
 
 
 def chat_format(data: DataConfig) -> ChatFormat:
@@ -50,15 +58,11 @@ def _is_known(data: DataConfig) -> bool:
 def public_records(synthesis: SynthesisConfig) -> list[Record]:
     """The records that stand in for self-generated ones; none unless they come from a file.
 
-    Errors: as `load_records`, naming `synthesis.path` and the line.
+    Errors: as `read_source`, naming `synthesis.path` and the line.
     """
     if synthesis.source != "file":
         return []
-    try:
-        return load_records(source="jsonl", path=synthesis.path, preset=synthesis.preset)
-    except ValueError as error:
-        text = str(error).replace("data.path=", "synthesis.path=", 1)
-        raise ValueError(text.replace("set data.preset, or the data.*_field keys", "set synthesis.preset")) from None
+    return list(read_source(SourceSpec("jsonl", synthesis.path, synthesis.preset, section="synthesis")).records)
 
 
 def configured_questions(evaluate: EvaluateConfig) -> list[ChoiceQuestion]:
