@@ -12,6 +12,7 @@ from raysim.attacks.extraction import attackable
 from raysim.auditing import CanaryPlan, check_inversion, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config, asks_for_labels
+from raysim.data.chat import turn_shape
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.configured import (
     chat_format,
@@ -91,6 +92,7 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
     Errors: ValueError where the data or the split cannot be had as configured.
     """
     data = config.data
+    turn_shape(lm.tokenizer, chat_format(data))  # so that a system prompt which the template refuses is no record's fault
     source = configured_source(data)
     records = list(source.records)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
