@@ -25,6 +25,7 @@ from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example
+from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.synthetic import as_rows
@@ -94,7 +95,7 @@ def answers(lm: LanguageModel, call: ClientCall, examples: Sequence[Example]) ->
     )
     pairs = []
     for example, output in zip(asked, outputs, strict=True):
-        text = lm.tokenizer.decode(output, skip_special_tokens=True).strip()
+        text = written_text(lm.tokenizer, output).strip()
         record = Record(example.record.record_id, example.record.instruction, text, label="synthetic")
         ending = () if len(output) == ours.max_response_tokens else (lm.eos_token_ids[0],)  # none where the answer was cut
         pairs.append(Example(record, prompt_ids=example.prompt_ids, response_ids=(*output, *ending)))
