@@ -120,7 +120,7 @@ def save_adapter(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": dropout,
-        "target_modules": sorted(target_modules),
+        "target_modules": "all-linear" if target_modules == ["all-linear"] else sorted(target_modules),
         "bias": "none",
         "inference_mode": True,
     }

@@ -19,6 +19,7 @@ from raysim.adapter import Vector
 from raysim.attacks.canaries import Canary, make_canaries, membership_canaries, secret_examples
 from raysim.attacks.canary_updates import canary_coins, canary_direction, canary_scores, canary_seed, present
 from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
+from raysim.attacks.inversion import check_model as check_inversion_model
 from raysim.attacks.membership import calibrated_scores, lira_scores, loss_scores, membership_report, min_k_scores, zlib_scores
 from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import Config
@@ -240,6 +241,24 @@ def shadow_halves(num_shadows: int, num_examples: int, *, seed: int) -> np.ndarr
     return np.stack(halves[:num_shadows])
 
 
+def check_inversion(config: Config, lm: LanguageModel, examples: Sequence[Example]) -> None:
+    """Refuses a gradient inversion that could not be made after the run, before the run.
+
+    Errors: ValueError naming `audit.inversion` and the reason.
+    """
+    if not config.audit.inversion:
+        return
+    try:
+        check_inversion_model(lm, longest=max(example.num_tokens for example in examples))
+        opening = template_opening(lm.tokenizer, chat=chat_format(config.data))
+        if any(example.prompt_ids[: len(opening)] != opening for example in examples):
+            raise ValueError(
+                "the records do not all begin as the chat template begins a question, as conversations with a system turn of their own"
+            )
+    except ValueError as error:
+        raise ValueError(f"audit.inversion=true: {error}; leave it out") from None
+
+
 def inversion_rows(config: Config, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """The `inversion` entry of audit.json: rows of the sweep over rank, batch size and noise on the shortest of `examples`, with the run's base model, in float32."""
     base = load_base_model(config.model.name, dtype="float32", cache_dir=config.model.cache_dir)
@@ -255,7 +274,7 @@ def inversion_rows(config: Config, examples: Sequence[Example]) -> list[dict[str
             build,
             shortest,
             opening=template_opening(lm.tokenizer, chat=chat_format(config.data)),
-            ranks=inversion_ranks(config.lora.rank, hidden_size=lm.model.config.hidden_size),
+            ranks=inversion_ranks(config.lora.rank, hidden_size=int(lm.model.get_input_embeddings().weight.shape[1])),
             batch_sizes=INVERSION_BATCHES,
             noise_multipliers=INVERSION_NOISES,
             b_std=INVERSION_B_STD,

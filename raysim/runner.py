@@ -22,6 +22,8 @@ from raysim.config import (
     validate,
     with_overrides,
 )
+from raysim.data.configured import chat_format
+from raysim.data.tokens import describe_chat
 from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
 from raysim.progress import METHOD_NOTES, Progress, run_line
 from raysim.report import write_comparison_report, write_run_report
@@ -273,7 +275,8 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
-    runfiles.write_start(out, config, manifest=experiment.manifest)
+    chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
+    runfiles.write_start(out, config, manifest=experiment.manifest, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
@@ -318,6 +321,9 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
+    copies, exact = experiment.manifest["num_copies"], experiment.manifest["num_exact_copies"]
+    if copies:
+        lines.append(f"{copies} records are copies of others ({exact} letter by letter); no copy of a training record is held out")
     if mechanism.kind == "none":
         return lines
     if config.privacy.target_epsilon:

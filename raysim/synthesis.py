@@ -21,7 +21,7 @@ from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.refusals import is_refusal
 from raysim.data.similarity import largest_rouge_l
-from raysim.data.tokens import Example, encode_chat, encode_opening
+from raysim.data.tokens import Example, encode_chat, encode_opening, encode_text
 from raysim.data.words import FULL_STOPS, fold, pieces
 from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
@@ -119,7 +119,7 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
     """New instructions, each continuing a numbered list of `num_demonstrations` local ones drawn at random, all without the opening."""
 
     def render(shown: Sequence[str]) -> list[int]:
-        return list(lm.tokenizer(instruction_prompt(shown), add_special_tokens=False)["input_ids"])
+        return encode_text(lm.tokenizer, instruction_prompt(shown))
 
     prompts = []
     for index in range(settings.num_candidates):

@@ -37,6 +37,10 @@ MARGIN = 1.0 - 2.0**-40
 ADAM_EPS = 1e-8
 """Added to the denominator of an AdamW step (torch's default)."""
 
+TRIED_STD = 0.02
+"""Standard deviation of the adapter on which private training is tried before a run."""
+TRIED_ERROR = 0.05
+"""Most that its gradients may be off, as a share of their norm: bfloat16 is coarse, and a layer that is missed or mixed up is off by more."""
 SHOWING = 1.0 / 16.0
 """Share of a step that must still change the adapter for an unchanged one to be a fault: rounding and momentum may hide less."""
 
@@ -105,16 +109,16 @@ def grouped_batches(lengths: Sequence[int], *, batch_size: int, rng: np.random.G
 
 
 def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood of each example's response (nats) and its number of tokens, both of shape (B,)."""
+    """Summed negative log-likelihood of each example's scored tokens (nats) and their number, both of shape (B,)."""
     nll_N, row_N = response_token_nll(lm, examples)
     nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
-    return nll_B, torch.tensor([len(example.response_ids) for example in examples], device=lm.device)
+    return nll_B, torch.tensor([len(example.scored) for example in examples], device=lm.device)
 
 
 def response_token_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The negative log-likelihood (nats) of every response token, and the example each belongs to, both of shape (N,), in order.
+    """The negative log-likelihood (nats) of every scored token, and the example each belongs to, both of shape (N,), in order.
 
-    Equal to masking the labels of the full logits_BTV; the head runs on the N scored positions only.
+    Equal to masking the labels of the model's full logits_BTV, as `LanguageModel.logits_at` gives them.
     """
     width = max(example.num_tokens for example in examples)
     ids_BT = torch.full((len(examples), width), lm.pad_token_id, dtype=torch.long)
@@ -122,14 +126,11 @@ def response_token_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[
     columns: list[int] = []
     for row, example in enumerate(examples):
         ids_BT[row, : example.num_tokens] = torch.tensor(example.prompt_ids + example.response_ids)
-        rows += [row] * len(example.response_ids)
-        columns += range(len(example.prompt_ids), example.num_tokens)
+        rows += [row] * len(example.scored)
+        columns += example.scored
     ids_BT = ids_BT.to(lm.device)
     row_N, column_N = torch.tensor(rows, device=lm.device), torch.tensor(columns, device=lm.device)
-    core = lm.model.get_base_model()
-    with lm.autocast():
-        hidden_BTD = core.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]  # torch types any attribute as a tensor
-        logits_NV = core.get_output_embeddings()(hidden_BTD[row_N, column_N - 1])  # type: ignore[operator]  # torch types any attribute as a tensor
+    logits_NV = lm.logits_at(ids_BT, row_N, column_N - 1, use_cache=False)
     return F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none"), row_N
 
 
@@ -309,7 +310,7 @@ def clipped_gradient_sum(
     for start in range(0, len(examples), max_batch):
         batch = examples[start : start + max_batch]
         per_example = torch.zeros(len(batch), lm.layout.num_parameters, device=lm.device)
-        with _every_factor_learns(lm), _per_example_gradients(lm, per_example):
+        with _every_factor_learns(lm), _per_example_gradients(lm, per_example, batch):
             nll_B, count_B = response_nll(lm, batch)
             (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
         finite_B = per_example.isfinite().all(dim=1)
@@ -337,8 +338,8 @@ def _canary_gradients(lm: LanguageModel, settings: PrivateSettings, *, seed: int
 
 
 @contextmanager
-def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iterator[None]:
-    """While open, a backward pass writes each example's gradient of every LoRA factor into `per_example`, shape (B, P)."""
+def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor, batch: Sequence[Example]) -> Iterator[None]:
+    """While open, a backward pass over the batch writes each example's gradient of every LoRA factor into `per_example`, shape (B, P)."""
     handles = []
     modules = dict(lm.model.named_modules())
 
@@ -346,11 +347,11 @@ def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iter
         def forward_hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if not output.requires_grad:
                 return
-            x_BTD = inputs[0].detach()
+            x = inputs[0].detach()
 
-            def backward_hook(grad_BTR: torch.Tensor) -> None:
-                product = torch.einsum("bto,bti->boi", grad_BTR.float(), x_BTD.float())
-                per_example[:, start:end] += product.reshape(len(product), -1)
+            def backward_hook(grad: torch.Tensor) -> None:
+                for rows, product in _products(grad.float(), x.float(), batch):
+                    per_example[rows, start:end] += product.reshape(len(product), -1)
 
             output.register_hook(backward_hook)  # type: ignore[no-untyped-call]  # untyped in torch
 
@@ -363,6 +364,54 @@ def _per_example_gradients(lm: LanguageModel, per_example: torch.Tensor) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _products(grad: torch.Tensor, x: torch.Tensor, batch: Sequence[Example]) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The gradients of a factor, of shape (examples, out, in), for slices of the batch: of each example, the sum over its tokens of grad x^T.
+
+    A layer sees the batch as BTD, as one row a token (OPT's feed-forward part), or, as the output layer does, the scored tokens alone.
+    Errors: RuntimeError for a layer that sees other rows, such as an expert that is given some of the tokens.
+    """
+    width = max(example.num_tokens for example in batch)
+    num_rows = x.shape[:-1].numel()
+    if x.dim() == 3 and len(x) == len(batch):
+        yield slice(None), torch.einsum("bto,bti->boi", grad, x)
+    elif num_rows == len(batch) * width:
+        shaped = (len(batch), width, -1)
+        yield slice(None), torch.einsum("bto,bti->boi", grad.reshape(shaped), x.reshape(shaped))
+    elif num_rows == sum(len(example.scored) for example in batch):
+        grad_NO, x_NI, first = grad.flatten(0, -2), x.flatten(0, -2), 0
+        for index, example in enumerate(batch):
+            rows = slice(first, first := first + len(example.scored))
+            yield slice(index, index + 1), (grad_NO[rows].T @ x_NI[rows])[None]
+    else:
+        raise RuntimeError(
+            f"training: an adapted layer saw {num_rows} rows for {len(batch)} examples, so no gradient can be told apart by example"
+        )
+
+
+def check_private(lm: LanguageModel, examples: Sequence[Example]) -> None:
+    """Refuses a model of which per-example gradients cannot be had, so that a run does so before it starts: those of two examples must add up to
+    the gradient of both. A random adapter is tried, since a fresh one has no gradient at A; the model's own is loaded again.
+
+    Errors: ValueError naming `lora.target_modules`.
+    """
+    own = lm.get_adapter()
+    lm.set_adapter((TRIED_STD * numpy_rng(0, "tried").standard_normal(len(own))).astype(np.float32))
+    reason = "the gradients of single examples do not add up to that of the batch"
+    try:
+        with _training(lm, seed=0):
+            lm.flat_grad.zero_()
+            total, _, _ = clipped_gradient_sum(lm, examples[:2], clip_norm=1e30, max_batch=2)
+            whole = lm.flat_grad.double()
+        is_right = bool((total - whole).norm() <= TRIED_ERROR * whole.norm())
+    except RuntimeError as error:
+        is_right, reason = False, str(error)
+    finally:
+        lm.flat_grad.zero_()
+        lm.set_adapter(own)
+    if not is_right:
+        raise ValueError(f"lora.target_modules: private training cannot adapt these layers of this model ({reason}); choose others")
 
 
 @contextmanager

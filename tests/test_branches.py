@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysim.base import LanguageModel, load_base_model
+from raysim.base import LanguageModel, has_plain_attention, load_base_model
 from raysim.branches import MIN_SHARED, Row, branch_nlls, next_token_logprobs
 from tests.tiny_models import build, sharp_base
 
@@ -111,12 +111,20 @@ def test_rows_without_tokens_are_refused(lm: LanguageModel, row: Row) -> None:
         branch_nlls(lm, [ROWS[0], row], batch_size=2)
 
 
-def test_sliding_windows_and_empty_batches_are_refused(lm: LanguageModel) -> None:
+def test_a_short_window_scores_each_branch_behind_its_prompt_and_a_long_one_behind_one_another(lm: LanguageModel) -> None:
+    """By value against each text alone: see also tests/kinds."""
     base = sharp_base()
-    changes: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8}
-    mistral = build(replace(base, config=base.config | changes))
-    with pytest.raises(ValueError, match="only full attention"):
-        branch_nlls(mistral, ROWS, batch_size=1)
+    longest = max(row.longest for row in ROWS)
+    for window, is_plain in ((8, False), (longest, True), (longest - 1, False)):
+        changes: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+        mistral = build(replace(base, config=base.config | changes))
+        assert has_plain_attention(mistral.model.get_base_model(), longest=longest) == is_plain
+        alone = [[branch_nlls(mistral, [Row(row.prompt_ids, (branch,))], batch_size=1)[0][0] for branch in row.branches] for row in ROWS]
+        for found, expected in zip(branch_nlls(mistral, ROWS, batch_size=2), alone, strict=True):
+            assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_empty_batches_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         branch_nlls(lm, ROWS, batch_size=0)
 

@@ -13,6 +13,7 @@ from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import CHOICES, Config
 from raysim.data.tokens import Example
 from raysim.experiment import Experiment, mean_hidden_states, prepare
+from raysim.runner import notes
 from tests.method_calls import RECORDS
 from tests.tiny_models import encode
 
@@ -192,6 +193,29 @@ def test_long_prompts_and_contexts_are_refused_and_cuts_counted(lm: LanguageMode
     assert cut.manifest["num_heldout_cut"] == sum(example.num_tokens > limit for example in whole.heldout)
     assert max(example.num_tokens for shard in cut.shards for example in shard) == limit
     assert (cut.manifest["max_length"], cut.manifest["num_heldout"]) == (limit, 4)
+
+
+def test_copies_and_what_is_left_out_are_counted_and_said(lm: LanguageModel, tiny_config: Make, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"instruction": f"q {i % 8}", "response": f"r {i % 8}"} for i in range(24)]
+    rows += [{"instruction": "Q  8", "response": "R 8"}, {"instruction": "q 8", "response": "r 8"}, {"instruction": "q", "response": None}]
+    source = [
+        "data.source=jsonl",
+        f"data.path={write_jsonl(tmp_path, rows)}",
+        "partition.scheme=iid",
+        "data.num_train=0",
+        "data.num_heldout=4",
+    ]
+    config = tiny_config(*source)
+    experiment = prepare(config, lm)
+    trained, heldout = ({e.record.instruction.casefold() for e in side} for side in (sum(experiment.shards, ()), experiment.heldout))
+    assert not trained & heldout
+    used = [(e.record.instruction, e.record.response) for side in (*experiment.shards, experiment.heldout) for e in side]
+    exact, folded = len(used) - len(set(used)), len(used) - len({" ".join(asked.casefold().split()) for asked, _ in used})
+    counts = {"num_copies": folded, "num_exact_copies": exact, "num_left_out": 1, "num_conversations_cut": 0, "num_details_left_out": 0}
+    assert experiment.manifest.items() >= counts.items()
+    assert notes(experiment, config) == [
+        f"{folded} records are copies of others ({exact} letter by letter); no copy of a training record is held out"
+    ]
 
 
 @pytest.mark.parametrize("method", TRAINED)

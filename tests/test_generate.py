@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, RepetitionPenaltyLogitsProcessor
 
+from raysim.base import has_plain_attention
 from raysim.generate import BLOCK_COLUMNS, Sampling, draw, generate
 
 VOCAB = 300
@@ -363,7 +364,9 @@ def test_bad_sampling_is_refused(settings: dict[str, float], message: str) -> No
         Sampling(**settings)
 
 
-def test_sliding_windows_are_refused() -> None:
+@pytest.mark.parametrize("window", [8, 64])
+def test_windows_give_what_transformers_gives(window: int) -> None:
+    """A window shorter than the text is the library's to answer, a longer one is ours."""
     config = MistralConfig(
         vocab_size=50,
         hidden_size=32,
@@ -371,7 +374,20 @@ def test_sliding_windows_are_refused() -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        sliding_window=8,
+        sliding_window=window,
+        initializer_range=0.5,
     )
-    with pytest.raises(ValueError, match=r"model_type='mistral'.*only full attention"):
-        run(MistralForCausalLM(config), [[3]], Sampling(5))
+    model = MistralForCausalLM(config).eval()
+    prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [13, 14]]
+    assert has_plain_attention(model, longest=10 + 12) == (window == 64)
+    for prompt, found in zip(prompts, run(model, prompts, Sampling(12)), strict=True):
+        tokens = torch.tensor([prompt])
+        expected = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=list(END),
+            pad_token_id=PAD,
+        )
+        assert found == [token for token in expected[0, len(prompt) :].tolist() if token not in END]

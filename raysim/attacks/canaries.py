@@ -6,10 +6,9 @@ Of the NUM_SECRETS secrets there are, a hash keeps half for canaries and half fo
 secret of any canary, of whatever seed, and the two halves are otherwise alike.
 Left out: canaries in the form of real records, and updates of canary clients (they are vectors, not records).
 
-Shape legend: B = batch, T = tokens, D = hidden size, V = vocabulary, R = references.
+Shape legend: R = references.
 """
 
-import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -23,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.special import log_ndtr
 from scipy.stats import norm, skewnorm
-from torch.nn import functional as F
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
+from raysim.branches import Row, branch_nlls
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
@@ -291,26 +290,13 @@ def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
 
 
-@torch.no_grad()
 def continuation_nlls(lm: LanguageModel, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], *, batch_size: int) -> Floats:
     """The summed NLL (nats) of each continuation of one prompt, under the adapter that is loaded; float64, one each.
 
-    Equal to scoring prompt and continuation together; the prompt, most of the tokens, runs once for all of them.
+    Equal to scoring prompt and continuation together (see `branches`); `batch_size` continuations are behind one another in a row.
     """
-    core = lm.model.get_base_model()
-    decoder, head = core.get_decoder(), core.get_output_embeddings()  # type: ignore[operator]  # torch types any attribute as a tensor
-    with lm.autocast():
-        opening = decoder(input_ids=torch.tensor([list(prompt_ids)], device=lm.device), use_cache=True)
-    sums = []
-    for start in range(0, len(continuations), batch_size):
-        batch = [torch.tensor(list(ids)) for ids in continuations[start : start + batch_size]]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100).to(lm.device)
-        cache = copy.deepcopy(opening.past_key_values)
-        cache.batch_repeat_interleave(len(batch))
-        with lm.autocast():
-            later_BTD = decoder(input_ids=ids_BT.clamp(min=0), past_key_values=cache, use_cache=True).last_hidden_state
-            first_B1D = opening.last_hidden_state[:, -1:].expand(len(batch), -1, -1)
-            logits_BTV = head(torch.cat([first_B1D, later_BTD[:, :-1]], dim=1))
-        nll_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), ids_BT, reduction="none", ignore_index=-100)
-        sums.append(nll_BT.double().sum(dim=1).cpu().numpy())
-    return np.concatenate(sums)
+    rows = [
+        Row(tuple(prompt_ids), tuple(tuple(ids) for ids in continuations[start : start + batch_size]))
+        for start in range(0, len(continuations), batch_size)
+    ]
+    return np.array([nll for nlls in branch_nlls(lm, rows, batch_size=1) for nll in nlls])

@@ -40,7 +40,7 @@ import torch
 
 from raysim.adapter import Layout, Vector, initial_adapter, unflatten
 from raysim.attacks.views import ServerView
-from raysim.base import LanguageModel
+from raysim.base import LanguageModel, has_plain_attention
 from raysim.data.chat import ChatFormat
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
@@ -152,6 +152,19 @@ def invert_update(lm: LanguageModel, view: ServerView, *, opening: Sequence[int]
         token_ids=token_ids,
         sequences=_sequences(lm, later, token_ids[: settings.max_candidates], opening=opening, module=second[0], settings=settings),
     )
+
+
+def check_model(lm: LanguageModel, *, longest: int) -> None:
+    """Refuses a model that the attack cannot serve for texts of up to `longest` tokens, so that a run that asks for it does so before it starts.
+
+    Errors: ValueError naming what is not served.
+    """
+    first = projections(lm.layout)[0]
+    if not has_plain_attention(lm.model.get_base_model(), longest=longest):
+        raise ValueError(
+            f"model.name: the attack serves full attention only, and model_type={lm.model.config.model_type!r} has layers of another kind"
+        )
+    _refuse_positions(lm, module=first[0])
 
 
 def projections(layout: Layout) -> tuple[list[str], list[str]]:
@@ -307,7 +320,7 @@ def module_inputs(lm: LanguageModel, ids: torch.Tensor, *, module: str, visible:
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min).to(lm.device)
     seen: list[torch.Tensor] = []
     with _stopping_at(lm, module, seen), lm.autocast():
-        lm.model.get_base_model().get_decoder()(  # type: ignore[operator]  # torch types any attribute as a tensor
+        lm.model.get_base_model()(
             input_ids=ids.to(lm.device),
             attention_mask=mask.expand(len(ids), 1, -1, -1),
             position_ids=positions.expand(len(ids), -1).to(lm.device),
@@ -318,7 +331,7 @@ def module_inputs(lm: LanguageModel, ids: torch.Tensor, *, module: str, visible:
 
 def _vocabulary_inputs(lm: LanguageModel, *, module: str) -> Iterator[torch.Tensor]:
     """The first layer's input for every token of the vocabulary, in chunks of shape (VOCABULARY_CHUNK, D)."""
-    size = len(lm.tokenizer)
+    size = min(len(lm.tokenizer), lm.vocab_size)
     alone = torch.ones(1, 1, dtype=torch.bool)
     for start in range(0, size, VOCABULARY_CHUNK):
         ids = torch.arange(start, min(start + VOCABULARY_CHUNK, size)).unsqueeze(1)
@@ -327,7 +340,7 @@ def _vocabulary_inputs(lm: LanguageModel, *, module: str) -> Iterator[torch.Tens
 
 def _refuse_positions(lm: LanguageModel, *, module: str) -> None:
     """Raises if one token gives the first layer different inputs at two positions."""
-    twice = torch.full((1, 2), (lm.pad_token_id + 1) % len(lm.tokenizer))
+    twice = torch.full((1, 2), (lm.pad_token_id + 1) % min(len(lm.tokenizer), lm.vocab_size))
     inputs = module_inputs(lm, twice, module=module, visible=torch.ones(2, 2, dtype=torch.bool).tril(), positions=torch.arange(2))[0]
     if float((inputs[0] - inputs[1]).norm()) > 1e-3 * float(inputs[0].norm()):
         raise ValueError("model.name: the position enters the first layer's input of this model; the attack serves rotary positions only")

@@ -35,7 +35,7 @@ OWN_VARIANCE_SHADOWS = 64
 
 @torch.no_grad()
 def token_nlls(lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, batch_size: int) -> list[Floats]:
-    """The negative log-likelihood (nats) of every response token of each example under `adapter`, in order.
+    """The negative log-likelihood (nats) of every scored token of each example under `adapter`, in order.
 
     Equal to the losses of the full logits_BTV at those positions; the head runs on the N scored positions only. Neither
     the batch nor the padding changes more than last bits. `adapter` stays loaded.
@@ -54,7 +54,7 @@ def token_nlls(lm: LanguageModel, adapter: Vector, examples: Sequence[Example], 
 def _batch_nlls(lm: LanguageModel, examples: Sequence[Example]) -> list[Floats]:
     """`token_nlls` of one batch."""
     nll_N, _ = response_token_nll(lm, examples)
-    ends = np.cumsum([len(example.response_ids) for example in examples])
+    ends = np.cumsum([len(example.scored) for example in examples])
     return np.split(nll_N.double().cpu().numpy(), ends[:-1])
 
 

@@ -4,15 +4,19 @@ Every form becomes a prompt, its options and the number of the right one. Where 
 Left out: questions with several right options, and forms other than JSON (one object a line, one list, or PubMedQA's object of objects).
 """
 
-import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from raysim.data.files import json_items, read_text
 from raysim.data.records import Record
+from raysim.data.values import kind_of, listed, text_of
+
+logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 
@@ -59,48 +63,34 @@ def read_choices(path: Path, *, form: str) -> list[ChoiceQuestion]:
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is none of {', '.join(FORMS)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a .jsonl or .json file of questions")
     questions = []
-    for where, entry in _entries(path):
-        try:
-            if not isinstance(entry, dict):
-                raise ValueError(f"is {type(entry).__name__}, not an object with fields")
-            questions.append(FORMS[form](entry))
-        except ValueError as error:
-            raise ValueError(f"{path}: {where}: {error}") from None
+    try:
+        for where, entry in _entries(str(path)):
+            questions.append(_question(entry, where=where, form=form))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not questions:
         raise ValueError(f"{path}: holds no questions; give a file with at least one")
     return questions
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every entry with the place where it stands: of one list or object of objects its number or name, of JSON lines the line."""
+def _question(entry: Any, *, where: str, form: str) -> ChoiceQuestion:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        yield from _lines(text, path)
-        return
-    if isinstance(whole, list):
-        yield from ((f"item {number}", entry) for number, entry in enumerate(whole, 1))
-    elif isinstance(whole, dict) and whole and all(isinstance(entry, dict) for entry in whole.values()):
-        yield from ((f"entry {name!r}", entry) for name, entry in whole.items())
-    else:
-        yield "line 1", whole
+        if not isinstance(entry, dict):
+            raise ValueError(f"is {kind_of(entry)}, not an object with fields")
+        return FORMS[form](entry)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}, column {error.colno})") from None
+def _entries(path: str) -> list[tuple[str, Any]]:
+    """Every entry with the place where it stands: of an object of objects its name, else as `json_items` lists them."""
+    text = read_text(path, say=lambda what: logger.warning("%s %s", path, what), remedy="give a .jsonl or .json file of questions")
+    items = list(json_items(text, wanted=frozenset({"question", "QUESTION"})))
+    whole = items[0][1] if len(items) == 1 else None
+    if isinstance(whole, dict) and whole and all(isinstance(entry, dict) for entry in whole.values()):
+        return [(f"entry {name!r}", entry) for name, entry in whole.items()]
+    return items
 
 
 def _medqa(entry: Fields) -> ChoiceQuestion:
@@ -126,7 +116,7 @@ def _pubmedqa(entry: Fields) -> ChoiceQuestion:
     decision = _text(entry, "final_decision").lower()
     if decision not in decisions:
         raise ValueError(f"the field 'final_decision' is {decision!r}, which is none of {', '.join(decisions)}")
-    prompt = "\n".join(texts) + f"\n\n{question}\nAnswer with one word: yes, no or maybe."
+    prompt = "\n".join(text_of(text, field=field) for text in texts) + f"\n\n{question}\nAnswer with one word: yes, no or maybe."
     return ChoiceQuestion(prompt, decisions, decisions.index(decision))
 
 
@@ -150,7 +140,7 @@ def _options(entry: Fields, field: str) -> dict[str, str]:
         pairs = list(zip(ascii_uppercase, value, strict=False))
     else:
         raise ValueError(f"the field {field!r} must hold the options, as a list or by letters")
-    texts = [text.strip() if isinstance(text, str) else "" for _, text in pairs]
+    texts = [text_of(text, field=field) if isinstance(text, str) else "" for _, text in pairs]
     if len(pairs) < 2 or not all(texts) or not all(isinstance(key, str) for key, _ in pairs):
         raise ValueError(f"the field {field!r} must hold at least two options, each a text")
     options = dict(zip((key for key, _ in pairs), texts, strict=True))
@@ -176,5 +166,5 @@ def _right(entry: Fields, field: str, options: dict[str, str]) -> int:
 def _text(entry: Fields, field: str) -> str:
     value = entry.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"the field {field!r} must hold a text; the entry has {', '.join(entry) or 'no fields'}")
-    return value.strip()
+        raise ValueError(f"the field {field!r} must hold a text; the entry has {listed(entry) or 'no fields'}")
+    return text_of(value, field=field)

@@ -1,18 +1,25 @@
 """Records and their split among clients as a configuration asks for them: what a run deals, and what a verification deals again."""
 
+import json
 from pathlib import Path
 
 from raysim.config import Config, DataConfig, EvaluateConfig, SynthesisConfig
 from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
+from raysim.data.presets import PRESETS
 from raysim.data.records import Record
-from raysim.data.sources import PRESETS, load_records
+from raysim.data.sources import Source, SourceSpec, read_source
 
 
 def configured_records(data: DataConfig) -> list[Record]:
-    """All records of the configured source (see `load_records`)."""
-    return load_records(
+    """All records of the configured source (see `read_source`)."""
+    return list(configured_source(data).records)
+
+
+def configured_source(data: DataConfig) -> Source:
+    """The records of the configured source, and what of it is not in them (see `read_source`)."""
+    spec = SourceSpec(
         source=data.source,
         path=data.path,
         preset=data.preset,
@@ -22,12 +29,14 @@ def configured_records(data: DataConfig) -> list[Record]:
         label_field=data.label_field,
         details_field=data.details_field,
         group_field=data.group_field,
+        chat_field=data.chat_field,
     )
+    return read_source(spec)
 
 
 def chat_format(data: DataConfig) -> ChatFormat:
     """How conversations are put to the model, as configured."""
-    return ChatFormat(data.system_prompt, template_args=tuple(sorted(data.template_args.items())), date=data.template_date)
+    return ChatFormat(data.system_prompt, template_args=json.dumps(data.template_args, sort_keys=True), date=data.template_date)
 
 
 def instruction_opening(data: DataConfig) -> str:
@@ -49,15 +58,11 @@ def _is_known(data: DataConfig) -> bool:
 def public_records(synthesis: SynthesisConfig) -> list[Record]:
     """The records that stand in for self-generated ones; none unless they come from a file.
 
-    Errors: as `load_records`, naming `synthesis.path` and the line.
+    Errors: as `read_source`, naming `synthesis.path` and the line.
     """
     if synthesis.source != "file":
         return []
-    try:
-        return load_records(source="jsonl", path=synthesis.path, preset=synthesis.preset)
-    except ValueError as error:
-        text = str(error).replace("data.path=", "synthesis.path=", 1)
-        raise ValueError(text.replace("set data.preset, or the data.*_field keys", "set synthesis.preset")) from None
+    return list(read_source(SourceSpec("jsonl", synthesis.path, synthesis.preset, section="synthesis")).records)
 
 
 def configured_questions(evaluate: EvaluateConfig) -> list[ChoiceQuestion]:

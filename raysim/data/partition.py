@@ -135,6 +135,7 @@ def partition_manifest(shards: list[list[int]], *, records: list[Record], num_to
         for index in shard:
             record = records[index]
             row = [client_id, record.record_id, record.instruction, record.response, record.label, list(record.details), record.group]
+            row += [record.history] if record.history else []
             digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     clients = [
         {

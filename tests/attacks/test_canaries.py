@@ -239,8 +239,7 @@ def test_tokens_that_run_together_belong_to_the_secret() -> None:
 
         chat_template = None
 
-        def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-            assert not add_special_tokens
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
             return {"input_ids": [int.from_bytes(text[i : i + 2].encode(), "big") for i in range(0, len(text), 2)]}
 
     record = Record(record_id=0, instruction="Which?", response="abc482-109-375")

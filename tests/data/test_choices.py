@@ -109,16 +109,16 @@ def test_files_that_hold_no_questions_are_refused(tmp_path: Path) -> None:
         ("", "holds no questions"),
         ("[]", "holds no questions"),
         (json.dumps(GOOD) + "\n{broken\n", "line 2 is not JSON"),
-        ("[1, 2]", "item 1: is int, not an object"),
-        ('"text"', "line 1: is str, not an object"),
+        ("[1, 2]", "item 1: is a number, not an object"),
+        ('"text"', "line 1: is a text, not an object"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_choices(path, form="options")
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    path.write_bytes(b"\xff\xfa")
+    with pytest.raises(ValueError, match="line 1 is not UTF-8"):
         read_choices(path, form="options")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=r"the file does not exist; give a .jsonl or .json file of questions"):
         read_choices(tmp_path / "none.jsonl", form="options")
     with pytest.raises(ValueError, match="form='csv' is none of medqa, pubmedqa, options"):
         read_choices(path, form="csv")

@@ -1,5 +1,6 @@
 """Partitions: every index once, sizes as asked for, seeds, the label skew that alpha means, and the manifest."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -137,5 +138,7 @@ def test_manifest_counts_and_hashes_the_contents() -> None:
     moved = partition_manifest([[0, 2], [1, 3, 4], []], records=records, num_tokens=[10, 20, 30, 40, 50])
     changed = [*records[:4], Record(4, "ask 4", "answer 4.", label="a")]
     edited = partition_manifest([[0, 2, 3], [1, 4], []], records=changed, num_tokens=[10, 20, 30, 40, 50])
-    assert len({manifest["sha256"], moved["sha256"], edited["sha256"]}) == 3
+    earlier = [*records[:4], dataclasses.replace(records[4], history=(("user", "Hello."), ("assistant", "Yes?")))]
+    told = partition_manifest([[0, 2, 3], [1, 4], []], records=earlier, num_tokens=[10, 20, 30, 40, 50])
+    assert len({manifest["sha256"], moved["sha256"], edited["sha256"], told["sha256"]}) == 4
     assert manifest == partition_manifest([[0, 2, 3], [1, 4], []], records=records, num_tokens=[10, 20, 30, 40, 50])

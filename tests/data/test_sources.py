@@ -196,8 +196,8 @@ GOOD = '{"instruction": "a", "response": "b"}'
         ("set.xml", "<a/>", {}, ["cannot tell what .xml holds", ".jsonl, .json, .csv, .txt"]),
         ("set.jsonl", f"{GOOD}\n\n{{oops", {}, ["line 3 is not JSON", "column 2"]),
         ("set.json", '[\n{"instruction": 1,\n"response" 2}]', {}, ["line 3 is not JSON"]),
-        ("set.jsonl", f"{GOOD}\n[1]", {}, ["line 2 is not an object", "list"]),
-        ("set.json", f"[{GOOD}, 3]", {}, ["item 2 is not an object", "int"]),
+        ("set.jsonl", f"{GOOD}\n[1]", {}, ["line 2 is not an object", "a list"]),
+        ("set.json", f"[{GOOD}, 3]", {}, ["item 2 is not an object", "a number"]),
         ("set.jsonl", GOOD.encode() + b"\n\xff\xfe", {}, ["line 2 is not UTF-8"]),
         (
             "set.jsonl",
@@ -214,12 +214,12 @@ GOOD = '{"instruction": "a", "response": "b"}'
             "set.jsonl",
             '{"instruction": "a", "response": "b", "pii": 3}',
             {"details_field": "pii"},
-            ["'pii' must be a list of strings, not int"],
+            ["'pii' must be a list of strings, not a number"],
         ),
-        ("set.csv", 'instruction,response,pii\na,b,"[b"\n', {"details_field": "pii"}, ["line 2", "'pii' is not a JSON list"]),
-        ("set.jsonl", f'{GOOD}\n{{"instruction": "a", "response": " "}}', {}, ["line 2: the field 'response' is empty"]),
+        ("set.csv", 'instruction,response,pii\na,b,"[b"\n', {"details_field": "pii"}, ["line 2: the field 'pii' is not JSON"]),
+        ("set.jsonl", '{"instruction": "a", "response": " "}', {}, ["line 1: the field 'response' is empty"]),
         ("set.jsonl", '{"instruction": null, "response": "b"}', {}, ["line 1: the field 'instruction' is empty"]),
-        ("set.csv", "instruction,response\na,b\nc\n", {}, ["line 3: the field 'response' is empty"]),
+        ("set.csv", "instruction,response\nc\n", {}, ["line 2: the field 'response' is empty"]),
         ("set.csv", "instruction,response\na,b,c\n", {}, ["line 2 has more columns than the header"]),
         ("set.txt", "fine .@neutral\nno label here\n", {"preset": "fpb"}, ["line 2 is not of the form sentence@label"]),
         (
@@ -313,7 +313,7 @@ def test_split_depends_on_the_seed_and_covers_all_records() -> None:
 
 @pytest.mark.parametrize(("num_train", "num_heldout"), [(8, 3), (1, 10), (0, 10), (0, 11)])
 def test_split_says_what_is_too_few(num_train: int, num_heldout: int) -> None:
-    records = [Record(i, "ask", "answer") for i in range(10)]
+    records = [Record(i, f"ask {i}", "answer") for i in range(10)]
     with pytest.raises(ValueError, match=rf"data.num_train={num_train} and data.num_heldout={num_heldout} .* 10 records"):
         split_records(records, num_train=num_train, num_heldout=num_heldout, seed=0)
     assert [len(side) for side in split_records(records, num_train=7, num_heldout=3, seed=0)] == [7, 3]
