@@ -59,7 +59,8 @@ class CrossClientScore:
 def contexts(texts: Sequence[str], details: Sequence[Sequence[str]], *, num_words: int) -> list[str]:
     """The `num_words` words before each detail in its text, commonest first and in alphabetical order among equals.
 
-    Where a script puts no blanks between words its letters count as words do (see `pieces`). A detail at the very beginning has no context, and one that does not occur in its text none either.
+    Where a script puts no blanks between words its letters count as words do (see `pieces`). A detail at the very beginning has no
+    context, and one that does not occur in its text none either.
     """
     found: Counter[str] = Counter()
     for text, secrets in zip(texts, details, strict=True):

@@ -38,7 +38,10 @@ OPENINGS: dict[str, tuple[str, ...]] = {
     ),
     "Greek": ("λυπάμαι", "συγγνώμη", "ζητώ συγγνώμη", "δεν μπορώ", "ως τεχνητή νοημοσύνη", "ως γλωσσικό μοντέλο"),
     "Hebrew": ("מצטער", "אני מצטער", "סליחה", "אינני יכול", "איני יכול", "אני לא יכול", "כמודל שפה", "כבינה מלאכותית"),
-    "Hindi": ("क्षमा करें", "माफ़ करें", "माफ़ कीजिए", "माफ कीजिए", "मुझे खेद है", "मुझे माफ", "मैं नहीं कर सकता", "एक एआई", "एआई के रूप में"),
+    "Hindi": (
+        *("क्षमा करें", "माफ़ करें", "माफ़ कीजिए", "माफ कीजिए", "मुझे खेद है", "मुझे माफ", "मैं नहीं कर सकता"),
+        *("एक एआई", "एआई के रूप में"),
+    ),
     "Indonesian": ("maaf", "mohon maaf", "saya minta maaf", "saya tidak bisa", "saya tidak dapat", "sebagai ai", "sebagai model bahasa"),
     "Italian": ("mi dispiace", "mi scuso", "spiacente", "sono spiacente", "non posso", "come ia,", "come modello linguistico"),
     "Japanese": (

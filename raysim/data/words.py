@@ -48,7 +48,8 @@ def fold(text: str) -> str:
         return text.lower()
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = "".join(map(_folded, folded)).replace("i\u0307", "i")  # what the case folding makes of the Turkish capital
-    return unicodedata.normalize("NFKC", folded)
+    folded = unicodedata.normalize("NFKC", folded)
+    return folded if folded == text else fold(folded)  # what was dropped may have stood between a letter and its accent
 
 
 @lru_cache(maxsize=2048)
@@ -61,9 +62,10 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def pieces(text: str) -> list[tuple[int, int]]:
-    """Where the units by which lengths are counted begin and end: what blanks (in Tibetan dots) separate, and letters of scripts without blanks one by one.
+    """Where the units by which lengths are counted begin and end: what blanks separate, and letters of scripts without blanks one by one.
 
-    Punctuation belongs to the unit that it touches. Where all scripts put blanks these are the parts of `text.split()`.
+    Punctuation belongs to the unit that it touches. Where all scripts put blanks these are the parts of `text.split()`. The dots of
+    Tibetan count as blanks.
     """
     return [m.span() for m in re.finditer("o*um*o*|[^us]+", "".join(map(_kind, text)))]
 
