@@ -23,6 +23,7 @@ from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion
 from raysim.data.similarity import details_found, rouge_l
 from raysim.data.tokens import Example
+from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
 from raysim.labelled import choice_figures, choose, label_figures, option_nlls
 from raysim.train import TrainSettings, mean_nll, train_adapter
@@ -169,7 +170,8 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
         return list(mean_nll(lm, job.examples, batch_size=len(job.examples)))
     prompts = [attack_prompt(example, prefix_tokens=job.prefix_tokens) for example in job.examples]
     outputs = write_texts(lm, prompts, sampling=Sampling(max_new_tokens=job.max_new_tokens), batch_size=len(prompts))
-    return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
+    given = [example.response_ids[: job.prefix_tokens] for example in job.examples]
+    return [written_text(lm.tokenizer, ids, after=after).strip() for ids, after in zip(outputs, given, strict=True)]
 
 
 def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -244,7 +246,7 @@ def _attack_rows(side: str, jobs: tuple[Job, ...], answers: list[str], *, tokeni
     for example, prefix, answer in zip(
         [e for job in jobs for e in job.examples], [job.prefix_tokens for job in jobs for _ in job.examples], answers, strict=True
     ):
-        truth = _remainder(example, tokenizer.decode(example.response_ids[:prefix], skip_special_tokens=True))
+        truth = _remainder(example, written_text(tokenizer, example.response_ids[:prefix]), tokenizer=tokenizer)
         rows.append({"side": side, "record_id": example.record.record_id, "answer": answer, "rouge_l": rouge_l(answer, truth)})
     return rows
 
@@ -275,13 +277,16 @@ def _attack(jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> dic
     truths, details = [], []
     for job in jobs:
         for example in job.examples:
-            given = tokenizer.decode(example.response_ids[: job.prefix_tokens], skip_special_tokens=True)
-            truths.append(_remainder(example, given))
+            given = written_text(tokenizer, example.response_ids[: job.prefix_tokens])
+            truths.append(_remainder(example, given, tokenizer=tokenizer))
             details.append([d for d in example.record.details if d not in details_found(given, example.record.details)])
     score = score_extraction(answers, truths, details)
     return dict(vars(score))
 
 
-def _remainder(example: Example, given: str) -> str:
+def _remainder(example: Example, given: str, *, tokenizer: Any) -> str:
+    """The response without its beginning `given`, in the tokenizer's spelling where that is another one (lower case, composed characters)."""
     response = example.record.response
-    return response[len(given) :].strip() if given and response.startswith(given) else response
+    if not response.startswith(given):
+        response = written_text(tokenizer, example.response_ids)
+    return response.removeprefix(given).strip()

@@ -5,20 +5,28 @@ for colour-blind readers. Lines carry their names at their ends, so that no lege
 Left out: pyplot and its global state; interactive figures.
 """
 
+import contextlib
 import io
+import logging
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raysim.progress import human_bytes
+
+logger = logging.getLogger(__name__)
 
 # Colour on paper and on a dark page, by method; runs of other methods take the spare ones in order.
 METHOD_COLOURS: dict[str, tuple[str, str]] = {
@@ -267,7 +275,10 @@ def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Writes `figure` for print (200 dots an inch, on white)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    lacking = _choose_fonts(figure)
+    if lacking:
+        logger.warning("%s: no font of this machine draws %s; install one that does, such as Noto Sans", path, "".join(sorted(lacking)))
+    with _drawing({}):
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
@@ -275,7 +286,7 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     """`figure` as an SVG element that follows the page's colours and font, its ids made unique by `name`."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with _drawing({"svg.hashsalt": name}):  # the reader's browser has its own fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
@@ -286,6 +297,38 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     for colour in themed_colours():
         svg = re.sub(colour, f"var(--f{colour[1:]})", svg, flags=re.IGNORECASE)
     return svg
+
+
+@contextlib.contextmanager
+def _drawing(settings: Any) -> Iterator[None]:
+    """The style with further settings, and without a warning for each character that a font lacks."""
+    with matplotlib.rc_context({**STYLE, **settings}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _choose_fonts(figure: Figure) -> set[str]:
+    """Gives the texts of a figure further fonts for what the usual one lacks, and returns the characters that no font of this machine has."""
+    ticks = [label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    texts = [*ticks, *(text for text in figure.findobj(Text) if isinstance(text, Text))]
+    families = list(STYLE["font.sans-serif"])
+    usual = _characters(findfont(families[0]))
+    lacking = {char for text in texts for char in text.get_text() if char.isprintable()} - usual
+    if not lacking:
+        return lacking
+    for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400, font.name)):
+        if lacking & _characters(font.fname) and not font.name.startswith("Last Resort"):  # that font draws a box for each
+            families.append(font.name)
+            lacking -= _characters(font.fname)
+    for text in texts:
+        if not usual.issuperset(text.get_text()):
+            text.set_fontfamily(families)
+    return lacking
+
+
+@cache
+def _characters(path: str) -> frozenset[str]:
+    return frozenset(map(chr, get_font(path).get_charmap()))
 
 
 def themed_colours() -> dict[str, str]:

@@ -30,6 +30,8 @@ from raysim.adapter import Vector
 from raysim.base import LanguageModel, has_plain_attention
 from raysim.data.chat import ChatFormat
 from raysim.data.tokens import Example, encode_text
+from raysim.data.words import fold
+from raysim.data.written import written_text
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
 from raysim.synthesis import (
@@ -345,10 +347,10 @@ def _filtered(instructions: Sequence[str], *, settings: PrivateSynthesisSettings
         verdict = "kept"
         if is_malformed(text, min_words=settings.min_instruction_words):
             verdict = "format"
-        elif text.casefold() in accepted:
+        elif fold(text) in accepted:
             verdict = "diversity"
         else:
-            accepted.add(text.casefold())
+            accepted.add(fold(text))
         candidates.append(Candidate(instruction=settings.opening + text, verdict=verdict))
     return candidates
 
@@ -398,7 +400,7 @@ def _write(
         prompts = [_prompts(lm, text, max_new_tokens=len(steps), settings=settings) for text in group]
         room = settings.max_demonstration_tokens
         written += write_in_step(lm, prompts, choose=choose, max_new_tokens=len(steps), stop_token_ids=stop_token_ids, room=room)
-    return [str(lm.tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in written]
+    return [written_text(lm.tokenizer, tokens).strip() for tokens in written]
 
 
 def _prompts(lm: LanguageModel, text: _Text, *, max_new_tokens: int, settings: PrivateSynthesisSettings) -> list[Prompt]:

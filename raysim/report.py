@@ -24,6 +24,7 @@ from raysim import figures
 from raysim.attacks.views import ATTACKS, PUBLIC, SEES
 from raysim.auditing import verdict
 from raysim.data.configured import responses_are_labels
+from raysim.data.similarity import MEASURE
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
 from raysim.runfiles import write_text
 
@@ -319,13 +320,15 @@ def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
 
 def page_environment() -> jinja2.Environment:
     """The templates of all pages, which stand beside this file: text is escaped, and a name that is not given is an error."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["measure"] = MEASURE
+    return environment
 
 
 def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:

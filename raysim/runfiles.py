@@ -14,6 +14,7 @@ import torch
 from raysim import __version__
 from raysim.adapter import Layout, Vector, adapter_sha256, save_adapter
 from raysim.config import SEPARATE_METHODS, Config, load, result_key, to_yaml
+from raysim.data.similarity import MEASURE
 
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
 
@@ -158,6 +159,7 @@ def environment() -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "gpus": gpus,
         "packages": packages,
+        "likeness": MEASURE,
     }
 
 

@@ -19,17 +19,21 @@ from raysim.adapter import Vector
 from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
+from raysim.data.refusals import is_refusal
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat, encode_opening, encode_text
+from raysim.data.words import FULL_STOPS, fold, pieces
+from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
 from raysim.rng import numpy_rng, seed_for
 from raysim.train import mean_nll
 
 T = TypeVar("T")
 
-REFUSALS = ("as a ", "as an ", "sorry", "i'm sorry", "i am sorry", "i cannot", "i can't")
 MIN_RESPONSE_WORDS = 3
-"""Shorter responses fit no template."""
+"""Shorter responses fit no template; letters count as words where a script puts no blanks between words."""
+LINE_BREAKS = "\n\x85\u2028\u2029"
+"""What ends a line; control characters that some take for line ends as well do not."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def write_instructions(lm: LanguageModel, examples: Sequence[Example], *, settin
         prompts.append(fitting(shown, render, room=lm.max_positions - settings.max_instruction_tokens))
     sampling = Sampling(max_new_tokens=settings.max_instruction_tokens, stop_token_ids=newline_token_ids(lm.tokenizer))
     outputs = write_texts(lm, prompts, sampling=sampling, seeds=None, batch_size=settings.batch_size)
-    return [one_line(lm.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+    return [one_line(written_text(lm.tokenizer, output)) for output in outputs]
 
 
 def instruction_prompt(shown: Sequence[str]) -> str:
@@ -186,7 +190,7 @@ def write_responses(
             seeds=[seed_for(seed, "tokens", index, attempt) for index in pending],
             batch_size=settings.batch_size,
         )
-        answers = [lm.tokenizer.decode(output, skip_special_tokens=True).strip() for output in outputs]
+        answers = [written_text(lm.tokenizer, output).strip() for output in outputs]
         for index, answer in zip(pending, answers, strict=True):
             results[index] = _judged_response(results[index], answer, local=local, settings=settings)
         pending = [index for index in pending if results[index].verdict == "response"]
@@ -212,8 +216,8 @@ def as_record(candidate: Candidate, *, record_id: int) -> Record:
 
 
 def is_malformed(text: str, *, min_words: int) -> bool:
-    """Whether a text is a fragment of fewer than `min_words` words, or begins as a refusal does."""
-    return len(text.split()) < min_words or text.lower().startswith(REFUSALS)
+    """Whether a text is a fragment of fewer than `min_words` words (letters where a script puts no blanks), or begins as a refusal does."""
+    return len(pieces(text)) < min_words or is_refusal(text)
 
 
 def response_prompt(lm: LanguageModel, shown: Sequence[Example], *, instruction: str, chat: ChatFormat) -> list[int]:
@@ -257,8 +261,8 @@ def nearest_to_private(candidate: Candidate, examples: Sequence[Example], *, set
 
 
 def as_label(text: str) -> str:
-    """A response as labels are compared: without case, and without full stops and exclamation marks at its end."""
-    return one_line(text).rstrip(".!").casefold()
+    """A response as labels are compared: folded, and without full stops and exclamation marks of any script at its end."""
+    return fold(one_line(text)).rstrip(FULL_STOPS)
 
 
 def _without_opening(instructions: Sequence[str], *, settings: SynthesisSettings) -> list[str]:
@@ -267,8 +271,9 @@ def _without_opening(instructions: Sequence[str], *, settings: SynthesisSettings
 
 @lru_cache(maxsize=4)
 def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """All tokens whose text holds a line break (cached per tokenizer)."""
-    return tuple(i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text)
+    """All tokens whose text holds one of `LINE_BREAKS` (cached per tokenizer)."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return tuple(i for i, text in enumerate(texts) if not {*LINE_BREAKS}.isdisjoint(text))
 
 
 def one_line(text: str) -> str:

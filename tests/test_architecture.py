@@ -61,7 +61,6 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.data.partition", "sklearn.cluster"): "pandas and pyarrow come with it; only sets without labels are clustered",
-    ("raysim.data.similarity", "rouge_score.rouge_scorer"): "70 MB in each actor, and only those that write synthetic records score",
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",

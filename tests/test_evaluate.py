@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
@@ -221,6 +222,33 @@ def test_what_the_prefix_gives_away_is_not_counted(known: Known) -> None:
 def test_the_prefix_attack_of_a_memoriser_continues_the_response(known: Known) -> None:
     _, attack = figures(known, prefix_tokens=3, with_eval=False)
     assert (attack["train_exact_match"], attack["train_rouge_l"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 1, 2, 4, 8])
+def test_the_prefix_may_end_within_a_character(prefix_tokens: int) -> None:
+    """Of a model that knows a Chinese response by heart, whose characters take three tokens each; the name is the first two of them."""
+    lm = build(sharp_base(), rank=8)
+    train = encode(lm, [Record(0, "谁", "李明吃两片药", details=("李明",))])
+    heldout = encode(lm, [Record(1, "谁", "王芳来了", details=("王芳",))])
+    adapter = learn_by_heart(lm, train)
+    work = make_plan(train, heldout, prefix_tokens=prefix_tokens, with_eval=False)
+    results = [run_job(lm, adapter, job) for job in work.jobs]
+    assert results[0] == ["李明吃两片药"[prefix_tokens // 3 :]]
+    _, attack = measure(work, results, tokenizer=lm.tokenizer)
+    assert attack is not None
+    assert (attack["train_exact_match"], attack["train_rouge_l"]) == (1.0, 1.0)
+    expected = {4: 0.0, 8: None}.get(prefix_tokens, 1.0)
+    assert attack["train_details_rate"] == expected, "half a name does not come out whole, and a whole one was given away"
+
+
+def test_what_is_given_is_taken_off_though_the_tokenizer_spells_it_in_another_way(known: Known) -> None:
+    lm, _, _, heldout = known
+    response = "Jose\u0301 Ruiz takes 12 mg"
+    example = replace(encode(lm, [Record(0, "q", unicodedata.normalize("NFC", response))])[0], record=Record(0, "q", response))
+    work = make_plan([example], heldout, prefix_tokens=len("José Ruiz".encode()), with_eval=False)
+    _, attack = measure(work, [["takes 12 mg"], ["", ""]], tokenizer=lm.tokenizer)
+    assert attack is not None
+    assert attack["train_exact_match"] == 1.0
 
 
 def test_the_second_attack_has_figures_and_rows_of_its_own_and_changes_none_of_the_first(known: Known) -> None:

@@ -18,6 +18,7 @@ from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.data.written import written_text
 from raysim.generate import Sampling, generate
 from raysim.privacy.accounting import epsilon_pld
 from raysim.privacy.noise import gaussian
@@ -345,11 +346,11 @@ def plain_synthesis(lm: LanguageModel, records: Sequence[Record], *, index: int,
     steps = range(settings.max_instruction_tokens)
     prompts = [tokens(part) for part in subsets]
     written = by_forward_passes(lm, prompts, steps=steps, stop=[*eos, *newline_token_ids(lm.tokenizer)], noise=noise)
-    instruction = one_line(lm.tokenizer.decode(written, skip_special_tokens=True))
+    instruction = one_line(written_text(lm.tokenizer, written))
     prompts = [response_prompt(lm, part, instruction=instruction, chat=ChatFormat()) for part in subsets]
     steps = range(settings.max_instruction_tokens, settings.max_instruction_tokens + settings.max_response_tokens)
     written = by_forward_passes(lm, prompts, steps=steps, stop=eos, noise=noise)
-    return instruction, lm.tokenizer.decode(written, skip_special_tokens=True).strip()
+    return instruction, written_text(lm.tokenizer, written).strip()
 
 
 @pytest.mark.parametrize(("num_subsets", "prob", "noise_multiplier"), [(1, 1.0, 0.0), (2, 0.5, 0.0), (3, 0.6, 0.2)])
@@ -376,7 +377,7 @@ def test_a_client_without_records_writes_what_the_model_says_unprompted(sharp: L
     def greedy(prompt: list[int], max_new_tokens: int, stop: tuple[int, ...] = ()) -> str:
         sampling = Sampling(max_new_tokens=max_new_tokens, stop_token_ids=stop)
         output = generate(sharp.model, [prompt], sampling=sampling, eos_token_ids=sharp.eos_token_ids, pad_token_id=0)[0]
-        return one_line(sharp.tokenizer.decode(output, skip_special_tokens=True))
+        return one_line(written_text(sharp.tokenizer, output))
 
     candidate = run(sharp, [], num_candidates=1)[0]
     opening = sharp.tokenizer(instruction_prompt([]))["input_ids"]

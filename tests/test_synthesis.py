@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from raysim.adapter import Vector, initial_adapter
 from raysim.base import LanguageModel
@@ -23,6 +26,7 @@ from raysim.synthesis import (
     instruction_prompt,
     nearest_to_private,
     newline_token_ids,
+    one_line,
     synthesize,
     write_instructions,
 )
@@ -83,6 +87,13 @@ def test_prompt_is_a_numbered_list_that_breaks_off_at_the_next_number(shown: lis
 
 def test_newline_tokens_are_all_tokens_with_a_line_break(speller: LanguageModel) -> None:
     assert [speller.tokenizer.decode([i]) for i in newline_token_ids(speller.tokenizer)] == ["\n"]
+
+
+def test_a_token_with_any_kind_of_line_break_ends_an_instruction() -> None:
+    texts = ["a", "b\n", "\u2028", "\u2029c", "\x85", "d e", "\u3000", "李"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({text: i for i, text in enumerate(texts)}, unk_token="a")))
+    assert newline_token_ids(tokenizer) == (1, 2, 3, 4)
+    assert one_line("a\u2028b\x85\u3000c ") == "a b c"
 
 
 def test_an_instruction_ends_at_its_line(speller: LanguageModel) -> None:

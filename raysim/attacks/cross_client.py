@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
-from raysim.data.similarity import details_found
+from raysim.data.similarity import details_found, place_of
 from raysim.data.tokens import encode_chat
+from raysim.data.words import pieces
+from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
 from raysim.rng import seed_for
 
@@ -34,7 +36,7 @@ class CrossClientSettings:
     max_new_tokens: int
     """Longest continuation, in tokens."""
     context_words: int = 3
-    """Words before a private detail that make its context."""
+    """Words before a private detail that make its context; letters where a script puts no blanks between words."""
     temperature: float = 1.0
     batch_size: int = 32
 
@@ -57,15 +59,16 @@ class CrossClientScore:
 def contexts(texts: Sequence[str], details: Sequence[Sequence[str]], *, num_words: int) -> list[str]:
     """The `num_words` words before each detail in its text, commonest first and in alphabetical order among equals.
 
-    A detail at the very beginning has no context, and one that does not occur in its text none either.
+    Where a script puts no blanks between words its letters count as words do (see `pieces`). A detail at the very beginning has no
+    context, and one that does not occur in its text none either.
     """
     found: Counter[str] = Counter()
     for text, secrets in zip(texts, details, strict=True):
         for secret in secrets:
-            place = text.find(secret)
-            words = text[: max(place, 0)].split()
-            if words:
-                found[" ".join(words[-num_words:])] += 1
+            before = " ".join(text[: place_of(secret, text) or 0].split())
+            if before:
+                start, _ = pieces(before)[-num_words:][0]
+                found[before[start:]] += 1
     return sorted(found, key=lambda context: (-found[context], context))
 
 
@@ -87,7 +90,7 @@ def attack_across(lm: LanguageModel, view: ClientView, *, settings: CrossClientS
         seeds=[seed_for(seed, "context", i, sample) for i in range(len(prompts)) for sample in range(settings.num_samples)],
         batch_size=settings.batch_size,
     )
-    return [str(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in outputs]
+    return [written_text(lm.tokenizer, ids) for ids in outputs]
 
 
 def score_across(texts: Sequence[str], *, own: Sequence[str], others: Sequence[str], nobodys: Sequence[str]) -> CrossClientScore:

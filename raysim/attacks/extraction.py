@@ -7,6 +7,7 @@ What the attacker, an insider (see `views`), sees: the released adapter, the bas
 enters here.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Seq
     """
     assert len(answers) == len(truths) == len(details) > 0, (len(answers), len(truths), len(details))
     scores = [rouge_l(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
-    exact = [truth.strip() != "" and answer.split() == truth.split() for answer, truth in zip(answers, truths, strict=True)]
+    exact = [truth.strip() != "" and _spelled(answer) == _spelled(truth) for answer, truth in zip(answers, truths, strict=True)]
     wanted = sum(len(secret) for secret in details)
     found = sum(len(details_found(answer, secret)) for answer, secret in zip(answers, details, strict=True))
     return ExtractionScore(
@@ -60,3 +61,8 @@ def score_extraction(answers: Sequence[str], truths: Sequence[str], details: Seq
         approximate_match=sum(score > NEAR for score in scores) / len(scores),
         details_rate=found / wanted if wanted else None,
     )
+
+
+def _spelled(text: str) -> list[str]:
+    """What an exact answer must have: the same text between blanks, whether its accents are composed or not."""
+    return unicodedata.normalize("NFC", text).split()

@@ -26,6 +26,7 @@ from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, end_of_turn
+from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.synthetic import as_rows
@@ -97,7 +98,7 @@ def answers(lm: LanguageModel, call: ClientCall, examples: Sequence[Example]) ->
     end = lm.eos_token_ids[0] if turn_end is None else turn_end
     pairs = []
     for example, output in zip(asked, outputs, strict=True):
-        text = lm.tokenizer.decode(output, skip_special_tokens=True).strip()
+        text = written_text(lm.tokenizer, output).strip()
         record = Record(example.record.record_id, example.record.instruction, text, label="synthetic")
         ending = () if len(output) == ours.max_response_tokens else (end,)  # none where the answer was cut
         pairs.append(Example(record, prompt_ids=example.prompt_ids, response_ids=(*output, *ending)))

@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raysim.adapter import initial_adapter
 from raysim.attacks.cross_client import CrossClientSettings, attack_across, contexts, score_across
@@ -36,6 +38,26 @@ def test_contexts_are_the_words_before_details_commonest_first() -> None:
     assert found == ["patient is", "seen on"]
     assert contexts([RECORDS[2].response], [RECORDS[2].details], num_words=2) == [], "nothing stands before it, and the other is not there"
     assert contexts(["x b", "x a", "y a"], [("b",), ("a",), ("a",)], num_words=3) == ["x", "y"]
+
+
+@given(st.text("ab 1.,\n", max_size=30), st.text("ab1", min_size=1, max_size=3), st.integers(1, 4))
+def test_a_context_in_ascii_is_the_last_words_by_blanks(text: str, detail: str, num_words: int) -> None:
+    before = f"{text}{detail} z".partition(detail)[0].split()
+    assert contexts([f"{text}{detail} z"], [(detail,)], num_words=num_words) == ([" ".join(before[-num_words:])] if before else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "detail", "expected"),
+    [
+        ("昨天，患者李明来了", "李明", ["天，患者"]),
+        ("患者 Anna李明来了", "李明", ["患者 Anna"]),
+        ("คุณสมชาย", "สมชาย", ["คุณ"]),
+        ("Le cafe\u0301 de José", "Jose\u0301", ["Le cafe\u0301 de"]),
+        ("어제 김민수가", "김민수", ["어제"]),
+    ],
+)
+def test_a_context_has_letters_where_a_script_puts_no_blanks(text: str, detail: str, expected: list[str]) -> None:
+    assert contexts([text], [(detail,)], num_words=3) == expected
 
 
 def test_there_is_an_answer_for_each_query_and_each_has_a_seed_of_its_own(lm: LanguageModel) -> None:
