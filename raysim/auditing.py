@@ -190,7 +190,9 @@ def membership_attack(
     scores = {
         "loss": loss_scores(after),
         "reference": calibrated_scores(after, before),
-        "zlib": zlib_scores(after, [example.record.response for example in examples]),
+        "zlib": zlib_scores(
+            after, ["\n".join(example.record.answers) if example.earlier else example.record.response for example in examples]
+        ),
         "min_k": min_k_scores(after),
     }
     return {name: membership_report(values[: len(members)], values[len(members) :]) for name, values in scores.items()}

@@ -21,7 +21,7 @@ from raysim.attacks.views import ClientView
 from raysim.base import LanguageModel
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion
-from raysim.data.similarity import details_found, rouge_l
+from raysim.data.similarity import details_found, place_of, rouge_l
 from raysim.data.tokens import Example
 from raysim.data.written import written_text
 from raysim.generate import Sampling, write_texts
@@ -279,7 +279,10 @@ def _attack(jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> dic
         for example in job.examples:
             given = written_text(tokenizer, example.response_ids[: job.prefix_tokens])
             truths.append(_remainder(example, given, tokenizer=tokenizer))
-            details.append([d for d in example.record.details if d not in details_found(given, example.record.details)])
+            told = details_found(given, example.record.details)
+            # What an earlier turn of a conversation has is in the prompt of its last one, and is asked for nowhere.
+            wanted = [d for d in example.record.details if not example.record.history or place_of(d, example.record.response) is not None]
+            details.append([d for d in wanted if d not in told])
     score = score_extraction(answers, truths, details)
     return dict(vars(score))
 

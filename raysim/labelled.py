@@ -48,7 +48,7 @@ def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, chat: C
 
 def _row(lm: LanguageModel, question: ChoiceQuestion, *, chat: ChatFormat) -> Row:
     return Row(
-        prompt_ids=tuple(encode_chat(lm.tokenizer, [("user", question.prompt)], chat=chat)),
+        prompt_ids=tuple(encode_chat(lm.tokenizer, [*question.history, ("user", question.prompt)], chat=chat)),
         branches=tuple(tuple(lm.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in question.options),
     )
 

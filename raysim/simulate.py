@@ -418,7 +418,8 @@ def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) ->
     if method in SEPARATE_METHODS:
         return {"uplink_bytes": 0, "downlink_bytes": 0}
     if method == "cenit":
-        texts = [example.record.instruction + example.record.response for shard in simulation.experiment.shards for example in shard]
+        records = [example.record for shard in simulation.experiment.shards for example in shard]
+        texts = [text for r in records for text in (*(said for _, said in r.history), r.instruction, r.response)]
         pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
         return {"uplink_bytes": pooled, "downlink_bytes": 0}
     drawn = len(simulation.experiment.mechanism.sample_cohort(round_index))

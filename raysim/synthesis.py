@@ -5,6 +5,7 @@ list of local ones; its response follows local pairs shown as earlier turns; for
 is malformed or too near a local record. The wording of the prompts is ours. Instructions are decoded greedily: their
 variety comes from the demonstrations drawn. Where responses are labels, of which the papers do not speak, a response is well
 formed if it is a label of the client's, and copies nobody; the question that all instructions open with is not written anew.
+Of a conversation, its last question and answer are shown; the copy filter knows all its answers.
 Neither the filters nor the score bound what a pair tells about the demonstrations.
 Left out: differentially private generation.
 """
@@ -102,7 +103,7 @@ def choose_public(
     if not examples:
         return []
     accepted = _without_opening([*(example.record.instruction for example in examples), *known], settings=settings)
-    local = [] if settings.labelled else [example.record.response for example in examples]
+    local = [] if settings.labelled else [answer for example in examples for answer in example.record.answers]
     candidates = []
     for index in numpy_rng(seed, "public").permutation(len(records))[: settings.num_candidates]:
         record = records[index].record
@@ -170,7 +171,7 @@ def write_responses(
     """
     results = list(candidates)
     pending = [i for i, candidate in enumerate(results) if candidate.verdict == "kept"]
-    local = [example.record.response for example in examples]
+    local = [answer for example in examples for answer in example.record.answers]
     for attempt in range(settings.num_retries):
         count = min(settings.num_response_demonstrations, len(examples))
         chosen = numpy_rng(seed, "response", attempt).choice(len(examples), size=count, replace=False)
@@ -255,7 +256,7 @@ def nearest_to_private(candidate: Candidate, examples: Sequence[Example], *, set
     if not candidate.response:
         return None
     if not settings.labelled:
-        return largest_rouge_l(candidate.response, [example.record.response for example in examples])
+        return largest_rouge_l(candidate.response, [answer for example in examples for answer in example.record.answers])
     local = _without_opening([example.record.instruction for example in examples], settings=settings)
     return largest_rouge_l(candidate.instruction.removeprefix(settings.opening), local)
 

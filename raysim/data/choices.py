@@ -28,6 +28,8 @@ class ChoiceQuestion:
     prompt: str
     options: tuple[str, ...]
     answer: int
+    history: tuple[tuple[str, str], ...] = ()
+    """Turns before the prompt, as `Record.history`."""
 
 
 def labelled_questions(records: Sequence[Record]) -> tuple[list[ChoiceQuestion], tuple[str, ...]]:
@@ -49,7 +51,7 @@ def labelled_questions(records: Sequence[Record]) -> tuple[list[ChoiceQuestion],
             )
         spellings[record.label][word] += 1
     options = tuple(spellings[label].most_common(1)[0][0] for label in labels)
-    return [ChoiceQuestion(record.instruction, options, labels.index(record.label)) for record in records], labels
+    return [ChoiceQuestion(record.instruction, options, labels.index(record.label), record.history) for record in records], labels
 
 
 def read_choices(path: Path, *, form: str) -> list[ChoiceQuestion]:

@@ -22,3 +22,8 @@ class Record:
     `instruction` is the last turn of the user, and `response` the assistant's answer to it."""
     group: str = ""
     """Records of one group stay on one side of the train/held-out split; empty for a group of its own."""
+
+    @property
+    def answers(self) -> list[str]:
+        """All that the assistant says: its earlier turns, then the response."""
+        return [*(text for role, text in self.history if role == "assistant"), self.response]

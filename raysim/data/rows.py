@@ -4,6 +4,7 @@ Left out: fields that no configuration names, whatever they hold.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from raysim.data.conversations import CHAT_FIELDS, Turn, read_conversation
 from raysim.data.files import parse_json
 from raysim.data.presets import Preset
 from raysim.data.records import Record
+from raysim.data.similarity import place_of
 from raysim.data.values import kind_of, label_of, listed, text_of
 
 OPTIONAL = ("input", "label", "details", "group")
@@ -57,7 +59,7 @@ def read_row(index: int, values: dict[str, Any], *, at: str, fields: Preset, cha
     given = _details(values, fields.details, at=at)
     told = [said.instruction, *(text for role, text in said.history if role != "assistant")]
     answers = [said.response, *(text for role, text in said.history if role == "assistant")]
-    details = [detail for detail in given if any(detail in text for text in answers) and not any(detail in text for text in told)]
+    details = [detail for detail in given if _stands_in(detail, answers) and not _stands_in(detail, told)]
     record = Record(
         index,
         said.instruction,
@@ -91,6 +93,11 @@ def lacks(values: dict[str, Any], names: tuple[str, ...], *, at: str, remedy: st
     own = [name for name, value in values.items() if not isinstance(value, dict)]
     wanted = " or ".join(repr(name) for name in names)
     return ValueError(f"{at} lacks the field {wanted}; it has {listed([*own, *has]) or 'none'}" + (f" ({remedy})" if remedy else ""))
+
+
+def _stands_in(detail: str, texts: Sequence[str]) -> bool:
+    """Whether any of the texts holds the detail, however it is written."""
+    return any(place_of(detail, text) is not None for text in texts)
 
 
 def _conversation_field(values: dict[str, Any], *, fields: Preset, chat_field: str, at: str) -> str:
