@@ -243,7 +243,7 @@ def stop_ray() -> None:
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)  # Ray's core writes there by itself
         ray.shutdown()
     finally:

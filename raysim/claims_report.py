@@ -32,7 +32,7 @@ from raysim.config import load
 from raysim.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
 from raysim.progress import METHOD_LABELS, METHOD_NOTES, MISSING, clock
 from raysim.report import Panel, page_environment, write_comparison_tables
-from raysim.runfiles import write_json, write_text
+from raysim.runfiles import read_json, write_json, write_text
 
 TITLES = {
     "fedpit": "What FEDPIT's papers claim, and what these runs show",
@@ -91,7 +91,7 @@ def write_claims_report(out_dir: Path) -> Path:
 
 def read_comparison(out_dir: Path) -> tuple[str, list[Path]]:
     """The name of a comparison's claims (empty for none) and its run folders, each once."""
-    found = json.loads((out_dir / "comparison.json").read_text(encoding="utf-8"))
+    found = read_json(out_dir / "comparison.json")
     return found["claims"], [out_dir / folder for folder in dict.fromkeys(member["folder"] for member in found["members"])]
 
 

@@ -234,7 +234,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _configs(arguments: argparse.Namespace) -> int:
     print("shipped configurations:")
     for path in sorted(shipped_configs().glob("*.yaml")):
-        first = path.read_text().splitlines()[0].removeprefix("#").strip()
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
         print(f"  {path.stem:<16} {first}")
     print("\nkeys and defaults:")
     for key, value in flatten_keys(to_dict(Config())).items():

@@ -19,11 +19,48 @@ PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, in UTF-8; half a surrogate pair, which UTF-8 does not have, as JSON writes it (`\\ud800`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Errors: ValueError naming the file if it is not one.
+    """
+    return _object(path.read_text(encoding="utf-8"), where=str(path))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one a line.
+
+    Errors: ValueError naming file and line if one is none.
+    """
+    return [_object(line, where=f"{path}: line {number}") for number, line in json_lines(path)]
+
+
+def json_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a JSON-lines file with their numbers, blank ones left out.
+
+    A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
+    """
+    return [(number, line) for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if line.strip()]
+
+
+def _object(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({type(error).__name__}); restore the file, or run into another folder") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no object but {type(value).__name__}; restore the file, or run into another folder")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,10 +103,10 @@ def own_folder(
     return out
 
 
-def write_start(out: Path, config: Config, *, manifest: dict[str, Any]) -> None:
-    """Writes what is known before the first round: config.yaml, environment.json, partition.json."""
+def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds), partition.json."""
     write_text(out / "config.yaml", to_yaml(config))
-    write_json(out / "environment.json", environment())
+    write_json(out / "environment.json", environment() | {"inputs": inputs})
     write_json(out / "partition.json", manifest)
 
 
@@ -172,7 +209,7 @@ def _commit() -> str | None:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

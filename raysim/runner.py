@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import actors, judged, runfiles
+from raysim import actors, inputs, judged, runfiles
 from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.claims_report import write_claims_report
@@ -85,6 +84,7 @@ def run(
     """
     config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
     out = runfiles.check_folder(config)
+    inputs.check_inputs(out, config)
     judged.check(config.judge)
     done = load_run(config, out)
     if done is None:
@@ -128,7 +128,7 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     firsts = first_alike(configs) if config.compare_seeds else configs
     judged.check(config.judge)
     for entry in firsts:
-        runfiles.check_folder(entry)
+        inputs.check_inputs(runfiles.check_folder(entry), entry)
     done = _run_all(firsts, display=display)
     out = comparison_folder(config)
     folders = list(done)
@@ -223,8 +223,8 @@ def load_run(config: Config, out: Path) -> Run | None:
     """The finished run in `out`, or None."""
     if not (out / "summary.json").is_file() or not (out / "report.html").is_file():
         return None
-    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    return Run(config, out, records, json.loads((out / "ledger.json").read_text()), json.loads((out / "summary.json").read_text()))
+    read_json = runfiles.read_json
+    return Run(config, out, runfiles.read_jsonl(out / "rounds.jsonl"), read_json(out / "ledger.json"), read_json(out / "summary.json"))
 
 
 def backend_key(config: Config) -> tuple[Any, ...]:
@@ -273,7 +273,9 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
-    runfiles.write_start(out, config, manifest=experiment.manifest)
+    found = inputs.input_files(config) | _prints_of(experiment)
+    inputs.check_inputs(out, config, now=found)
+    runfiles.write_start(out, config, manifest=experiment.manifest, inputs=found)
 
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
@@ -300,6 +302,15 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
         )
     base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
     return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+
+
+def _prints_of(experiment: Experiment) -> dict[str, dict[str, inputs.Print]]:
+    """The prints of the records as read (of a Hub's data set there is no file) and of how they were dealt."""
+    held = (*experiment.real_examples, *experiment.heldout)
+    return {
+        "records": {"": inputs.records_print(sorted((example.record for example in held), key=lambda record: record.record_id))},
+        "partition": {"": {"sha256": experiment.manifest["sha256"]}},
+    }
 
 
 def _write_progress(out: Path, simulation: Simulation, *, ledger: dict[str, Any]) -> None:

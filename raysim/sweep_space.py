@@ -472,7 +472,7 @@ def _check_selection(config: Config, keys: Sequence[str], points: Sequence[Point
     if "leakage" in sweep.objectives:
         raise ValueError(f"{why}: leakage is measured on the protected records themselves; leave it out of sweep.objectives")
     for key in keys:
-        if key in ("seed", "privacy.delta", "privacy.unit", "privacy.secure_noise") or key.split(".")[0] in ("data", "partition"):
+        if key in ("seed", "privacy.delta", "privacy.unit", "privacy.secure_noise") or key.split(".")[0] in ("data", "partition", "audit"):
             raise ValueError(f"{why}: {key} cannot be swept, since all trials must protect the same units of the same split at one delta")
     if not config.privacy.secure_noise:
         raise ValueError(f"{why} needs privacy.secure_noise=true: with one seed all trials would share their noise")
