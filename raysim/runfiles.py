@@ -4,12 +4,14 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from raysim import __version__
 from raysim.adapter import Layout, Vector, adapter_sha256, save_adapter
@@ -81,6 +83,22 @@ def check_folder(config: Config) -> Path:
     return own_folder(config, file="config.yaml", scratch=(".config.yaml.",), key=result_key, kind="run", other="configuration")
 
 
+def check_writable(out: Path) -> None:
+    """Refuses a folder in which nothing can be written, before there is anything to write; leaves nothing behind.
+
+    Errors: ValueError naming `out` and what the file system says.
+    """
+    place = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f", {str(place)!r}" if place != out else ""
+        raise ValueError(
+            f"out={str(out)!r} cannot be written ({error.strerror or type(error).__name__}{where}); choose another folder"
+        ) from None
+
+
 def own_folder(
     config: Config, *, file: str, scratch: tuple[str, ...], key: Callable[[Config], dict[str, Any]], kind: str, other: str
 ) -> Path:
@@ -91,7 +109,7 @@ def own_folder(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or all(path.name.startswith(scratch) for path in out.iterdir()):
+    if not os.path.isdir(out) or all(path.name.startswith(scratch) for path in out.iterdir()):
         return out
     if not (out / file).is_file():
         raise ValueError(f"out={config.out!r} exists and is not a {kind}'s folder; choose another, or empty it")
@@ -153,8 +171,9 @@ def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
         else "The extraction attack was not run."
     )
     where = "adapter/client-000" if config.method.name in SEPARATE_METHODS else "adapter"
+    name = OmegaConf.to_yaml({"base_model": config.model.name}).strip()  # quoted where YAML would read something else
     return f"""---
-base_model: {config.model.name}
+{name}
 library_name: peft
 tags: [lora, federated-learning, raysim]
 ---

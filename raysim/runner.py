@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.claims_report import write_claims_report
 from raysim.config import (
+    TODAY,
     Config,
     JudgeConfig,
     SweepConfig,
+    load,
     result_key,
     unresolved,
     unused_privacy,
@@ -23,6 +26,7 @@ from raysim.config import (
 )
 from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
 from raysim.progress import METHOD_NOTES, Progress, run_line
+from raysim.refusals import plain_errors
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
 from raysim.worker import Assignment, Worker
@@ -66,6 +70,7 @@ class Backend:
         return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
 
 
+@plain_errors()
 def run(
     config: Config,
     *,
@@ -80,7 +85,7 @@ def run(
     they were tokenised before.
 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
-    RuntimeError naming round and client for what fails later, after which the same call continues.
+    RuntimeError naming round and client for what fails later, or what the disk refuses, after which the same call continues.
     """
     config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
     out = runfiles.check_folder(config)
@@ -88,6 +93,7 @@ def run(
     judged.check(config.judge)
     done = load_run(config, out)
     if done is None:
+        runfiles.check_writable(out)
         with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
             done = _run(config, out, opened, data=data, display=display, on_round=on_round)
     if judge_runs(config, [out], journal=out / "judge.jsonl", display=display):
@@ -112,6 +118,7 @@ def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, displa
     return True
 
 
+@plain_errors()
 def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
 
@@ -129,6 +136,7 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     judged.check(config.judge)
     for entry in firsts:
         inputs.check_inputs(runfiles.check_folder(entry), entry)
+    runfiles.check_writable(comparison_folder(config))
     done = _run_all(firsts, display=display)
     out = comparison_folder(config)
     folders = list(done)
@@ -185,6 +193,7 @@ def comparison(config: Config) -> list[Config]:
     """
     if config.claims and not config.compare_seeds:
         raise ValueError(f"claims={config.claims!r} needs compare_seeds, such as [0, 1, 2]: a claim is not decided by one run")
+    config = dated(config, sorted(comparison_folder(config).glob("*/config.yaml")))  # all entries are told the same day
     seeds: list[int | None] = [*config.compare_seeds] or [None]
     return [_entry(config, name, seed=seed) for seed in seeds for name in config.compare]
 
@@ -213,10 +222,20 @@ def comparison_folder(config: Config) -> Path:
 
 
 def resolved(config: Config) -> Config:
-    """`config` with its output folder and `train.dtype` decided, so that a resumed run computes as it began."""
+    """`config` with its output folder, `train.dtype` and `data.template_date` decided, so that a resumed run computes as it began."""
     dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
     out = config.out or f"runs/{config.name}-{config.method.name}"
+    config = dated(config, [Path(out) / name for name in ("config.yaml", "sweep.yaml")])
     return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def dated(config: Config, begun: Sequence[Path]) -> Config:
+    """`config` with `data.template_date` decided where it is `today`: the day of the first of the `begun` configurations, or else this day."""
+    if config.data.template_date != TODAY:
+        return config
+    days = [day for path in begun if path.is_file() and (day := load(path).data.template_date) != TODAY]
+    day = days[0] if days else datetime.date.today().isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=day))
 
 
 def load_run(config: Config, out: Path) -> Run | None:

@@ -37,6 +37,7 @@ from raysim.experiment import EncodedData, data_key, encode_data
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, selection_statement, worst_releases
 from raysim.progress import MISSING, print_rows
+from raysim.refusals import one_line, plain_errors
 from raysim.sweep_progress import SweepProgress
 from raysim.sweep_report import write_sweep_report
 from raysim.sweep_space import (
@@ -130,6 +131,7 @@ class Plan:
 # --- the sweep
 
 
+@plain_errors()
 def sweep(config: Config, *, display: bool | None = None, config_name: str = "", overrides: Sequence[str] = ()) -> SweepResult:
     """Runs the trials that `config.sweep` describes, and writes results.csv, summary.json and report.html; continues an interrupted one.
 
@@ -734,9 +736,7 @@ def _reported(records: Sequence[Mapping[str, Any]], trial: Config) -> dict[str, 
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else "no message"
-    return line if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {line}"
+    return one_line(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 class WarmBackend:

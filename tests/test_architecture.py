@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "rng", "progress", "sweep_space", "sweep_progress"),
+    ("config", "refusals", "rng", "progress", "sweep_space", "sweep_progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
     ("base", "inputs", "train", "generate", "branches", "lora", "attacks", "judging"),
     ("synthesis", "private_synthesis", "methods", "server", "server_optimizer", "evaluate", "labelled"),

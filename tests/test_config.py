@@ -157,7 +157,20 @@ def test_the_lowest_value_is_allowed(key: str) -> None:
     assert flatten_keys(to_dict(load("", [f"{key}={low}"])))[key] == low
 
 
-IN_A_SETTING = {"privacy.dropout_tolerance": ["privacy.unit=client", "privacy.noise_at=distributed"]}
+MANY = ["data.num_train=0", "partition.num_clients=1000000"]
+CLIENT = ["privacy.unit=client"]
+IN_A_SETTING = {
+    "partition.min_examples": ["data.num_train=0"],
+    "partition.num_clients": ["data.num_train=0"],
+    "privacy.count_noise": [*CLIENT, "privacy.clipping=adaptive"],
+    "privacy.dropout_tolerance": [*CLIENT, "privacy.noise_at=distributed"],
+    "privacy.max_epsilon": CLIENT,
+    "privacy.noise_cohort_size": CLIENT,
+    "privacy.num_bands": [*MANY, *CLIENT, "privacy.sampler=cyclic", "server.cohort_size=1"],
+    "privacy.population": [*CLIENT, "privacy.noise_cohort_size=10"],
+    "privacy.target_epsilon": CLIENT,
+    "server.cohort_size": MANY,
+}
 
 
 @pytest.mark.parametrize("key", HIGHEST)
@@ -580,7 +593,7 @@ def test_a_written_configuration_loads_as_itself(overrides: list[str], tmp_path:
     assert round_trip(config, tmp_path / "config.yaml") == config
 
 
-@given(lr=st.floats(1e-300, 1e300), alpha=st.floats(1e-12, 1e12), seed=st.integers(0, 2**62))
+@given(lr=st.floats(1e-300, 1e9), alpha=st.floats(1e-6, 1e6), seed=st.integers(0, 2**62))
 def test_numbers_survive_the_file_to_the_last_bit(lr: float, alpha: float, seed: int) -> None:
     config = with_overrides(load(), {"train.lr": lr, "partition.alpha": alpha, "seed": seed})
     layer = OmegaConf.create(to_yaml(config))
