@@ -674,6 +674,7 @@ def from_layers(layers: list[DictConfig]) -> Config:
     layers = [_with_lists(layer) for layer in layers]
     for layer in layers:
         _refuse_unknown_keys(layer)
+        _refuse_other_shapes(layer)
     with _as_refusals():
         merged = OmegaConf.merge(_defaults(), *layers)
         for key in REPLACED_KEYS:
@@ -725,6 +726,18 @@ def _with_lists(layer: DictConfig) -> DictConfig:
                 layer = copy.deepcopy(layer)
                 OmegaConf.update(layer, "lora.target_modules", [value], merge=False)
     return layer
+
+
+def _refuse_other_shapes(layer: DictConfig) -> None:
+    """Refuses a text or number where a list is wanted, and whatever is no mapping where one is, with the form that is meant."""
+    flat = flatten_keys({str(k): v for k, v in _plain(layer).items()})
+    shapes = {key: type(default) for key, default in FLAT_DEFAULTS.items() if isinstance(default, list)}
+    for key, shape in (shapes | dict.fromkeys((*WHOLE_KEYS, "compare"), dict)).items():
+        value = flat.get(key)
+        if value is None or isinstance(value, shape) or (isinstance(value, str) and "${" in value):
+            continue
+        form = f"a list, such as {key}=[{shown(value)}]" if shape is list else f"a mapping, such as {key}={{name: value}}"
+        raise ValueError(f"{key}={shown(value)} must be {form}")
 
 
 def _plain(layer: DictConfig) -> dict[str, Any]:

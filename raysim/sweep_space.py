@@ -38,7 +38,7 @@ from raysim.config import (
     unused_privacy,
     validate,
 )
-from raysim.refusals import LONGEST_SHOWN, one_line, shown
+from raysim.refusals import LONGEST_SHOWN, shown
 
 DISTRIBUTIONS = ("loguniform", "uniform", "randint")
 OBJECTIVES = ("heldout_nll", "heldout_rouge_l", "leakage", "epsilon", "uplink_bytes")
@@ -194,7 +194,8 @@ def _convert(key: str, value: Any) -> Any:
         OmegaConf.update(node, leaf, value)
         plain = OmegaConf.to_container(node, resolve=True)
     except Exception as error:  # OmegaConf raises many kinds, all of them about the user's value
-        raise ValueError(f"{key}={shown(value)}: {one_line(error)[:LONGEST_SHOWN]}") from None
+        reason = str(error).partition("\n    full_key")[0]  # what follows is OmegaConf's name for the same key
+        raise ValueError(f"{key}={shown(value)}: {' '.join(reason.split())[:LONGEST_SHOWN]}") from None
     assert isinstance(plain, dict)
     return plain[leaf]
 

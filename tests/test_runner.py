@@ -78,7 +78,7 @@ def test_the_time_left_goes_by_what_the_same_entry_took_and_else_by_what_trainin
         (["compare={a: {seed: 1}}", "compare_seeds=[0, 1]"], r"compare\.a: seed=1 contradicts compare_seeds"),
         ([ENTRIES, "claims=fedpit"], "claims='fedpit' needs compare_seeds"),
         ([ENTRIES, "compare_seeds=[1, 1]"], r"compare_seeds=\[1, 1\] must be different"),
-        ([ENTRIES, "compare_seeds=[-1]"], r"compare_seeds=\[-1\] must be different numbers of at least 0"),
+        ([ENTRIES, "compare_seeds=[-1]"], r"compare_seeds=\[-1\] must all be at least 0"),
     ],
 )
 def test_seeds_that_cannot_be_are_refused(settings: list[str], named: str) -> None:
