@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Errors: ValueError naming the file if it is not one.
     """
-    return _object(path.read_text(encoding="utf-8"), where=str(path))
+    return _object(_read_text(path), where=str(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -52,7 +52,14 @@ def json_lines(path: Path) -> list[tuple[int, str]]:
 
     A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
     """
-    return [(number, line) for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if line.strip()]
+    return [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
 
 
 def _object(text: str, *, where: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_a_folder_that_is_none_is_one_line(command: str, kind: str, tmp_path: Pa
         assert status == 1, "a check that fails is no refusal"
         assert "Traceback" not in told.out
         return
-    assert status in (1, 2)
+    assert status == 2
     assert len(told.err.splitlines()) == 1, told.err
     assert told.err.startswith("raysim: ")
 
@@ -150,7 +150,7 @@ def test_a_reader_that_has_gone_away_ends_a_command_without_a_word(words: list[s
     )
     os.close(write)
     assert done.stderr == b""
-    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.returncode in (0, 128 + signal.SIGPIPE), "help is printed by argparse, which does not mind"
 
 
 def test_a_terminal_without_a_character_is_told_all_the_same(tmp_path: Path) -> None:

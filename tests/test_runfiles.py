@@ -55,6 +55,14 @@ def test_a_line_that_is_no_object_is_named(content: str, named: str, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": "\xff"}\n')
+    for read in (read_json, read_jsonl):
+        with pytest.raises(ValueError, match=r"rows\.jsonl is not UTF-8 \(byte 7\)"):
+            read(path)
+
+
 def test_what_cannot_be_written_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "first")
     (tmp_path / "folder").mkdir()
