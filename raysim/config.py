@@ -600,6 +600,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "sweep.max_concurrent": (0, MOST, True),
 }
 
+# Of keys whose 0 means none or another way: the least value above it. Accountants overflow below, or search for minutes.
+LEAST_ABOVE_ZERO = {"privacy.noise_multiplier": 1e-6, "privacy.count_noise": 1e-6, "privacy.target_epsilon": 1e-3}
+
 SEPARATE_METHODS = ("locit", "locit_synthetic")
 """Methods in which nothing leaves a client: the adapters are the clients' own."""
 WRITING_METHODS = ("fedpit", "fedmit", "locit_synthetic")
@@ -829,6 +832,9 @@ def validate(config: Config) -> Config:
             raise ValueError(
                 f"{key}={shown(value)} must be {'at least' if inclusive else 'greater than'} {low:.15g} and at most {high:.15g}"
             )
+    for key, least in LEAST_ABOVE_ZERO.items():
+        if 0 < flat[key] < least:
+            raise ValueError(f"{key}={flat[key]!r} must be 0, or at least {least:g}")
     _check_names(config)
     _check_lists(flat)
     _check_chat(config.data)

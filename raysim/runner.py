@@ -205,9 +205,10 @@ def _entry(config: Config, name: str, *, seed: int | None) -> Config:
     values = unresolved(config) | overrides | {"name": name, "out": str(comparison_folder(config) / folder)}
     try:
         entry = with_overrides(config, values if seed is None else values | {"seed": seed})
+        entry = with_overrides(entry, unused_privacy(entry))
+        return validate(dataclasses.replace(entry, compare={}, compare_seeds=[], claims=""))
     except ValueError as error:
         raise ValueError(f"compare.{name}: {error}") from None
-    return dataclasses.replace(with_overrides(entry, unused_privacy(entry)), compare={}, compare_seeds=[], claims="")
 
 
 def first_alike(configs: Sequence[Config]) -> list[Config]:
