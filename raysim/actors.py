@@ -10,11 +10,13 @@ import ctypes
 import logging
 import os
 import platform
+import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -232,10 +234,21 @@ def start_ray() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         _connect(os.environ["RAY_ADDRESS"])
     else:
+        _give_token()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack
     return True
+
+
+def _give_token() -> None:
+    """Gives the cluster that is about to start here a token in this process's environment, unless the user has set one or a mode.
+
+    Without one Ray writes `~/.ray/auth_token`, which stays in the user's home and turns authentication on for other clusters of theirs.
+    """
+    own = Path.home() / ".ray" / "auth_token"
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) and not own.is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def stop_ray() -> None:
@@ -243,7 +256,7 @@ def stop_ray() -> None:
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)  # Ray's core writes there by itself
         ray.shutdown()
     finally:

@@ -124,7 +124,7 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: Path, layout: Layout) -> Vector:

@@ -13,13 +13,12 @@ Left out: choosing what to attack by how it came out; what is asked for is repor
 import argparse
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import runfiles
+from raysim import inputs, runfiles
 from raysim.adapter import Vector, load_adapter
 from raysim.auditing import inversion_rows, lira_attack, membership_attack, verdict
 from raysim.base import LanguageModel, build_language_model, load_base_model
@@ -67,6 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     """
     run_dir = Path(arguments.folder)
     config = finished_config(run_dir)
+    inputs.check_inputs(run_dir, config)
     attacks = tuple(dict.fromkeys(arguments.attack or _default_attacks(config)))
     _check(config, run_dir, attacks, arguments)
     found = _read(run_dir / "audit.json")
@@ -121,7 +121,7 @@ def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace)
 def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str, Any]:
     """The `exposure` entry of audit.json: by round, of the run's own canaries or of the run made again with some."""
     if config.audit.multiplicities:
-        records = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+        records = runfiles.read_jsonl(run_dir / "rounds.jsonl")
     else:
         changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "audit.num_canaries": 0, "attack.every": 1}
         _say(f"canaries: the run once more with secrets inserted {', '.join(map(str, MULTIPLICITIES))} times", display=display)
@@ -249,7 +249,7 @@ def _say(line: str, *, display: bool | None) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return runfiles.read_json(path) if path.is_file() else {}
 
 
 # --- what is printed ---

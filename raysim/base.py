@@ -198,7 +198,7 @@ def _convert_gguf(path: Path, target: Path) -> None:
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")}
     config["architectures"] = [type(model).__name__]
     config["torch_dtype"] = "float32"
-    (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

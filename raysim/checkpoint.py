@@ -90,15 +90,15 @@ def load_latest(state_dir: Path) -> tuple[Snapshot | None, list[str]]:
 
 
 def _load(folder: Path) -> Snapshot:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    tables = json.loads((folder / "records.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    tables = json.loads((folder / "records.json").read_text(encoding="utf-8"))
     server = load_file(folder / "server.safetensors")
     arrays: dict[int, dict[str, np.ndarray]] = {}
     records: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("client-*.safetensors")):
         client_id = int(path.stem.removeprefix("client-"))
         arrays[client_id] = load_file(path)
-        records[client_id] = json.loads(path.with_suffix(".json").read_text())
+        records[client_id] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return Snapshot(
         num_rounds=manifest["num_rounds"],
         config_key=manifest["config_key"],
@@ -145,7 +145,7 @@ def _complete(state_dir: Path) -> list[Path]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _json_sha256(value: Any) -> str:

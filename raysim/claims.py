@@ -28,6 +28,7 @@ import numpy as np
 import scipy.stats
 
 from raysim.rng import numpy_rng
+from raysim.runfiles import read_json, read_jsonl
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 NUM_REPLICATES = 4000
@@ -299,7 +300,7 @@ def load_runs(folder: Path) -> dict[str, dict[int, RunData]]:
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is missing; give the folder of a comparison with compare_seeds")
     runs: dict[str, dict[int, RunData]] = {}
-    for member in json.loads(path.read_text(encoding="utf-8"))["members"]:
+    for member in read_json(path)["members"]:
         if (folder / member["folder"] / "summary.json").is_file():
             runs.setdefault(member["entry"], {})[member["seed"]] = load_run(folder / member["folder"])
     return runs
@@ -309,12 +310,12 @@ def load_run(folder: Path) -> RunData:
     """What the files of a finished run say."""
     judge = folder / "judge.json"
     return RunData(
-        summary=json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+        summary=read_json(folder / "summary.json"),
         rounds=_lines(folder / "rounds.jsonl"),
-        ledger=json.loads((folder / "ledger.json").read_text(encoding="utf-8")),
+        ledger=read_json(folder / "ledger.json"),
         measures=measures_of(_lines(folder / "answers.jsonl"), _lines(folder / "judged.jsonl")),
         factors=_factors(folder / "adapter" / "adapter_model.safetensors"),
-        judge=json.loads(judge.read_text(encoding="utf-8")) if judge.is_file() else {},
+        judge=read_json(judge) if judge.is_file() else {},
     )
 
 
@@ -363,7 +364,7 @@ def _row_values(row: Mapping[str, Any], *, controlled: bool) -> list[tuple[str, 
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return read_jsonl(path) if path.is_file() else []
 
 
 def _factors(path: Path) -> tuple[tuple[int, int], ...]:

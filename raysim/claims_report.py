@@ -32,7 +32,7 @@ from raysim.config import load
 from raysim.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
 from raysim.progress import METHOD_LABELS, METHOD_NOTES, MISSING, clock
 from raysim.report import Panel, page_environment, write_comparison_tables
-from raysim.runfiles import write_json, write_text
+from raysim.runfiles import read_json, write_json, write_text
 
 TITLES = {
     "fedpit": "What FEDPIT's papers claim, and what these runs show",
@@ -91,7 +91,7 @@ def write_claims_report(out_dir: Path) -> Path:
 
 def read_comparison(out_dir: Path) -> tuple[str, list[Path]]:
     """The name of a comparison's claims (empty for none) and its run folders, each once."""
-    found = json.loads((out_dir / "comparison.json").read_text(encoding="utf-8"))
+    found = read_json(out_dir / "comparison.json")
     return found["claims"], [out_dir / folder for folder in dict.fromkeys(member["folder"] for member in found["members"])]
 
 
@@ -103,7 +103,7 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     for row in rows:
         claim, first = row.claim, row.readings[0]
         cells = [claim.text, claim.where, claim.published, ours_in_words(row), differences_in_words(first), f"**{row.verdict}**"]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_table_row(cells))
     lines += [
         "",
         "The same claims by the other figures:",
@@ -113,15 +113,20 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     ]
     for row in rows:
         lines += [
-            f"| {row.claim.text} | {FIGURE_WORDS[other.figure]} | {differences_in_words(other)} | {other.verdict} |"
+            _table_row([row.claim.text, FIGURE_WORDS[other.figure], differences_in_words(other), other.verdict])
             for other in row.readings[1:]
         ]
     table = entry_table(runs)
-    lines += ["", "Every entry (mean over seeds, standard deviation):", "", f"| {' | '.join(('entry', 'seeds', *table.headings))} |"]
+    lines += ["", "Every entry (mean over seeds, standard deviation):", "", _table_row(["entry", "seeds", *table.headings])]
     lines.append("|---" * (2 + len(table.headings)) + "|")
-    lines += [f"| {row.entry} | {row.num_seeds} | {' | '.join(row.cells)} |" for row in table.rows]
+    lines += [_table_row([row.entry.replace("<", "&lt;"), str(row.num_seeds), *row.cells]) for row in table.rows]
     lines += ["", *notes(runs)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, whatever stands in its cells."""
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
 FURTHER = (

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 from raysim import __version__
 from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
 from raysim.progress import print_comparison
+from raysim.refusals import check_path, one_line, plain_errors
 from raysim.sweep_space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
@@ -41,18 +43,40 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0 done, 1 failed on the way (run it again to go on), 2 refused."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line and returns its exit status: 0 done, 1 failed on the way (run it again to go on), 2 refused.
+
+    What a user, a disk, a file or too little memory can cause is one line on standard error; what only we can cause keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal need not have every character of a name or path
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone away, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _main(given: Sequence[str]) -> int:
     arguments = _parser(next((word for word in given if not word.startswith("-")), "")).parse_args(given)
     heard: list[int] = []
     try:
-        with _terminable(heard):
+        with _terminable(heard), plain_errors():
+            if "folder" in arguments:
+                _check_folder(arguments.folder)
             return int(arguments.command(arguments))
     except ValueError as error:
-        print(f"raysim: {error}", file=sys.stderr)
+        print(f"raysim: {one_line(error)}", file=sys.stderr)
         return 2
+    except (RecursionError, NotImplementedError):  # Python counts them among its RuntimeErrors; they are faults of ours
+        raise
     except RuntimeError as error:
-        print(f"raysim: {error}\nraysim: the same command continues from the last finished round", file=sys.stderr)
+        print(f"raysim: {one_line(error)}", file=sys.stderr)
+        if arguments.continues:
+            print("raysim: the same command continues from the last finished round", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nraysim: interrupted; the same command continues from the last finished round", file=sys.stderr)
@@ -86,6 +110,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
+    parser.set_defaults(continues=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, text, example in (
         ("run", _run, "run one simulation and write its folder", "raysim run quickstart method.name=fedpit lora.rank=16 out=runs/mine"),
@@ -101,7 +126,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command.add_argument("config", help="a YAML file, or the name of a shipped configuration (see `raysim configs`)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
         command.add_argument("--quiet", action="store_true", help="no progress display")
-        command.set_defaults(command=function)
+        command.set_defaults(command=function, continues=True)
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
@@ -125,7 +150,7 @@ def _add_audit(commands: Any, chosen: str) -> None:
         from raysim import audit  # torch, transformers and Ray
 
         audit.add_arguments(command)
-        command.set_defaults(command=audit.main)
+        command.set_defaults(command=audit.main, continues=True)
 
 
 def _add_verify(commands: Any, chosen: str) -> None:
@@ -163,16 +188,37 @@ def _command(commands: Any, name: str, text: str, *, example: str) -> argparse.A
 def _load(arguments: argparse.Namespace) -> Config:
     """The configuration of what is to be run.
 
-    Errors: ValueError if the folder would go the way of a job's working directory.
+    Errors: ValueError if it is named by nothing, or the folder would go the way of a job's working directory.
     """
+    if not arguments.config.strip():
+        raise ValueError("config='' names no configuration; give a YAML file, or the name of a shipped one, such as quickstart")
     config = load(arguments.config, arguments.overrides)
-    job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    job = _job()
     if "working_dir" in job.get("runtime_env", {}) and not Path(config.out).is_absolute():
         raise ValueError(
             f"out={config.out!r} is not an absolute path: a job's working directory is removed after the job;"
             " name a folder on storage that every node sees, such as out=/mnt/runs/mine"
         )
     return config
+
+
+def _job() -> dict[str, Any]:
+    """What Ray tells of the job that this process is; empty for none."""
+    try:
+        job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    except ValueError:
+        raise ValueError(f"{JOB_VARIABLE} is not JSON; unset it, or submit the job with Ray") from None
+    return job if isinstance(job, dict) else {}
+
+
+def _check_folder(folder: str) -> None:
+    """Refuses a folder that is named by nothing, which would be the one that the user stands in, or that no file system has.
+
+    Errors: ValueError saying which.
+    """
+    if not folder.strip():
+        raise ValueError("folder='' names no folder; give that of a run, such as runs/quickstart/fedit")
+    check_path(folder, key="folder")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -234,7 +280,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _configs(arguments: argparse.Namespace) -> int:
     print("shipped configurations:")
     for path in sorted(shipped_configs().glob("*.yaml")):
-        first = path.read_text().splitlines()[0].removeprefix("#").strip()
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
         print(f"  {path.stem:<16} {first}")
     print("\nkeys and defaults:")
     for key, value in flatten_keys(to_dict(Config())).items():

@@ -5,9 +5,15 @@ Algorithms receive plain values, never this object. `resources`, `out` and `disp
 Left out: checks that need the data, the model or the cluster (those are made where each is first read, before any work).
 """
 
+import contextlib
+import copy
 import dataclasses
+import datetime
 import difflib
 import math
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources as package_resources
@@ -15,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
+
+from raysim.refusals import LONGEST_SHOWN, check_folder_name, check_path, one_line, shown
+
+LONGEST_REASON = 300
+"""Characters of what the parser says."""
 
 
 @dataclass(frozen=True)
@@ -479,107 +490,118 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sweep.scheduler": ("none", "asha", "median"),
 }
 
+MOST, LARGEST = 10**9, 1e9
+"""Of a count and of a number that have no bound of their own: beyond, arithmetic overflows or nothing ends."""
+MOST_SEED = 2**62
+MOST_POINTS = 10**5
+"""Points of a sweep, each of which is checked before the first is run."""
+MOST_COPIES = 10**4
+"""Copies of one canary (`audit.multiplicities`)."""
+
 # key -> (lowest, highest, whether the lowest itself is allowed)
 RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**62, True),
-    "data.num_train": (0, math.inf, True),
-    "data.num_heldout": (1, math.inf, True),
-    "data.max_length": (8, math.inf, True),
-    "partition.num_clients": (1, math.inf, True),
-    "partition.alpha": (0, math.inf, False),
-    "partition.min_examples": (0, math.inf, True),
-    "partition.num_clusters": (1, math.inf, True),
-    "lora.rank": (1, math.inf, True),
-    "lora.alpha": (0, math.inf, False),
+    "seed": (0, MOST_SEED, True),
+    "data.num_train": (0, MOST, True),
+    "data.num_heldout": (1, MOST, True),
+    "data.max_length": (8, MOST, True),
+    "partition.num_clients": (1, 10**6, True),
+    "partition.alpha": (1e-6, 1e6, True),
+    "partition.min_examples": (0, MOST, True),
+    "partition.num_clusters": (1, MOST, True),
+    "lora.rank": (1, 2**16, True),
+    "lora.alpha": (0, LARGEST, False),
     "lora.dropout": (0, 0.99, True),
-    "train.num_epochs": (1, math.inf, True),
-    "train.max_steps": (0, math.inf, True),
-    "train.batch_size": (1, math.inf, True),
-    "train.lr": (0, math.inf, False),
-    "train.min_lr": (0, math.inf, True),
-    "train.weight_decay": (0, math.inf, True),
-    "train.max_grad_norm": (0, math.inf, True),
-    "train.prox_mu": (0, math.inf, True),
+    "train.num_epochs": (1, MOST, True),
+    "train.max_steps": (0, MOST, True),
+    "train.batch_size": (1, MOST, True),
+    "train.lr": (0, LARGEST, False),
+    "train.min_lr": (0, LARGEST, True),
+    "train.weight_decay": (0, LARGEST, True),
+    "train.max_grad_norm": (0, LARGEST, True),
+    "train.prox_mu": (0, LARGEST, True),
     "fedpit.share_mix": (0, 1, True),
-    "fedpit.num_candidates": (0, math.inf, True),
-    "fedpit.num_kept": (0, math.inf, True),
-    "fedpit.pool_size": (0, math.inf, True),
-    "fedpit.num_demonstrations": (1, math.inf, True),
-    "fedpit.num_response_demonstrations": (1, math.inf, True),
+    "fedpit.num_candidates": (0, MOST, True),
+    "fedpit.num_kept": (0, MOST, True),
+    "fedpit.pool_size": (0, MOST, True),
+    "fedpit.num_demonstrations": (1, MOST, True),
+    "fedpit.num_response_demonstrations": (1, MOST, True),
     "fedpit.max_rouge_l": (0, 1, True),
-    "fedpit.temperature": (0, math.inf, True),
-    "fedpit.repetition_penalty": (1, math.inf, True),
-    "fedpit.max_instruction_tokens": (1, math.inf, True),
-    "fedpit.max_response_tokens": (1, math.inf, True),
-    "fedpit.min_instruction_words": (1, math.inf, True),
-    "fedpit.num_retries": (1, math.inf, True),
-    "fewfedweight.pseudo_weight": (0, math.inf, True),
-    "fewfedweight.energy_temperature": (0, math.inf, False),
-    "fewfedweight.aggregation_temperature": (0, math.inf, False),
+    "fedpit.temperature": (0, LARGEST, True),
+    "fedpit.repetition_penalty": (1, LARGEST, True),
+    "fedpit.max_instruction_tokens": (1, MOST, True),
+    "fedpit.max_response_tokens": (1, MOST, True),
+    "fedpit.min_instruction_words": (1, MOST, True),
+    "fedpit.num_retries": (1, MOST, True),
+    "fewfedweight.pseudo_weight": (0, LARGEST, True),
+    "fewfedweight.energy_temperature": (0, LARGEST, False),
+    "fewfedweight.aggregation_temperature": (0, LARGEST, False),
     "fewfedweight.validation_share": (0, 0.9, True),
-    "fewfedweight.max_response_tokens": (1, math.inf, True),
-    "dplora.batch_size": (1, math.inf, True),
-    "dplora.num_steps": (1, math.inf, True),
-    "dplora.lr": (0, math.inf, False),
-    "server.num_rounds": (1, math.inf, True),
-    "server.cohort_size": (0, math.inf, True),
-    "fedpit.num_subsets": (1, math.inf, True),
-    "fedpit.subset_size": (1, math.inf, True),
-    "fedpit.top_k": (2, math.inf, True),
-    "server.lr": (0, math.inf, False),
+    "fewfedweight.max_response_tokens": (1, MOST, True),
+    "dplora.batch_size": (1, MOST, True),
+    "dplora.num_steps": (1, MOST, True),
+    "dplora.lr": (0, LARGEST, False),
+    "server.num_rounds": (1, 10**6, True),
+    "server.cohort_size": (0, 10**6, True),
+    "fedpit.num_subsets": (1, MOST, True),
+    "fedpit.subset_size": (1, MOST, True),
+    "fedpit.top_k": (2, MOST, True),
+    "server.lr": (0, LARGEST, False),
     "server.beta1": (0, 0.9999, True),
     "server.beta2": (0, 0.9999, True),
-    "server.tau": (0, math.inf, False),
+    "server.tau": (0, LARGEST, False),
     "server.dropout_prob": (0, 0.99, True),
-    "privacy.noise_multiplier": (0, math.inf, True),
-    "privacy.clip_norm": (0, math.inf, False),
-    "privacy.target_epsilon": (0, math.inf, True),
-    "privacy.max_epsilon": (0, math.inf, True),
+    "privacy.noise_multiplier": (0, LARGEST, True),
+    "privacy.clip_norm": (0, LARGEST, False),
+    "privacy.target_epsilon": (0, LARGEST, True),
+    "privacy.max_epsilon": (0, LARGEST, True),
     "privacy.delta": (0, 0.5, True),
     "privacy.clip_quantile": (0.01, 0.99, True),
-    "privacy.clip_lr": (0, math.inf, False),
-    "privacy.count_noise": (0, math.inf, True),
-    "privacy.num_bands": (1, math.inf, True),
-    "privacy.noise_cohort_size": (0, math.inf, True),
-    "privacy.population": (0, math.inf, True),
+    "privacy.clip_lr": (0, LARGEST, False),
+    "privacy.count_noise": (0, LARGEST, True),
+    "privacy.num_bands": (1, 10**6, True),
+    "privacy.noise_cohort_size": (0, 10**12, True),
+    "privacy.population": (0, 10**12, True),
     "privacy.dropout_tolerance": (0, 0.5, True),
-    "audit.num_secrets": (1, math.inf, True),
-    "audit.num_shadows": (0, math.inf, True),
-    "audit.num_references": (1, math.inf, True),
-    "audit.num_canaries": (0, math.inf, True),
-    "audit.canary_scale": (0, math.inf, False),
+    "audit.num_secrets": (1, MOST, True),
+    "audit.num_shadows": (0, MOST, True),
+    "audit.num_references": (1, MOST, True),
+    "audit.num_canaries": (0, MOST, True),
+    "audit.canary_scale": (0, LARGEST, False),
     "audit.confidence": (0.5, 0.9999, True),
-    "evaluate.every": (0, math.inf, True),
-    "evaluate.num_generated": (1, math.inf, True),
-    "evaluate.num_choices": (0, math.inf, True),
-    "evaluate.max_new_tokens": (1, math.inf, True),
-    "evaluate.batch_size": (1, math.inf, True),
-    "judge.batch_size": (1, math.inf, True),
-    "judge.concurrency": (1, math.inf, True),
-    "judge.timeout_s": (0, math.inf, False),
-    "judge.max_attempts": (1, math.inf, True),
-    "judge.first_wait_s": (0, math.inf, True),
-    "judge.max_wait_s": (0, math.inf, True),
-    "judge.max_unparsed": (0, math.inf, True),
-    "judge.temperature": (0, math.inf, True),
-    "judge.max_tokens": (1, math.inf, True),
-    "judge.price_prompt": (0, math.inf, True),
-    "judge.price_completion": (0, math.inf, True),
-    "attack.every": (-1, math.inf, True),
-    "attack.num_examples": (1, math.inf, True),
-    "attack.prefix_tokens": (0, math.inf, True),
-    "attack.long_prefix_tokens": (0, math.inf, True),
-    "attack.cross_prefixes": (0, math.inf, True),
-    "attack.cross_samples": (1, math.inf, True),
-    "attack.cross_tokens": (1, math.inf, True),
-    "resources.num_threads": (1, math.inf, True),
-    "resources.client.num_cpus": (0, math.inf, True),
-    "resources.client.num_gpus": (0, math.inf, True),
-    "resources.client.memory_gb": (0, math.inf, True),
-    "sweep.num_samples": (0, math.inf, True),
-    "sweep.grace_rounds": (1, math.inf, True),
-    "sweep.max_concurrent": (0, math.inf, True),
+    "evaluate.every": (0, MOST, True),
+    "evaluate.num_generated": (1, MOST, True),
+    "evaluate.num_choices": (0, MOST, True),
+    "evaluate.max_new_tokens": (1, MOST, True),
+    "evaluate.batch_size": (1, MOST, True),
+    "judge.batch_size": (1, MOST, True),
+    "judge.concurrency": (1, MOST, True),
+    "judge.timeout_s": (0, LARGEST, False),
+    "judge.max_attempts": (1, MOST, True),
+    "judge.first_wait_s": (0, LARGEST, True),
+    "judge.max_wait_s": (0, LARGEST, True),
+    "judge.max_unparsed": (0, MOST, True),
+    "judge.temperature": (0, LARGEST, True),
+    "judge.max_tokens": (1, MOST, True),
+    "judge.price_prompt": (0, LARGEST, True),
+    "judge.price_completion": (0, LARGEST, True),
+    "attack.every": (-1, MOST, True),
+    "attack.num_examples": (1, MOST, True),
+    "attack.prefix_tokens": (0, MOST, True),
+    "attack.long_prefix_tokens": (0, MOST, True),
+    "attack.cross_prefixes": (0, MOST, True),
+    "attack.cross_samples": (1, MOST, True),
+    "attack.cross_tokens": (1, MOST, True),
+    "resources.num_threads": (1, 1024, True),
+    "resources.client.num_cpus": (0, LARGEST, True),
+    "resources.client.num_gpus": (0, LARGEST, True),
+    "resources.client.memory_gb": (0, LARGEST, True),
+    "sweep.num_samples": (0, MOST_POINTS, True),
+    "sweep.grace_rounds": (1, MOST, True),
+    "sweep.max_concurrent": (0, MOST, True),
 }
+
+# Of keys whose 0 means none or another way: the least value above it. Accountants overflow below, or search for minutes.
+LEAST_ABOVE_ZERO = {"privacy.noise_multiplier": 1e-6, "privacy.count_noise": 1e-6, "privacy.target_epsilon": 1e-3}
 
 SEPARATE_METHODS = ("locit", "locit_synthetic")
 """Methods in which nothing leaves a client: the adapters are the clients' own."""
@@ -613,6 +635,20 @@ RESULT_NEUTRAL = (
     "resources.client",
 )
 
+COMPARISON_FILES = (
+    *("summary.json", "results.csv", "report.html", "figures", "judge.jsonl", "comparison.json", "claims.json", "claims.md"),
+    *("config.yaml", "sweep.yaml", "environment.json", "partition.json", "rounds.jsonl", "ledger.json", "state", "adapter", "trials"),
+)
+"""What a comparison writes beside its runs, and files by which a folder is taken for that of a run or a sweep."""
+RESERVED_ARGUMENTS = (
+    *("messages", "conversation", "conversations", "chat_template", "tools", "documents", "tokenize", "add_generation_prompt"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception", "date_string", "self"),
+)
+"""Arguments of a chat template, and of the call that fills it in, that are not the user's."""
+TODAY = "today"
+"""`data.template_date`: the day on which the run starts."""
+
 LABELLED_SETS = ("finance", "fpb", "fiqa", "tfns")
 """Built-in sets and presets whose responses begin with their label."""
 BUILT_IN_SETS = ("clinic", "finance", "general")
@@ -634,28 +670,93 @@ def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def from_layers(layers: list[DictConfig]) -> Config:
-    """The validated configuration made of the defaults and `layers`, the later ones winning."""
+    """The validated configuration made of the defaults and `layers`, the later ones winning.
+
+    Errors: ValueError in one line naming the key, the value, and the bound or remedy.
+    """
+    layers = [_with_lists(layer) for layer in layers]
     for layer in layers:
         _refuse_unknown_keys(layer)
-    try:
+        _refuse_other_shapes(layer)
+    with _as_refusals():
         merged = OmegaConf.merge(_defaults(), *layers)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
-    for key in REPLACED_KEYS:
-        for layer in layers:
-            given = OmegaConf.select(layer, key)
-            if given is not None:
-                OmegaConf.update(merged, key, given, merge=False)
-    config = OmegaConf.to_object(merged)
+        for key in REPLACED_KEYS:
+            for layer in layers:
+                given = OmegaConf.select(layer, key)
+                if given is not None:
+                    OmegaConf.update(merged, key, given, merge=False)
+        config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
-    return validate(resolve_auto(config))
+    return validate(resolve_auto(dataclasses.replace(config, out=os.path.expanduser(config.out))))
+
+
+@contextlib.contextmanager
+def _as_refusals() -> Iterator[None]:
+    """Turns what OmegaConf says of a value, in whatever kind of exception and number of lines, into a ValueError of one line.
+
+    What it is given is the user's, so that any exception is about that.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        text = str(error).partition("\n    full_key")[0]
+        remedy = (
+            r"; a plain dollar sign before a brace is written \${"
+            if isinstance(error, InterpolationResolutionError | GrammarParseError)
+            else ""
+        )
+        raise ValueError(f"{shown_key(error.full_key)}: {' '.join(text.split())[:LONGEST_REASON]}{remedy}") from None
+    except Exception as error:
+        raise ValueError(f"configuration: {type(error).__name__}: {one_line(error)[:LONGEST_REASON]}") from None
+
+
+def shown_key(key: Any) -> str:
+    """A key as a refusal names it."""
+    text = " ".join(str(key).split()) if key else "configuration"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _with_lists(layer: DictConfig) -> DictConfig:
+    """A layer in which `lora.target_modules`, PEFT's way, may be one text (`all-linear`), and is then the list of it."""
+    plain = _plain(layer)
+    for place, key in ((plain, "lora.target_modules"), (plain.get("lora"), "target_modules")):
+        if isinstance(place, dict) and isinstance(value := place.get(key), str) and "${" not in value:
+            if re.search(r"[\s,]", value):
+                raise ValueError(
+                    f"lora.target_modules={shown(value)} is one text; list the layers' names, such as lora.target_modules=[q_proj,v_proj]"
+                )
+            with _as_refusals():
+                layer = copy.deepcopy(layer)
+                OmegaConf.update(layer, "lora.target_modules", [value], merge=False)
+    return layer
+
+
+def _refuse_other_shapes(layer: DictConfig) -> None:
+    """Refuses a text or number where a list is wanted, and whatever is no mapping where one is, with the form that is meant."""
+    flat = flatten_keys({str(k): v for k, v in _plain(layer).items()})
+    shapes = {key: type(default) for key, default in FLAT_DEFAULTS.items() if isinstance(default, list)}
+    for key, shape in (shapes | dict.fromkeys((*WHOLE_KEYS, "compare"), dict)).items():
+        value = flat.get(key)
+        if value is None or isinstance(value, shape) or (isinstance(value, str) and "${" in value):
+            continue
+        form = f"a list, such as {key}=[{shown(value)}]" if shape is list else f"a mapping, such as {key}={{name: value}}"
+        raise ValueError(f"{key}={shown(value)} must be {form}")
+
+
+def _plain(layer: DictConfig) -> dict[str, Any]:
+    """What a layer holds, references (`${...}`) as they stand."""
+    with _as_refusals():
+        plain = OmegaConf.to_container(layer)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]  # keys of other types are refused by name
 
 
 def with_overrides(config: Config, overrides: dict[str, Any]) -> Config:
     """A copy of `config` with dotted keys replaced, validated again."""
     layer = OmegaConf.create({})
-    for key, value in overrides.items():
-        OmegaConf.update(layer, key, value, merge=True)
+    with _as_refusals():
+        for key, value in overrides.items():
+            OmegaConf.update(layer, str(key), value, merge=True)
     return from_layers([OmegaConf.create(to_dict(config)), layer])
 
 
@@ -697,15 +798,15 @@ def find_config(source: str | Path) -> Path:
     Errors: ValueError if neither exists, listing the shipped names.
     """
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(source):  # which takes names of any length
         return path
     folder = shipped_configs()
     if str(source) == path.name:
         candidate = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise ValueError(f"config: no file {str(source)!r} and no shipped config of that name (shipped: {names})")
+    raise ValueError(f"config: no file {shown(str(source))} and no shipped config of that name (shipped: {names})")
 
 
 def shipped_configs() -> Path:
@@ -722,16 +823,98 @@ def validate(config: Config) -> Config:
     flat = flatten_keys({k: v for k, v in to_dict(config).items() if k != "compare"})
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
-            close = difflib.get_close_matches(str(flat[key]), choices, n=1)
+            close = difflib.get_close_matches(str(flat[key])[:100], choices, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{key}={flat[key]!r} is not one of {', '.join(repr(c) for c in choices)}{hint}")
+            raise ValueError(f"{key}={shown(flat[key])} is not one of {', '.join(repr(c) for c in choices)}{hint}")
     for key, (low, high, inclusive) in RANGES.items():
         value = flat[key]
-        if not (math.isfinite(value) and (value > low or (inclusive and value == low)) and value <= high):
-            bound = f"{'at least' if inclusive else 'greater than'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
-            raise ValueError(f"{key}={value!r} must be {bound}")
+        if not (low < value <= high or (inclusive and value == low)):  # which not-a-number is not either
+            raise ValueError(
+                f"{key}={shown(value)} must be {'at least' if inclusive else 'greater than'} {low:.15g} and at most {high:.15g}"
+            )
+    for key, least in LEAST_ABOVE_ZERO.items():
+        if 0 < flat[key] < least:
+            raise ValueError(f"{key}={flat[key]!r} must be 0, or at least {least:g}")
+    _check_names(config)
+    _check_lists(flat)
+    _check_chat(config.data)
     _check_combinations(config)
     return config
+
+
+def _check_names(config: Config) -> None:
+    """Names that become folders, and paths."""
+    check_folder_name(config.name, key="name")
+    folded: dict[str, str] = {}
+    for name, overrides in config.compare.items():
+        check_folder_name(name, key="compare", taken=COMPARISON_FILES)
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            raise ValueError(f"compare: {twin!r} and {name!r} differ by case only, which is one folder on some disks; rename one")
+        if not isinstance(overrides or {}, dict):
+            raise ValueError(f"compare.{name}={shown(overrides)} must hold the overrides that make the run, such as {{method.name: fedit}}")
+    for key, path in (
+        ("out", config.out),
+        ("model.name", config.model.name),
+        ("model.cache_dir", config.model.cache_dir),
+        ("data.path", config.data.path),
+        ("synthesis.path", config.synthesis.path),
+        ("evaluate.choices_path", config.evaluate.choices_path),
+    ):
+        check_path(path, key=key)
+    if not config.model.name.strip():
+        raise ValueError("model.name is empty; name a model, such as smollm2-135m-instruct, or the path of a folder")
+
+
+def _check_lists(flat: dict[str, Any]) -> None:
+    """The numbers in lists, which no range of one number covers."""
+    for key, low, high in (
+        ("compare_seeds", 0, MOST_SEED),
+        ("sweep.seeds", 0, MOST_SEED),
+        ("audit.multiplicities", 1, MOST_COPIES),
+    ):
+        for value in flat[key]:
+            if not low <= value <= high:
+                raise ValueError(f"{key}={shown(flat[key])} must all be at least {low} and at most {high}")
+    if len(set(flat["compare_seeds"])) < len(flat["compare_seeds"]):
+        raise ValueError(f"compare_seeds={flat['compare_seeds']} must be different numbers")
+    if not all(name.strip() for name in flat["lora.target_modules"]):
+        raise ValueError(f"lora.target_modules={shown(flat['lora.target_modules'])} holds an empty name; name layers, such as q_proj")
+
+
+def _check_chat(data: DataConfig) -> None:
+    """What a chat template is given."""
+    if data.template_date != TODAY:
+        try:
+            day = datetime.date.fromisoformat(data.template_date).isoformat()
+        except ValueError:
+            day = ""
+        if day != data.template_date:
+            raise ValueError(f"data.template_date={shown(data.template_date)} must be a day as YYYY-MM-DD, or today")
+    for name, value in data.template_args.items():
+        if not name.isidentifier():
+            raise ValueError(
+                f"data.template_args: {shown(name)} is no argument's name; name one of the template's, such as enable_thinking"
+            )
+        if name in RESERVED_ARGUMENTS:
+            raise ValueError(f"data.template_args: {name} is given by raysim itself; leave it out")
+        if not _is_plain(value):
+            raise ValueError(
+                f"data.template_args.{name}={shown(value)} must be a text, a number, true, false, null, or a list or mapping of these"
+            )
+    if data.chat_field and data.preset:
+        raise ValueError(
+            f"data.chat_field={shown(data.chat_field)} means nothing with data.preset={data.preset!r}, which has its own fields; leave one out"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON has, so that the same template gives the same text everywhere."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(below) for key, below in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _check_combinations(config: Config) -> None:
@@ -753,27 +936,30 @@ def _check_combinations(config: Config) -> None:
             f"server.lr={config.server.lr:g} with server.optimizer={config.server.optimizer!r} moves every parameter by about that much in a round; "
             "it must be less than 1, such as 0.001"
         )
-    if config.data.source in ("jsonl", "hub") and not config.data.path:
+    if config.data.source in ("jsonl", "hub") and not config.data.path and not _is_set_later(config, "data.path"):
         raise ValueError(
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
         )
     _check_synthesis(config)
-    seeds = config.compare_seeds
-    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"compare_seeds={seeds} must be different numbers of at least 0")
     if config.server.weighting == "adaptive" and method != "fewfedweight":
         raise ValueError(f"server.weighting='adaptive' is for method.name='fewfedweight', not {method!r}; use examples or uniform")
     actors = config.resources.num_actors
-    if actors != "auto" and not (actors.isdigit() and int(actors) >= 1):
-        raise ValueError(f"resources.num_actors={actors!r} must be 'auto' or a number of at least 1")
+    if actors != "auto" and not re.fullmatch(r"[1-9][0-9]{0,5}", actors):
+        raise ValueError(f"resources.num_actors={shown(actors)} must be 'auto' or a number of at least 1")
     gpus = config.resources.client.num_gpus
     if gpus > 1 and gpus != int(gpus):
         raise ValueError(f"resources.client.num_gpus={gpus:g} must be a fraction up to 1, or a whole number")
 
 
+def _is_set_later(config: Config, key: str) -> bool:
+    """Whether a comparison's entries or a sweep's points may set `key`, of which each is validated by itself."""
+    section = key.partition(".")[0]
+    return bool(config.compare) or key in config.sweep.space or section in config.sweep.space
+
+
 def _check_synthesis(config: Config) -> None:
     synthesis = config.synthesis
-    if synthesis.source == "file" and not synthesis.path:
+    if synthesis.source == "file" and not synthesis.path and not _is_set_later(config, "synthesis.path"):
         raise ValueError("synthesis.path is empty but synthesis.source='file' needs a file of public records")
     if synthesis.source == "self" and (synthesis.path or synthesis.preset):
         raise ValueError(
@@ -873,8 +1059,6 @@ def _check_client_privacy(config: Config) -> None:
 
 def _check_audit(config: Config) -> None:
     audit, unit, method = config.audit, config.privacy.unit, config.method.name
-    if any(multiplicity < 1 for multiplicity in audit.multiplicities):
-        raise ValueError(f"audit.multiplicities={audit.multiplicities} must all be at least 1")
     if not audit.num_canaries:
         return
     if audit.canary == "update" and (method != "fedit" or config.privacy.noise_at == "distributed"):
@@ -959,8 +1143,10 @@ def _thaw(node: Any) -> None:
 def _read(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
-    except Exception as error:
-        raise ValueError(f"config: {path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise ValueError(f"config: {path} cannot be read: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # the parser and OmegaConf raise many kinds
+        raise ValueError(f"config: {path} is not valid YAML: {one_line(error)[:LONGEST_REASON]}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"config: {path} must hold key: value pairs")
     return loaded
@@ -969,13 +1155,13 @@ def _read(path: Path) -> DictConfig:
 def _parse_override(item: str) -> DictConfig:
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"override {item!r} is not of the form key=value, such as lora.rank=8")
+        raise ValueError(f"override {shown(item)} is not of the form key=value, such as lora.rank=8")
     if key.strip() == "data":
         return _data_alias(value.strip())
     try:
         return OmegaConf.from_dotlist([item])
     except Exception as error:
-        raise ValueError(f"{key}: cannot read the value in {item!r}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{shown_key(key)}: cannot read the value in {shown(item)}: {one_line(error)[:LONGEST_REASON]}") from None
 
 
 def _data_alias(name: str) -> DictConfig:
@@ -986,7 +1172,7 @@ def _data_alias(name: str) -> DictConfig:
     if name in presets:
         return OmegaConf.create({"data": {"source": "jsonl", "preset": name}})
     raise ValueError(
-        f"data={name!r} is none of {', '.join((*BUILT_IN_SETS, *presets))}; data is a section, so else set its keys, such as data.source"
+        f"data={shown(name)} is none of {', '.join((*BUILT_IN_SETS, *presets))}; data is a section, so else set its keys, such as data.source"
     )
 
 
@@ -998,9 +1184,7 @@ def _known_keys() -> frozenset[str]:
 def _refuse_unknown_keys(layer: DictConfig) -> None:
     known = _known_keys()
     sections = {key.rsplit(".", n)[0] for key in known for n in range(1, key.count(".") + 1)}
-    plain = OmegaConf.to_container(layer)
-    assert isinstance(plain, dict)
-    for key in flatten_keys({str(k): v for k, v in plain.items() if k != "compare"}):
+    for key in flatten_keys({str(k): v for k, v in _plain(layer).items() if k != "compare"}):
         if key in known:
             continue
         if key in sections:
@@ -1008,8 +1192,9 @@ def _refuse_unknown_keys(layer: DictConfig) -> None:
                 f"{key} is a section, not a value; set one of its keys, such as {min(k for k in known if k.startswith(key + '.'))}"
             )
         leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-            leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)
+        asked = key[:LONGEST_SHOWN]
+        close = difflib.get_close_matches(asked, known, n=1, cutoff=0.6) or [
+            leaf[m] for m in difflib.get_close_matches(asked.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)
         ]
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unknown key {key}{hint}")
+        raise ValueError(f"unknown key {shown_key(key)}{hint}")

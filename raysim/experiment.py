@@ -83,7 +83,7 @@ def data_key(config: Config) -> tuple[Any, ...]:
     """What two configurations must share to have the same `EncodedData`: for clusters of embeddings, how the model computes too."""
     by_label = config.partition.scheme in ("dirichlet", "natural")
     clusters = (config.partition.scheme, config.partition.num_clusters, config.train.dtype, config.resources.num_threads)
-    return (config.model.name, config.model.cache_dir, config.data, config.seed, clusters if by_label else ())
+    return (config.model.name, config.model.cache_dir, repr(config.data), config.seed, clusters if by_label else ())
 
 
 def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
@@ -127,16 +127,15 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     attacked = _attacked(shards, num_examples=config.attack.num_examples, seed=config.seed)
     hands = dealt(canaries, len(shards), first_record_id=data.next_id + len(canaries.secrets) + len(canaries.members))
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
-    sizes = [len(shard) for shard in shards]
-    mechanism_config = config if len(shards) > 1 else dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
+    manifest |= _counts(data, max_length=config.data.max_length, hands=hands)
     experiment = Experiment(
         shards=shards,
         heldout=data.heldout,
         answered=_answered(data.heldout, config=config),
         attacked=attacked,
-        manifest=manifest | _counts(data, max_length=config.data.max_length, hands=hands),
-        mechanism=Mechanism.from_config(mechanism_config, shard_sizes=sizes),
-        weights=weights_for(sizes, weighting=config.server.weighting),
+        manifest=manifest,
+        mechanism=Mechanism.of_run(config, manifest=manifest),
+        weights=weights_for([len(shard) for shard in shards], weighting=config.server.weighting),
         canaries=canaries,
         real_examples=real,
         public=_public(config, lm),

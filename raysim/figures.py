@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import statistics
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ STYLE: Any = {  # Any: the keys of matplotlib settings are a closed set of liter
     "ytick.major.size": 0,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # labels and names are the user's: `$5 off $10` is no formula
 }
+LONGEST_LABEL = 40
+"""Characters of a name or label in a figure; tables and pages have them whole."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ class Level:
     label: str
     colour: str
     value: float
+
+
+def label_text(text: str) -> str:
+    """A user's label as a figure can draw it: one line, without control characters, cut where it is long."""
+    line = " ".join("".join(c if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") else " " for c in text).split())
+    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
 
 
 def colours_of(methods: Sequence[str]) -> list[str]:
@@ -166,7 +176,7 @@ def trade_off(points: Sequence[Point]) -> Figure:
         heights = _spread([point.leakage for point in points], *axes.get_ylim(), at_least=0.055)
         for point, height in zip(points, heights, strict=True):
             axes.annotate(
-                point.label,
+                label_text(point.label),
                 (point.nll, height),
                 xytext=(9, 0),
                 textcoords="offset points",
@@ -210,7 +220,7 @@ def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | N
             axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
         axes.set_xlim(0.0, 1.0)
         axes.set_ylim(len(clients) - 0.4, -0.6)
-        axes.set_yticks(range(len(clients)), [name for name, _ in clients])
+        axes.set_yticks(range(len(clients)), [label_text(name) for name, _ in clients])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(
             f"largest ROUGE-L with a private {part} of the client" + (f"    (dashed: the {filter_name})" if bound is not None else "")
@@ -241,7 +251,7 @@ def against(
         places = [place for place, _ in ticks]
         margin = 0.06 * (max(places) - min(places)) or 0.5
         axes.set_xlim(min(places) - margin, max(places) + margin)
-        axes.set_xticks(places, [text for _, text in ticks])
+        axes.set_xticks(places, [label_text(text) for _, text in ticks])
         axes.set_xlabel(label)
         axes.grid(axis="x", visible=False)
         axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
@@ -262,7 +272,7 @@ def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
             for offset, amount, alpha, word in ((-0.19, up, 1.0, "up"), (0.19, down, 0.4, "down")):
                 axes.barh(i + offset, amount, height=0.32, color=colour, alpha=alpha)
                 axes.text(amount + largest * 0.012, i + offset, f"{human_bytes(amount)} {word}", va="center", fontsize=9.5)
-        axes.set_yticks(range(len(runs)), [label for label, _, _, _ in runs])
+        axes.set_yticks(range(len(runs)), [label_text(label) for label, _, _, _ in runs])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(runs) - 0.45, -0.55)
         axes.set_xlim(0, largest * 1.22)
@@ -293,7 +303,9 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"""(['"]?)DejaVu Sans\1(, *[^;"]*)?""", "var(--sans)", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", rf'<svg viewBox="\1" role="img" aria-label="{title}">', svg, count=1)
+    svg = re.sub(
+        r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{title}">', svg, count=1
+    )
     for colour in themed_colours():
         svg = re.sub(colour, f"var(--f{colour[1:]})", svg, flags=re.IGNORECASE)
     return svg
@@ -377,7 +389,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str, *, x: floa
     right = axes.get_xlim()[1]
     for line, height in zip(drawn, heights, strict=True):
         end, y = line.values[-1]
-        text = f"{line.label} {label_format.format(y)}"
+        text = f"{label_text(line.label)} {label_format.format(y)}"
         axes.annotate(
             text,
             (end if x is None else x, y),
@@ -432,23 +444,26 @@ def _stacked_bars(
         figure, axes = _canvas(height=1.0 + 0.24 * legend_rows + min(0.46 * len(names), 2.8 + 0.03 * len(names), 7.0))
         widest = max([sum(row) for row in counts] + [1])
         lefts = [0] * len(names)
-        for j, label in enumerate(labels):
+        for j in range(len(labels)):
             column = [row[j] for row in counts]
             bars = axes.barh(
-                range(len(names)), column, left=lefts, color=colours[j % len(colours)], label=label, height=0.74, edgecolor=SURFACE
+                range(len(names)), column, left=lefts, color=colours[j % len(colours)], label=str(j), height=0.74, edgecolor=SURFACE
             )
             crowded = len(names) > 18
             texts = [str(count) if count >= 0.035 * widest and not crowded else "" for count in column]
             axes.bar_label(bars, labels=texts, label_type="center", color=ON_LABEL, fontsize=9)
             lefts = [left + count for left, count in zip(lefts, column, strict=True)]
         _finish_bars(axes, names, lefts, widest, axis)
-        figure.legend(loc="outside upper left", ncols=3, fontsize=9.5, handlelength=1, handleheight=1, columnspacing=1.4)
+        if labels:
+            legend = figure.legend(loc="outside upper left", ncols=3, fontsize=9.5, handlelength=1, handleheight=1, columnspacing=1.4)
+            for text, label in zip(legend.get_texts(), labels, strict=True):
+                text.set_text(label_text(label))  # only now: matplotlib leaves out of a legend what begins with an underscore
         return figure
 
 
 def _finish_bars(axes: Axes, names: Sequence[str], totals: Sequence[int], widest: int, axis: str) -> None:
     step = -(-len(names) // 16)
-    axes.set_yticks(range(0, len(names), step), list(names)[::step])
+    axes.set_yticks(range(0, len(names), step), [label_text(name) for name in names][::step])
     axes.tick_params(axis="y", labelcolor=INK)
     for i in range(len(names) if step == 1 else 0):
         axes.text(totals[i] + 0.012 * widest, i, str(totals[i]), va="center", fontsize=9.5, fontweight="bold")

@@ -19,7 +19,7 @@ from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge
 from raysim.judging.pairwise import Judge, Pair, in_words, judge_pairs, judgement_rows, summarise
-from raysim.runfiles import write_json, write_jsonl
+from raysim.runfiles import read_json, read_jsonl, write_json, write_jsonl
 
 
 def check(judge: JudgeConfig) -> None:
@@ -89,7 +89,7 @@ def last_answers(folder: Path) -> list[dict[str, Any]]:
     path = folder / "answers.jsonl"
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is missing: the run is older than judges; run it again into another folder")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(path)
     answered = [row for row in rows if row["side"] == "heldout" and "answer" in row]
     last = max((row["round_index"] for row in answered), default=None)
     final = [row for row in answered if row["round_index"] == last]
@@ -99,7 +99,7 @@ def last_answers(folder: Path) -> list[dict[str, Any]]:
 def is_judged(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the run's last answers were judged by the judge with these settings."""
     path = folder / "judge.json"
-    return path.is_file() and json.loads(path.read_text())["made_from"] == _made_from(last_answers(folder), settings)
+    return path.is_file() and read_json(path)["made_from"] == _made_from(last_answers(folder), settings)
 
 
 def judge_run(folder: Path, judge: Judge, *, settings: dict[str, Any]) -> str:

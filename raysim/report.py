@@ -7,6 +7,7 @@ the control beside each leakage and the number of prompts, and leaves the conclu
 
 import csv
 import html
+import io
 import json
 import math
 import operator
@@ -26,7 +27,7 @@ from raysim.auditing import verdict
 from raysim.data.configured import responses_are_labels
 from raysim.data.similarity import MEASURE
 from raysim.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
-from raysim.runfiles import write_text
+from raysim.runfiles import json_lines, read_json, write_json, write_text
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
@@ -104,7 +105,7 @@ def write_comparison_tables(out_dir: Path, run_dirs: Sequence[Path]) -> list[Run
     out_dir.mkdir(parents=True, exist_ok=True)
     runs = [read_run(folder) for folder in run_dirs]
     summaries = [run.summary for run in runs]
-    write_text(out_dir / "summary.json", json.dumps({"runs": summaries}, indent=2) + "\n")
+    write_json(out_dir / "summary.json", {"runs": summaries})
     _write_csv(out_dir / "results.csv", summaries)
     return runs
 
@@ -168,7 +169,7 @@ def _summary(
     path = folder / "summary.json"
     unit = ledger.get("unit") if ledger.get("epsilon") is not None else None
     if path.is_file():
-        return {**json.loads(path.read_text(encoding="utf-8")), "unit": unit, "finished": True}
+        return {**read_json(path), "unit": unit, "finished": True}
     num_rounds = int(config.get("server.num_rounds", 0))
     done = sum(1 for record in records if record["round_index"] >= 0)
     notes.append(f"This run is not finished: {done} of {num_rounds} rounds are recorded. The figures are those of the last one.")
@@ -206,8 +207,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         notes.append(f"{path.name} is missing.")
         return {}
-    loaded = json.loads(path.read_text(encoding="utf-8"))
-    return dict(loaded)
+    return read_json(path)
 
 
 def _read_lines(path: Path, notes: list[str], *, optional: bool = False) -> list[dict[str, Any]]:
@@ -216,13 +216,13 @@ def _read_lines(path: Path, notes: list[str], *, optional: bool = False) -> list
         if not optional:
             notes.append(f"{path.name} is missing.")
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = json_lines(path)
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            if number < len(lines):
+            if number < lines[-1][0]:
                 raise ValueError(f"{path}: line {number} is not JSON; restore the file, or remove that line") from None
             notes.append(f"The last line of {path.name} was cut short and is left out.")
     return records
@@ -312,10 +312,11 @@ def _printed(row: Mapping[str, Any], key: str) -> str:
 def _write_csv(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
     flat = [configuration.flatten_keys(dict(summary)) for summary in summaries]
     columns = list(dict.fromkeys(key for row in flat for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(path, text.getvalue())
 
 
 def page_environment() -> jinja2.Environment:

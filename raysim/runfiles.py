@@ -4,12 +4,14 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from raysim import __version__
 from raysim.adapter import Layout, Vector, adapter_sha256, save_adapter
@@ -20,11 +22,55 @@ PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, in UTF-8; half a surrogate pair, which UTF-8 does not have, as JSON writes it (`\\ud800`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Errors: ValueError naming the file if it is not one.
+    """
+    return _object(_read_text(path), where=str(path))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one a line.
+
+    Errors: ValueError naming file and line if one is none.
+    """
+    return [_object(line, where=f"{path}: line {number}") for number, line in json_lines(path)]
+
+
+def json_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a JSON-lines file with their numbers, blank ones left out.
+
+    A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
+    """
+    return [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
+
+
+def _object(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({type(error).__name__}); restore the file, or run into another folder") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no object but {type(value).__name__}; restore the file, or run into another folder")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,6 +91,22 @@ def check_folder(config: Config) -> Path:
     return own_folder(config, file="config.yaml", scratch=(".config.yaml.",), key=result_key, kind="run", other="configuration")
 
 
+def check_writable(out: Path) -> None:
+    """Refuses a folder in which nothing can be written, before there is anything to write; leaves nothing behind.
+
+    Errors: ValueError naming `out` and what the file system says.
+    """
+    place = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f", {str(place)!r}" if place != out else ""
+        raise ValueError(
+            f"out={str(out)!r} cannot be written ({error.strerror or type(error).__name__}{where}); choose another folder"
+        ) from None
+
+
 def own_folder(
     config: Config, *, file: str, scratch: tuple[str, ...], key: Callable[[Config], dict[str, Any]], kind: str, other: str
 ) -> Path:
@@ -55,7 +117,7 @@ def own_folder(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={config.out!r} is a file; choose a folder")
-    if not out.is_dir() or all(path.name.startswith(scratch) for path in out.iterdir()):
+    if not os.path.isdir(out) or all(path.name.startswith(scratch) for path in out.iterdir()):
         return out
     if not (out / file).is_file():
         raise ValueError(f"out={config.out!r} exists and is not a {kind}'s folder; choose another, or empty it")
@@ -67,10 +129,10 @@ def own_folder(
     return out
 
 
-def write_start(out: Path, config: Config, *, manifest: dict[str, Any], chat: dict[str, Any]) -> None:
-    """Writes what is known before the first round: config.yaml, environment.json, partition.json; `chat` says how conversations are written."""
+def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any], chat: dict[str, Any]) -> None:
+    """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds, and how conversations are written), partition.json."""
     write_text(out / "config.yaml", to_yaml(config))
-    write_json(out / "environment.json", environment() | {"chat": chat})
+    write_json(out / "environment.json", environment() | {"inputs": inputs, "chat": chat})
     write_json(out / "partition.json", manifest)
 
 
@@ -117,8 +179,9 @@ def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
         else "The extraction attack was not run."
     )
     where = "adapter/client-000" if config.method.name in SEPARATE_METHODS else "adapter"
+    name = OmegaConf.to_yaml({"base_model": config.model.name}).strip()  # quoted where YAML would read something else
     return f"""---
-base_model: {config.model.name}
+{name}
 library_name: peft
 tags: [lora, federated-learning, raysim]
 ---
@@ -174,7 +237,7 @@ def _commit() -> str | None:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

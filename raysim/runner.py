@@ -2,20 +2,22 @@
 
 import contextlib
 import dataclasses
-import json
+import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import actors, judged, runfiles
+from raysim import actors, inputs, judged, runfiles
 from raysim.auditing import final_audit
 from raysim.base import BaseModel, load_base_model, resolve_dtype
 from raysim.claims_report import write_claims_report
 from raysim.config import (
+    TODAY,
     Config,
     JudgeConfig,
     SweepConfig,
+    load,
     result_key,
     unresolved,
     unused_privacy,
@@ -26,6 +28,7 @@ from raysim.data.configured import chat_format
 from raysim.data.tokens import describe_chat
 from raysim.experiment import EncodedData, Experiment, data_key, encode_data, prepare
 from raysim.progress import METHOD_NOTES, Progress, run_line
+from raysim.refusals import plain_errors
 from raysim.report import write_comparison_report, write_run_report
 from raysim.simulate import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
 from raysim.worker import Assignment, Worker
@@ -69,6 +72,7 @@ class Backend:
         return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
 
 
+@plain_errors()
 def run(
     config: Config,
     *,
@@ -83,13 +87,15 @@ def run(
     they were tokenised before.
 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
-    RuntimeError naming round and client for what fails later, after which the same call continues.
+    RuntimeError naming round and client for what fails later, or what the disk refuses, after which the same call continues.
     """
     config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
     out = runfiles.check_folder(config)
+    inputs.check_inputs(out, config)
     judged.check(config.judge)
     done = load_run(config, out)
     if done is None:
+        runfiles.check_writable(out)
         with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
             done = _run(config, out, opened, data=data, display=display, on_round=on_round)
     if judge_runs(config, [out], journal=out / "judge.jsonl", display=display):
@@ -114,6 +120,7 @@ def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, displa
     return True
 
 
+@plain_errors()
 def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
 
@@ -130,7 +137,8 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     firsts = first_alike(configs) if config.compare_seeds else configs
     judged.check(config.judge)
     for entry in firsts:
-        runfiles.check_folder(entry)
+        inputs.check_inputs(runfiles.check_folder(entry), entry)
+    runfiles.check_writable(comparison_folder(config))
     done = _run_all(firsts, display=display)
     out = comparison_folder(config)
     folders = list(done)
@@ -187,6 +195,7 @@ def comparison(config: Config) -> list[Config]:
     """
     if config.claims and not config.compare_seeds:
         raise ValueError(f"claims={config.claims!r} needs compare_seeds, such as [0, 1, 2]: a claim is not decided by one run")
+    config = dated(config, sorted(comparison_folder(config).glob("*/config.yaml")))  # all entries are told the same day
     seeds: list[int | None] = [*config.compare_seeds] or [None]
     return [_entry(config, name, seed=seed) for seed in seeds for name in config.compare]
 
@@ -198,9 +207,10 @@ def _entry(config: Config, name: str, *, seed: int | None) -> Config:
     values = unresolved(config) | overrides | {"name": name, "out": str(comparison_folder(config) / folder)}
     try:
         entry = with_overrides(config, values if seed is None else values | {"seed": seed})
+        entry = with_overrides(entry, unused_privacy(entry))
+        return validate(dataclasses.replace(entry, compare={}, compare_seeds=[], claims=""))
     except ValueError as error:
         raise ValueError(f"compare.{name}: {error}") from None
-    return dataclasses.replace(with_overrides(entry, unused_privacy(entry)), compare={}, compare_seeds=[], claims="")
 
 
 def first_alike(configs: Sequence[Config]) -> list[Config]:
@@ -215,18 +225,28 @@ def comparison_folder(config: Config) -> Path:
 
 
 def resolved(config: Config) -> Config:
-    """`config` with its output folder and `train.dtype` decided, so that a resumed run computes as it began."""
+    """`config` with its output folder, `train.dtype` and `data.template_date` decided, so that a resumed run computes as it began."""
     dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
     out = config.out or f"runs/{config.name}-{config.method.name}"
+    config = dated(config, [Path(out) / name for name in ("config.yaml", "sweep.yaml")])
     return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def dated(config: Config, begun: Sequence[Path]) -> Config:
+    """`config` with `data.template_date` decided where it is `today`: the day of the first of the `begun` configurations, or else this day."""
+    if config.data.template_date != TODAY:
+        return config
+    days = [day for path in begun if path.is_file() and (day := load(path).data.template_date) != TODAY]
+    day = days[0] if days else datetime.date.today().isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=day))
 
 
 def load_run(config: Config, out: Path) -> Run | None:
     """The finished run in `out`, or None."""
     if not (out / "summary.json").is_file() or not (out / "report.html").is_file():
         return None
-    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    return Run(config, out, records, json.loads((out / "ledger.json").read_text()), json.loads((out / "summary.json").read_text()))
+    read_json = runfiles.read_json
+    return Run(config, out, runfiles.read_jsonl(out / "rounds.jsonl"), read_json(out / "ledger.json"), read_json(out / "summary.json"))
 
 
 def backend_key(config: Config) -> tuple[Any, ...]:
@@ -275,8 +295,10 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     lm = backend.worker.language_model(config.lora)
     experiment = prepare(config, lm, data=data)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
+    found = inputs.input_files(config) | _prints_of(experiment)
+    inputs.check_inputs(out, config, now=found)
     chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
-    runfiles.write_start(out, config, manifest=experiment.manifest, chat=chat)
+    runfiles.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
@@ -303,6 +325,15 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
         )
     base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
     return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+
+
+def _prints_of(experiment: Experiment) -> dict[str, dict[str, inputs.Print]]:
+    """The prints of the records as read (of a Hub's data set there is no file) and of how they were dealt."""
+    held = (*experiment.real_examples, *experiment.heldout)
+    return {
+        "records": {"": inputs.records_print(sorted((example.record for example in held), key=lambda record: record.record_id))},
+        "partition": {"": {"sha256": experiment.manifest["sha256"]}},
+    }
 
 
 def _write_progress(out: Path, simulation: Simulation, *, ledger: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import importlib.util
 import io
-import json
 import logging
 import os
 import time
@@ -32,12 +31,13 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from raysim import actors, runfiles, runner
+from raysim import actors, inputs, runfiles, runner
 from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
 from raysim.experiment import EncodedData, data_key, encode_data
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, selection_statement, worst_releases
 from raysim.progress import MISSING, print_rows
+from raysim.refusals import one_line, plain_errors
 from raysim.sweep_progress import SweepProgress
 from raysim.sweep_report import write_sweep_report
 from raysim.sweep_space import (
@@ -131,6 +131,7 @@ class Plan:
 # --- the sweep
 
 
+@plain_errors()
 def sweep(config: Config, *, display: bool | None = None, config_name: str = "", overrides: Sequence[str] = ()) -> SweepResult:
     """Runs the trials that `config.sweep` describes, and writes results.csv, summary.json and report.html; continues an interrupted one.
 
@@ -142,6 +143,8 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
     config = decided(config)
     points = planned(config)
     out = check_folder(config)
+    for point in suggested(out) if config.sweep.search == "optuna" else points:
+        inputs.check_inputs(trial_folder(config, point), _trial(config, point))
     write_start(config, out)
     with SweepProgress(config.name, enabled=display) as progress:
         for warning in idle_keys(config, points):
@@ -163,7 +166,7 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
         config_name=config_name,
         overrides=overrides,
     )
-    return SweepResult(config, out, rows, json.loads((out / "summary.json").read_text()), path)
+    return SweepResult(config, out, rows, runfiles.read_json(out / "summary.json"), path)
 
 
 def decided(config: Config) -> Config:
@@ -223,9 +226,8 @@ def selection(config: Config, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _selection_epsilon(config: Config, private: Sequence[Mapping[str, Any]]) -> float:
     """Epsilon of a private selection: of the costliest settings that could have been drawn, on the split that all trials share."""
-    manifest = json.loads((Path(config.out) / private[0]["folder"] / "partition.json").read_text())
-    sizes = [client["num_examples"] for client in manifest["clients"]]
-    mechanisms = [Mechanism.from_config(_trial(config, point), shard_sizes=sizes) for point in support_points(config)]
+    manifest = runfiles.read_json(Path(config.out) / private[0]["folder"] / "partition.json")
+    mechanisms = [Mechanism.of_run(_trial(config, point), manifest=manifest) for point in support_points(config)]
     releases = [mechanism.releases(mechanism.num_rounds) for mechanism in mechanisms]
     return selection_epsilon(worst_releases(releases, shared_samples=True), delta=private[0]["delta"], **config.sweep.private_selection)
 
@@ -331,11 +333,11 @@ def write_results(out: Path, rows: Sequence[Mapping[str, Any]], *, swept: Sequen
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "rounds.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return runfiles.read_jsonl(path) if path.is_file() else []
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return runfiles.read_json(path) if path.is_file() else None
 
 
 # --- its trials on Ray Tune
@@ -562,8 +564,7 @@ def _all_suggested(config: Config) -> bool:
 def suggested(out: Path) -> list[Point]:
     """The points that a search has suggested so far, from the sweep's folder."""
     path = out / "points.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [point_of(index, json.loads(line)) for index, line in enumerate(lines)]
+    return [point_of(index, settings) for index, settings in enumerate(runfiles.read_jsonl(path) if path.is_file() else [])]
 
 
 class Suggestions(OptunaSearch):
@@ -682,7 +683,7 @@ class Watch(tune.Callback):
 def _last_failure(trial: Any) -> str:
     """What Tune wrote down when a trial's process last died; empty if nothing."""
     path = trial.error_file  # `get_error` reads a copy, which comes later
-    return Path(path).read_text().split("Failure #")[-1] if path and Path(path).is_file() else ""
+    return Path(path).read_text(encoding="utf-8", errors="replace").split("Failure #")[-1] if path and Path(path).is_file() else ""
 
 
 def _delay_s(num_deaths: int) -> float:
@@ -735,9 +736,7 @@ def _reported(records: Sequence[Mapping[str, Any]], trial: Config) -> dict[str, 
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else "no message"
-    return line if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {line}"
+    return one_line(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 class WarmBackend:

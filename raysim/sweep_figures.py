@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from raysim.figures import GRID, INK, MARKERS, METHOD_COLOURS, MUTED, SPARE_COLOURS, STYLE, SURFACE, colours_of, inline_svg
+from raysim.figures import GRID, INK, MARKERS, METHOD_COLOURS, MUTED, SPARE_COLOURS, STYLE, SURFACE, colours_of, inline_svg, label_text
 from raysim.progress import human_bytes
 
 PALETTE = [light for name, (light, _) in METHOD_COLOURS.items() if name != "base"] + [light for light, _ in SPARE_COLOURS]
@@ -71,7 +71,7 @@ class Scale:
         """(position, text) of the values to name on the axis."""
         values = self.steps or self.shown
         placed = [(self.position(value), self.text(value)) for value in values]
-        named = [(position, text) for position, text in placed if position is not None]
+        named = [(position, label_text(text)) for position, text in placed if position is not None]
         return [*named, (1.0, self.missing)] if self.missing else named
 
 
@@ -270,13 +270,19 @@ def _draw_axis(axis: Any, scale: Scale, *, sense: Sense = "", better: tuple[str,
 
 
 def _legend(figure: Figure, marks: Marking) -> None:
-    handles = [
-        Line2D([], [], linestyle="", marker=marker or "o", color=colour, markersize=7, label=text) for text, colour, marker in marks.legend
-    ]
+    handles = [Line2D([], [], linestyle="", marker=marker or "o", color=colour, markersize=7) for _, colour, marker in marks.legend]
     if handles:
-        figure.legend(
-            handles=handles, loc="outside upper left", ncols=min(len(handles), 7), fontsize=9.5, handlelength=1, columnspacing=1.4
+        legend = figure.legend(
+            handles=handles,
+            labels=[str(i) for i in range(len(handles))],
+            loc="outside upper left",
+            ncols=min(len(handles), 7),
+            fontsize=9.5,
+            handlelength=1,
+            columnspacing=1.4,
         )
+        for text, (label, _, _) in zip(legend.get_texts(), marks.legend, strict=True):
+            text.set_text(label_text(label))
 
 
 def by_key(rows: Sequence[Mapping[str, Any]], *, key: str, label: str, measures: Sequence[Measure], text: Callable[[Any], str]) -> Figure:
@@ -350,8 +356,8 @@ def heat_map(
                 cells.setdefault(at, []).append(row[measure.key])
         means = {at: _mean(values) for at, values in cells.items()}
         _draw_cells(axes, means, size=(len(columns), len(lines)), measure=measure)
-        axes.set_xticks(range(len(columns)), [text(v) for v in columns])
-        axes.set_yticks(range(len(lines)), [text(v) for v in lines])
+        axes.set_xticks(range(len(columns)), [label_text(text(v)) for v in columns])
+        axes.set_yticks(range(len(lines)), [label_text(text(v)) for v in lines])
         axes.set_xlabel(names[keys[0]])
         axes.set_ylabel(names[keys[1]])
         axes.spines[:].set_visible(False)

@@ -25,7 +25,7 @@ from raysim import config as configuration
 from raysim import figures, sweep_figures
 from raysim.progress import MISSING, NO_GUARANTEE, clock, human_bytes
 from raysim.report import HIGHER_IS_BETTER, Panel, page_environment
-from raysim.runfiles import write_json, write_text
+from raysim.runfiles import read_json, write_json, write_text
 from raysim.sweep_figures import Measure, is_number, is_range
 
 METRICS = (
@@ -104,7 +104,7 @@ def rewrite_sweep_report(out_dir: Path) -> Path:
     path = Path(out_dir) / "summary.json"
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is missing; give the folder of a finished sweep")
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_json(path)
     return write_sweep_report(
         out_dir,
         title=summary["title"],

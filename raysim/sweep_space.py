@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from raysim.config import (
     CLIENT_ONLY,
     FLAT_DEFAULTS,
+    MOST_POINTS,
     RESULT_NEUTRAL,
     SEPARATE_METHODS,
     WRITING_METHODS,
@@ -38,6 +38,7 @@ from raysim.config import (
     unused_privacy,
     validate,
 )
+from raysim.refusals import LONGEST_SHOWN, shown
 
 DISTRIBUTIONS = ("loguniform", "uniform", "randint")
 OBJECTIVES = ("heldout_nll", "heldout_rouge_l", "leakage", "epsilon", "uplink_bytes")
@@ -48,6 +49,10 @@ DIGITS = 6
 """Significant digits of a number drawn at random, so that a trial's command can be read and typed."""
 MOST_REDRAWS = 1000
 """Draws in a row that repeat earlier points before a random search is refused."""
+LARGEST_END = 2.0**62
+"""Beyond plus or minus this no key has a value, and arithmetic with whole numbers and others overflows."""
+MOST_MEAN = 1000
+"""Trials that a private selection may expect."""
 LONGEST_NAME = 120
 """Characters of a trial's name, a folder's, at most."""
 ACCOUNTED = ("privacy", "server", "method", "dplora", "fedpit")
@@ -111,21 +116,21 @@ def _axis(key: str, value: Any) -> Axis:
     if isinstance(value, dict):
         return _distribution(key, value)
     if not isinstance(value, list):
-        raise ValueError(f"sweep.space: {key}={value!r} must be a list of values, or a distribution such as {{loguniform: [0.3, 3]}}")
+        raise ValueError(f"sweep.space: {key}={shown(value)} must be a list of values, or a distribution such as {{loguniform: [0.3, 3]}}")
     if not value:
         raise ValueError(f"sweep.space: {key}=[] has no value to try; name at least one")
     values = tuple(_typed(key, one) for one in value)
     for i, one in enumerate(values):
         if one in values[:i]:
-            raise ValueError(f"sweep.space: {key} has the value {one!r} twice, which makes duplicate points; name each value once")
+            raise ValueError(f"sweep.space: {key} has the value {shown(one)} twice, which makes duplicate points; name each value once")
     return Axis(key, "list", values)
 
 
 def _distribution(key: str, value: dict[str, Any]) -> Axis:
-    shape = f"sweep.space: {key}={value!r} is no distribution"
+    shape = f"sweep.space: {key}={shown(value)} is no distribution"
     kind = next(iter(value), "")
     if len(value) != 1 or kind not in DISTRIBUTIONS:
-        close = difflib.get_close_matches(str(kind), DISTRIBUTIONS, n=1) if len(value) == 1 else []
+        close = difflib.get_close_matches(str(kind)[:LONGEST_SHOWN], DISTRIBUTIONS, n=1) if len(value) == 1 else []
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{shape}: it must be one of {', '.join(f'{{{name}: [low, high]}}' for name in DISTRIBUTIONS)}{hint}")
     ends = value[kind]
@@ -149,7 +154,7 @@ def _distribution(key: str, value: dict[str, Any]) -> Axis:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_END <= value <= LARGEST_END
 
 
 def _refuse_unknown(key: str) -> NoReturn:
@@ -183,11 +188,14 @@ def _convert(key: str, value: Any) -> Any:
         owner = getattr(owner, section)
     node = OmegaConf.structured(type(owner))
     OmegaConf.set_readonly(node, False)
+    if key == "lora.target_modules" and isinstance(value, str):
+        value = [value]
     try:
         OmegaConf.update(node, leaf, value)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{key}={value!r}: {str(error).splitlines()[0]}") from None
-    plain = OmegaConf.to_container(node)
+        plain = OmegaConf.to_container(node, resolve=True)
+    except Exception as error:  # OmegaConf raises many kinds, all of them about the user's value
+        reason = str(error).partition("\n    full_key")[0]  # what follows is OmegaConf's name for the same key
+        raise ValueError(f"{key}={shown(value)}: {' '.join(reason.split())[:LONGEST_SHOWN]}") from None
     assert isinstance(plain, dict)
     return plain[leaf]
 
@@ -204,6 +212,9 @@ def grid_points(config: Config) -> list[Point]:
     """
     listed = axes(config)
     check_sweep(config)
+    num = math.prod(len(axis.values) for axis in listed.values())
+    if num * max(1, len(config.sweep.seeds)) > MOST_POINTS:
+        raise ValueError(f"sweep.space has {num} combinations, and a grid at most {MOST_POINTS} points; use sweep.search=random")
     combinations = list(_product(listed.values()))
     if 0 < config.sweep.num_samples < len(combinations):
         kept = sorted(_rng(config).sample(range(len(combinations)), config.sweep.num_samples))
@@ -400,11 +411,11 @@ def check_sweep(config: Config) -> None:
         raise ValueError("sweep.objectives is empty: name a figure to optimise, such as sweep.objectives={heldout_nll: min}")
     for name, direction in sweep.objectives.items():
         if name not in OBJECTIVES:
-            close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+            close = difflib.get_close_matches(name[:LONGEST_SHOWN], OBJECTIVES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"sweep.objectives: {name} is none of {', '.join(OBJECTIVES)}{hint}")
         if direction not in ("min", "max"):
-            raise ValueError(f"sweep.objectives.{name}={direction!r} must be min or max")
+            raise ValueError(f"sweep.objectives.{name}={shown(direction)} must be min or max")
     if sweep.private_selection:
         _check_selection_values(sweep)
 
@@ -448,14 +459,18 @@ def _check_selection_values(sweep: SweepConfig) -> None:
             raise ValueError(f"sweep.private_selection: unknown key {key}; it takes distribution, mean and, for negative_binomial, shape")
     distribution, mean = given.get("distribution"), given.get("mean")
     if distribution not in SELECTIONS:
-        raise ValueError(f"sweep.private_selection.distribution={distribution!r} is none of {', '.join(SELECTIONS)}")
-    if not (_is_number(mean) and mean >= 1):
-        raise ValueError(f"sweep.private_selection.mean={mean!r} must be a number of at least 1, the trials expected")
+        raise ValueError(f"sweep.private_selection.distribution={shown(distribution)} is none of {', '.join(SELECTIONS)}")
+    if not (_is_number(mean) and 1 <= mean <= MOST_MEAN):
+        raise ValueError(
+            f"sweep.private_selection.mean={shown(mean)} must be a number of at least 1 and at most {MOST_MEAN}, the trials expected"
+        )
     if distribution != "negative_binomial" and "shape" in given:
         raise ValueError(f"sweep.private_selection.shape belongs to negative_binomial, not to {distribution}; leave it out")
     shape = given.get("shape")
-    if distribution == "negative_binomial" and not (_is_number(shape) and shape >= 0):
-        raise ValueError(f"sweep.private_selection.shape={shape!r} must be a number of at least 0 (1 is geometric, 0 logarithmic)")
+    if distribution == "negative_binomial" and not (_is_number(shape) and 0 <= shape <= MOST_MEAN):
+        raise ValueError(
+            f"sweep.private_selection.shape={shown(shape)} must be a number of at least 0 and at most {MOST_MEAN} (1 is geometric, 0 logarithmic)"
+        )
 
 
 def _check_selection(config: Config, keys: Sequence[str], points: Sequence[Point], trials: Sequence[Config]) -> None:
@@ -472,7 +487,7 @@ def _check_selection(config: Config, keys: Sequence[str], points: Sequence[Point
     if "leakage" in sweep.objectives:
         raise ValueError(f"{why}: leakage is measured on the protected records themselves; leave it out of sweep.objectives")
     for key in keys:
-        if key in ("seed", "privacy.delta", "privacy.unit", "privacy.secure_noise") or key.split(".")[0] in ("data", "partition"):
+        if key in ("seed", "privacy.delta", "privacy.unit", "privacy.secure_noise") or key.split(".")[0] in ("data", "partition", "audit"):
             raise ValueError(f"{why}: {key} cannot be swept, since all trials must protect the same units of the same split at one delta")
     if not config.privacy.secure_noise:
         raise ValueError(f"{why} needs privacy.secure_noise=true: with one seed all trials would share their noise")

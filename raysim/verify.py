@@ -6,7 +6,6 @@ Left out: training again. Who doubts the numbers of a round can run `config.yaml
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import math
@@ -34,8 +33,10 @@ from raysim.config import SEPARATE_METHODS, Config, load
 from raysim.data.configured import configured_records, configured_shards
 from raysim.data.partition import partition_manifest
 from raysim.data.sources import split_records
+from raysim.inputs import changed_inputs, input_files
 from raysim.privacy.accounting import quiet_about_skipped_orders
-from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.mechanism import Mechanism, held_records
+from raysim.runfiles import read_json, read_jsonl
 
 LEAST_P = 1e-4
 """Below this p-value, cohorts do not look like the sampler that was accounted for."""
@@ -73,8 +74,7 @@ class RunFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file's object."""
-        value: dict[str, Any] = json.loads((self.out / name).read_text(encoding="utf-8"))
-        return value
+        return read_json(self.out / name)
 
     @cached_property
     def config(self) -> Config:
@@ -89,7 +89,7 @@ class RunFolder:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The lines of rounds.jsonl."""
-        return [json.loads(line) for line in (self.out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+        return read_jsonl(self.out / "rounds.jsonl")
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
@@ -104,18 +104,12 @@ class RunFolder:
     @cached_property
     def shard_sizes(self) -> list[int]:
         """Records of each client, inserted canaries with them."""
-        manifest = self.json("partition.json")
-        sizes = [int(client["num_examples"]) for client in manifest["clients"]]
-        canaries = manifest.get("num_canary_records") or [0] * len(sizes)
-        return [size + canary for size, canary in zip(sizes, canaries, strict=True)]
+        return held_records(self.json("partition.json"))
 
     @cached_property
     def mechanism(self) -> Mechanism:
         """The mechanism that the configuration describes for these shards."""
-        config = self.config
-        if len(self.shard_sizes) == 1:  # pooled data are one client, which is always there
-            config = dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
-        return Mechanism.from_config(config, shard_sizes=self.shard_sizes)
+        return Mechanism.of_run(self.config, manifest=self.json("partition.json"))
 
     @cached_property
     def snapshot(self) -> Snapshot | None:
@@ -227,6 +221,18 @@ def check_partition(run: RunFolder) -> str:
             if again[key] != client[key]:
                 raise Violation(f"client {again['client_id']}: {key} is {again[key]} when dealt again, partition.json says {client[key]}")
     return f"{manifest['sha256'][:12]}..., the records dealt again"
+
+
+def check_inputs(run: RunFolder) -> str:
+    """The files that the run read (data, public records, questions, model) are those that lie there now."""
+    recorded = [key for key in run.json("environment.json").get("inputs", {}) if key not in ("records", "partition")]
+    now = input_files(run.config)
+    for line in changed_inputs(run.out, now):
+        raise Violation(line)
+    gone = [key for key in recorded if key not in now]
+    if gone:
+        return f"as recorded, but for {', '.join(gone)}, whose files are not here"
+    return f"{', '.join(recorded)} as recorded" if recorded else "none recorded (built-in data and model, or a run from before they were)"
 
 
 def check_checkpoints(run: RunFolder) -> str:
@@ -583,6 +589,7 @@ def _short(cohort: Sequence[int]) -> str:
 CHECKS: dict[str, Callable[[RunFolder], str]] = {
     "files": check_files,
     "adapter hash": check_adapter,
+    "input files": check_inputs,
     "partition hash": check_partition,
     "checkpoint hashes": check_checkpoints,
     "round records": check_records,

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "rng", "progress", "sweep_space", "sweep_progress"),
+    ("config", "refusals", "rng", "progress", "sweep_space", "sweep_progress"),
     ("data", "adapter", "privacy", "checkpoint", "runfiles"),
-    ("base", "train", "generate", "branches", "lora", "attacks", "judging"),
+    ("base", "inputs", "train", "generate", "branches", "lora", "attacks", "judging"),
     ("synthesis", "private_synthesis", "methods", "server", "server_optimizer", "evaluate", "labelled"),
     ("experiment", "worker", "auditing", "judged"),
     ("simulate",),
@@ -60,6 +60,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.report"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runner"): "help and refusals answer without importing torch and Ray",
     ("raysim.base", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
+    ("raysim.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",
     ("raysim.data.partition", "sklearn.cluster"): "pandas and pyarrow come with it; only sets without labels are clustered",
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
@@ -297,6 +298,39 @@ def draws_globally(call: ast.Call, names: dict[str, str]) -> bool:
     return name in TORCH_DRAWS and not has_generator
 
 
+def lines_of_files(tree: ast.Module, module: str) -> list[str]:
+    """Calls of splitlines, which also ends a line at characters that stand in texts; of a message, its first line is taken by index at once."""
+    firsts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    return [
+        f"line {call.lineno}: {module} calls {ast.unparse(call)}"
+        for call in calls(tree)
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "splitlines" and (id(call) not in firsts or _reads(call.func.value))
+    ]
+
+
+def _reads(node: ast.AST) -> bool:
+    return any(isinstance(call.func, ast.Attribute) and call.func.attr.startswith("read") for call in calls(node))
+
+
+def unsaid_encodings(tree: ast.Module, module: str) -> list[str]:
+    """Text files that are read, written or opened without saying `encoding`, which would be the machine's own."""
+    return [
+        f"line {call.lineno}: {module} calls {ast.unparse(call)}"
+        for call in calls(tree)
+        if _opens_text(call) and not any(keyword.arg == "encoding" for keyword in call.keywords)
+    ]
+
+
+def _opens_text(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
+    if name == "open":
+        modes = [arg.value for arg in (*call.args, *(k.value for k in call.keywords)) if isinstance(arg, ast.Constant)]
+        return not any(isinstance(mode, str) and "b" in mode for mode in modes) and "os.open" not in ast.unparse(call.func)
+    return name == "read_text" or (
+        name == "write_text" and isinstance(call.func, ast.Attribute) and "runfiles" not in ast.unparse(call.func)
+    )
+
+
 Rule = Callable[[ast.Module, str], list[str]]
 RULES: dict[str, Rule] = {
     "imports point one way": wrong_directions,
@@ -306,6 +340,8 @@ RULES: dict[str, Rule] = {
     "functions fit a screen": long_functions,
     "no guessed attributes": guessed_attributes,
     "no global randomness": global_randomness,
+    "lines end at line feeds": lines_of_files,
+    "text files say their encoding": unsaid_encodings,
 }
 
 
@@ -359,6 +395,13 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (long_functions, "raysim.train", "class A:\n" + "\n".join("    " + line for line in LONG.splitlines())),
     (guessed_attributes, "raysim.train", "getattr(x, 'y', None)"),
     (guessed_attributes, "raysim.train", "if hasattr(x, 'y'): pass"),
+    (lines_of_files, "raysim.train", "for line in text.splitlines(): pass"),
+    (lines_of_files, "raysim.train", "first = path.read_text().splitlines()[0]"),
+    (lines_of_files, "raysim.train", "rows = file.read().splitlines()"),
+    (unsaid_encodings, "raysim.train", "text = path.read_text()"),
+    (unsaid_encodings, "raysim.train", "path.write_text(text)"),
+    (unsaid_encodings, "raysim.train", "open(path)"),
+    (unsaid_encodings, "raysim.train", "with path.open('w', newline='') as file: pass"),
     (global_randomness, "raysim.train", "import numpy as np\nnp.random.seed(0)"),
     (global_randomness, "raysim.train", "import numpy\nnumpy.random.normal()"),
     (global_randomness, "raysim.train", "from numpy.random import shuffle\nshuffle(x)"),
@@ -387,6 +430,9 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (hidden_imports, "raysim.base", "def f():\n    from huggingface_hub import snapshot_download"),
     (long_functions, "raysim.train", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
     (guessed_attributes, "raysim.train", "getattr(x, name)"),
+    (lines_of_files, "raysim.train", "first = str(error).splitlines()[0]\nlines = text.split('\\n')"),
+    (unsaid_encodings, "raysim.train", "path.read_text(encoding='utf-8')\npath.open('rb')\nopen(path, mode='rb')\nos.open(path, 0)"),
+    (unsaid_encodings, "raysim.train", "write_text(path, text)\nrunfiles.write_text(path, text)\npath.read_bytes()"),
     (global_randomness, "raysim.train", "import numpy as np\nnp.random.default_rng(0).normal()"),
     (global_randomness, "raysim.train", "import torch\ntorch.randn(3, generator=g)\nx.normal_(generator=g)"),
     (global_randomness, "raysim.train", "import torch\ntorch.Generator().manual_seed(0)"),

@@ -318,3 +318,42 @@ def test_a_picture_of_labelled_records_says_that_instructions_are_compared(tmp_p
     assert ("with a private response of the client" in page) == (not by_instruction)
     assert ("dashed: the diversity filter" in page) == by_instruction
     assert f"data: {preset}" in page, "the set has a name, not only a form"
+
+
+ODD_NAMES = [
+    "$5% off $10",
+    "_hidden",
+    "{x} \\d",
+    "a\nb",
+    "x" * 500,
+    "<script>alert(1)</script>",
+    'a|b"c',
+    "\u2028\x85\x00\x1b",
+    "\udc80",
+    "~^_#&%",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=[str(i) for i in range(len(ODD_NAMES))])
+def test_a_name_or_label_of_any_characters_is_drawn_and_shown_and_runs_nothing(name: str, tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(i), "fedpit") for i in range(2)]
+    for i, folder in enumerate(folders):
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"name": f"{name}{i}"}))
+        manifest = json.loads((folder / "partition.json").read_text())
+        for client in manifest["clients"]:
+            client["label_counts"] = {name: 3, f"{name} other": 2}
+        (folder / "partition.json").write_text(json.dumps(manifest))
+    write_run_report(folders[0])
+    html = write_comparison_report(tmp_path / "all", folders).read_text()
+    assert "<script>alert" not in html
+    labels = [f"{figures.label_text(name)[:20]}", "other"] if len(name) < 40 else ["…"]
+    drawn = "".join(Page(html).figure_texts.values())
+    assert all(label in drawn for label in labels), labels
+
+
+def test_a_label_is_drawn_as_it_stands_and_not_as_mathematics() -> None:
+    figure = figures.partition([{"client_id": 0, "label_counts": {"$x^2$": 1, "_y": 2}}])
+    svg = figures.inline_svg(figure, name="one", title="t")
+    assert "$x^2$" in svg
+    assert "_y" in svg

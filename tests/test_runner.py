@@ -1,14 +1,16 @@
 """From a configuration to a folder: comparisons, folders that are taken, what a backend can serve, and the notes of a run."""
 
 import dataclasses
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from raysim.config import Config, load
+from raysim.config import Config, load, to_yaml, with_overrides
 from raysim.runfiles import check_folder
 from raysim.runner import Backend, Run, backend_key, comparison, first_alike, open_backend, resolved, run, time_left_s
+from tests.conftest import SMALL
 from tests.small_runs import overrides, small
 
 
@@ -78,7 +80,7 @@ def test_the_time_left_goes_by_what_the_same_entry_took_and_else_by_what_trainin
         (["compare={a: {seed: 1}}", "compare_seeds=[0, 1]"], r"compare\.a: seed=1 contradicts compare_seeds"),
         ([ENTRIES, "claims=fedpit"], "claims='fedpit' needs compare_seeds"),
         ([ENTRIES, "compare_seeds=[1, 1]"], r"compare_seeds=\[1, 1\] must be different"),
-        ([ENTRIES, "compare_seeds=[-1]"], r"compare_seeds=\[-1\] must be different numbers of at least 0"),
+        ([ENTRIES, "compare_seeds=[-1]"], r"compare_seeds=\[-1\] must all be at least 0"),
     ],
 )
 def test_seeds_that_cannot_be_are_refused(settings: list[str], named: str) -> None:
@@ -154,3 +156,17 @@ def test_the_embedding_clusters_stand_in_where_records_have_no_label(tmp_path: P
     counts = (tmp_path / "run" / "partition.json").read_text()
     assert "cluster-0" in counts
     assert "cluster-2" in counts
+
+
+def test_today_is_the_day_on_which_a_run_began(tmp_path: Path) -> None:
+    config = load("", [*SMALL, "data.template_date=today", f"out={tmp_path / 'run'}"])
+    assert resolved(config).data.template_date == datetime.date.today().isoformat()
+    (tmp_path / "run").mkdir()
+    begun = with_overrides(config, {"data.template_date": "2024-01-02"})
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(begun))
+    assert resolved(config).data.template_date == "2024-01-02", "a resumed run keeps its own"
+    both = load("", [*SMALL, "data.template_date=today", f"out={tmp_path / 'both'}", "compare={a: {}, b: {seed: 1}}"])
+    assert len({entry.data.template_date for entry in comparison(both)}) == 1
+    (tmp_path / "both" / "b").mkdir(parents=True)
+    (tmp_path / "both" / "b" / "config.yaml").write_text(to_yaml(begun))
+    assert {entry.data.template_date for entry in comparison(both)} == {"2024-01-02"}, "and so does a comparison, for all its entries"

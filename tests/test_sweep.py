@@ -25,8 +25,8 @@ from rich.console import Console
 
 from raysim.config import Config, load
 from raysim.experiment import data_key, encode_data, prepare
-from raysim.privacy.selection import draw_num_trials
-from raysim.runner import resolved, run
+from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
+from raysim.runner import load_model, resolved, run
 from raysim.sweep import (
     NO_OTHERS,
     Watch,
@@ -34,6 +34,7 @@ from raysim.sweep import (
     decided,
     planned,
     scheduler_of,
+    selection,
     share_data,
     share_models,
     status,
@@ -42,7 +43,8 @@ from raysim.sweep import (
     trial_folder,
 )
 from raysim.sweep_progress import SweepProgress
-from raysim.sweep_space import trial_config
+from raysim.sweep_space import support_points, trial_config
+from raysim.verify import RunFolder
 from raysim.worker import Worker
 from tests.conftest import SMALL
 
@@ -287,6 +289,30 @@ def test_a_private_selection_draws_how_many_trials_there_are_and_says_what_choos
     assert float(told.group(1)) > max(row["epsilon"] for row in done.rows), "choosing costs more than one trial"
     many = {len(planned(dataclasses.replace(decided(config), seed=seed))) for seed in range(8)}
     assert len(many) > 1, "the number is drawn"
+
+
+def test_a_private_selection_counts_the_canaries_that_a_run_inserts(tmp_path: Path) -> None:
+    settings = [
+        "method.name=dplora",
+        "privacy.secure_noise=true",
+        "privacy.delta=1e-3",
+        "sweep.search=random",
+        "audit.multiplicities=[1, 4]",
+    ]
+    space, quick = "sweep.space={privacy.noise_multiplier: [1]}", ["evaluate.every=0", "attack.every=-1", "server.num_rounds=1"]
+    config = small_sweep(tmp_path / "out", *settings, *quick, space, "sweep.private_selection={distribution: geometric, mean: 2}")
+    config = decided(dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, objectives={"heldout_nll": "min"})))
+    [point] = support_points(config)
+    trial = resolved(trial_config(config, point, out=config.out))
+    done = run(trial, display=False)
+    experiment = prepare(trial, Worker(load_model(trial), device="cpu", num_threads=1).language_model(trial.lora))
+    assert sum(experiment.manifest["num_canary_records"]) == 10
+    assert experiment.mechanism.shard_sizes == tuple(len(shard) for shard in experiment.shards)
+    assert RunFolder(done.out).mechanism == experiment.mechanism
+    releases = worst_releases([experiment.mechanism.releases(1)], shared_samples=True)
+    expected = selection_epsilon(releases, delta=1e-3, distribution="geometric", mean=2)
+    row = {"folder": str(done.out.relative_to(config.out)), "epsilon": done.ledger["epsilon"], "delta": 1e-3}
+    assert f"is ({expected:.4g}, 0.001)-differentially private" in selection(config, [row])
 
 
 def test_a_trial_on_actors_gives_the_same_bits_as_in_its_own_process(tmp_path: Path) -> None:

@@ -354,6 +354,7 @@ SELECTION_REFUSED: list[tuple[Config, str]] = [
     (selection({"seed": [1, 2]}), r"seed cannot be swept"),
     (selection({"partition.alpha": [1, 2]}), r"partition.alpha cannot be swept"),
     (selection({"data.num_train": [24, 48]}), r"data.num_train cannot be swept"),
+    (selection({"audit.num_secrets": [1, 2]}), r"audit.num_secrets cannot be swept"),
     (selection({"privacy.delta": [1e-3, 1e-4]}), r"privacy.delta cannot be swept"),
     (selection(RANK, "privacy.secure_noise=false"), r"needs privacy.secure_noise=true"),
     (selection({"privacy.noise_multiplier": [0]}), r"point 0 .*needs a privacy guarantee in every trial"),

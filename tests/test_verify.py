@@ -207,8 +207,11 @@ def test_the_command_says_each_check_and_its_status(
     remove("environment.json")(out)
     assert main(argparse.Namespace(folder=str(out))) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("FAILED")] == ["FAILED files                missing: environment.json"]
-    assert lines[-1] == f"1 of {len(CHECKS)} checks failed"
+    assert [line for line in lines if line.startswith("FAILED")] == [
+        "FAILED files                missing: environment.json",
+        "FAILED input files          environment.json is missing",
+    ]
+    assert lines[-1] == f"2 of {len(CHECKS)} checks failed"
 
 
 def test_a_folder_that_is_no_run_is_refused(finished: Callable[[str], Path], tmp_path: Path) -> None:

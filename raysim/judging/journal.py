@@ -86,7 +86,7 @@ class Journal:
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         os.ftruncate(self._file, whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
                 self._keep({"key": entry["key"], "reply": entry["reply"]})

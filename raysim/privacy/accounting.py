@@ -98,7 +98,8 @@ class Release:
         if self.sampling_prob == 1.0:
             return gaussian
         if replace_one:
-            raise ValueError("sampler='poisson' has no event for replacing a unit; use sampler='fixed' or 'all'")
+            # By PLD there is one, but fixed-size samples, the reason to ask, are in the RDP accountant alone, which has none.
+            raise ValueError("sampler='poisson' has no event for replacing a unit beside fixed-size samples; use sampler='fixed' or 'all'")
         return dp_accounting.PoissonSampledDpEvent(self.sampling_prob, gaussian)
 
 
@@ -132,7 +133,8 @@ def epsilon_of(releases: Sequence[Release], *, delta: float, excess: float = LEA
     share of about `excess` at most; 0 takes the finest grid of losses, ten times slower.
 
     Edge cases: nothing released costs 0; a release without noise costs `math.inf`.
-    Errors: ValueError where fixed-size and Poisson samples meet, for which no accountant has an event.
+    Errors: ValueError where fixed-size and Poisson samples meet: of replacing a unit, dp-accounting has the former by RDP alone and the
+    latter by PLD alone.
     """
     _check(1.0, 1.0, 0, delta)
     merged = _merged(releases)
@@ -256,8 +258,8 @@ def _rdp(releases: tuple[Release, ...], *, delta: float) -> float:
     replaces = _replaces(releases)
     if replaces and any(release.sampling_prob < 1.0 for release in releases):
         raise ValueError(
-            "sampler='fixed' and sampler='poisson' cannot be accounted together: one is for replacing a unit, the other for adding or "
-            "removing one; use 'poisson' for every release that samples"
+            "sampler='fixed' and sampler='poisson' cannot be accounted together: no accountant has both for replacing a unit; "
+            "use 'poisson' for every release that samples"
         )
     accountant = RdpAccountant(neighboring_relation=REPLACE_ONE) if replaces else RdpAccountant()
     with quiet_about_skipped_orders():

@@ -19,7 +19,7 @@ Left out: zero-concentrated and discrete noise (no library gives them for this),
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,17 @@ class Mechanism:
             num_tokens=num_tokens,
         )
         return mechanism._checked(target_epsilon=privacy.target_epsilon, max_epsilon=privacy.max_epsilon)
+
+    @staticmethod
+    def of_run(config: Config, *, manifest: Mapping[str, Any]) -> "Mechanism":
+        """The mechanism of the run whose `partition.json` holds `manifest`: a run, a verification and a selection all take it from here.
+
+        Errors: as `from_config`.
+        """
+        sizes = held_records(manifest)
+        if len(sizes) == 1:  # pooled data are one client, which is always there
+            config = dataclasses.replace(config, server=dataclasses.replace(config.server, cohort_size=0))
+        return Mechanism.from_config(config, shard_sizes=sizes)
 
     def _checked(self, *, target_epsilon: float, max_epsilon: float) -> "Mechanism":
         """Itself with a delta, its noise solved for if there is a target."""
@@ -465,6 +476,13 @@ class Mechanism:
                 "paper_epsilon_note": "the paper's formula: of one step, for a sensitivity of C, valid below 1 only; invalid as a total",
             }
         return entries
+
+
+def held_records(manifest: Mapping[str, Any]) -> list[int]:
+    """The records that each client of a `partition.json` holds, inserted canaries with them."""
+    sizes = [int(client["num_examples"]) for client in manifest["clients"]]
+    canaries = manifest.get("num_canary_records") or [0] * len(sizes)
+    return [size + num for size, num in zip(sizes, canaries, strict=True)]
 
 
 def _check_config(config: Config, shard_sizes: Sequence[int]) -> None:

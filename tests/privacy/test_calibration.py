@@ -219,3 +219,17 @@ def test_a_default_delta_is_below_one_in_as_many_units() -> None:
     assert all(default_delta(n) < 1 / n for n in (2, 10, 12345))
     with pytest.raises(ValueError, match="num_units=1 must be at least 2"):
         default_delta(1)
+
+
+def test_dp_accounting_has_no_accountant_with_both_fixed_and_poisson_samples_for_replacing_a_unit() -> None:
+    """The reason for refusing the two together, and for no epsilon by PLD with the former: to be thought over when this fails."""
+    gaussian = dp_accounting.GaussianDpEvent(1.0)
+    poisson = dp_accounting.PoissonSampledDpEvent(0.1, gaussian)
+    fixed = dp_accounting.SampledWithoutReplacementDpEvent(100, 10, gaussian)
+    relation = dp_accounting.NeighboringRelation.REPLACE_ONE
+    has = {
+        (name, kind): accountant(neighboring_relation=relation).supports(event)
+        for name, accountant in (("pld", PLDAccountant), ("rdp", RdpAccountant))
+        for kind, event in (("poisson", poisson), ("fixed", fixed))
+    }
+    assert has == {("pld", "poisson"): True, ("pld", "fixed"): False, ("rdp", "poisson"): False, ("rdp", "fixed"): True}
