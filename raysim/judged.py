@@ -17,7 +17,7 @@ from typing import Any
 from raysim.base import build_language_model, load_base_model, resolve_dtype
 from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
-from raysim.judging.likelihood import LikelihoodJudge
+from raysim.judging.likelihood import LikelihoodJudge, score_tokens
 from raysim.judging.pairwise import Judge, Pair, in_words, judge_pairs, judgement_rows, summarise
 from raysim.runfiles import read_json, read_jsonl, write_json, write_jsonl
 
@@ -29,6 +29,19 @@ def check(judge: JudgeConfig) -> None:
     """
     if judge.kind == "endpoint":
         endpoint_from(os.environ)
+
+
+def check_tokenizer(judge: JudgeConfig, tokenizer: Any) -> None:
+    """Refuses a local judge whose tokenizer does not tell scores apart by one token, before any work.
+
+    Errors: ValueError naming `judge.kind`.
+    """
+    if judge.kind != "likelihood":
+        return
+    try:
+        score_tokens(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"judge.kind='likelihood': {error}; set it to 'endpoint' or 'none'") from None
 
 
 def settings_of(config: Config) -> dict[str, Any] | None:

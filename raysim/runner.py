@@ -167,7 +167,9 @@ def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, R
                 left_s = time_left_s(list(done.values()), [other for place, other in waiting.items() if place not in done])
                 print(run_line(len(done) + 1, len(entries), name=entry.name, seed=entry.seed, left_s=left_s), flush=True)
             if data_key(entry) not in shared:
-                shared[data_key(entry)] = encode_data(entry, backend.worker.language_model(entry.lora))
+                lm = backend.worker.language_model(entry.lora)
+                judged.check_tokenizer(entry.judge, lm.tokenizer)
+                shared[data_key(entry)] = encode_data(entry, lm)
             unjudged = dataclasses.replace(entry, judge=JudgeConfig())
             done[out] = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
     return {out: done[out] for out in entries}
@@ -293,6 +295,7 @@ def load_model(config: Config) -> BaseModel:
 
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
+    judged.check_tokenizer(config.judge, lm.tokenizer)
     experiment = prepare(config, lm, data=data)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
     found = inputs.input_files(config) | _prints_of(experiment)

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from raysim.data.files import json_items, read_text
+from raysim.data.files import json_items, read_any_text
 from raysim.data.records import Record
 from raysim.data.values import kind_of, listed, text_of
 
@@ -87,7 +87,7 @@ def _question(entry: Any, *, where: str, form: str) -> ChoiceQuestion:
 
 def _entries(path: str) -> list[tuple[str, Any]]:
     """Every entry with the place where it stands: of an object of objects its name, else as `json_items` lists them."""
-    text = read_text(path, say=lambda what: logger.warning("%s %s", path, what), remedy="give a .jsonl or .json file of questions")
+    text = read_any_text(path, say=lambda what: logger.warning("%s %s", path, what), remedy="give a .jsonl or .json file of questions")
     items = list(json_items(text, wanted=frozenset({"question", "QUESTION"})))
     whole = items[0][1] if len(items) == 1 else None
     if isinstance(whole, dict) and whole and all(isinstance(entry, dict) for entry in whole.values()):

@@ -99,7 +99,7 @@ def json_items(text: str, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]
     yield from _unwrapped(items[0][1], wanted=wanted) if len(items) == 1 else items
 
 
-def read_text(path: str, *, remedy: str, say: Callable[[str], None]) -> str:
+def read_any_text(path: str, *, remedy: str, say: Callable[[str], None]) -> str:
     """The text of a local file.
 
     Errors: ValueError in one line, as `file_rows`; `remedy` is said of a file that is none.
