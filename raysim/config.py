@@ -492,6 +492,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 MOST, LARGEST = 10**9, 1e9
 """Of a count and of a number that have no bound of their own: beyond, arithmetic overflows or nothing ends."""
+LARGEST_RATE = 1e38
+"""Of a learning rate: float32 goes no further. A run that diverges says so, with round and client."""
 MOST_SEED = 2**62
 MOST_POINTS = 10**5
 """Points of a sweep, each of which is checked before the first is run."""
@@ -514,7 +516,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.num_epochs": (1, MOST, True),
     "train.max_steps": (0, MOST, True),
     "train.batch_size": (1, MOST, True),
-    "train.lr": (0, LARGEST, False),
+    "train.lr": (0, LARGEST_RATE, False),
     "train.min_lr": (0, LARGEST, True),
     "train.weight_decay": (0, LARGEST, True),
     "train.max_grad_norm": (0, LARGEST, True),
@@ -539,13 +541,13 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fewfedweight.max_response_tokens": (1, MOST, True),
     "dplora.batch_size": (1, MOST, True),
     "dplora.num_steps": (1, MOST, True),
-    "dplora.lr": (0, LARGEST, False),
+    "dplora.lr": (0, LARGEST_RATE, False),
     "server.num_rounds": (1, 10**6, True),
     "server.cohort_size": (0, 10**6, True),
     "fedpit.num_subsets": (1, MOST, True),
     "fedpit.subset_size": (1, MOST, True),
     "fedpit.top_k": (2, MOST, True),
-    "server.lr": (0, LARGEST, False),
+    "server.lr": (0, LARGEST_RATE, False),
     "server.beta1": (0, 0.9999, True),
     "server.beta2": (0, 0.9999, True),
     "server.tau": (0, LARGEST, False),
@@ -601,7 +603,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 # Of keys whose 0 means none or another way: the least value above it. Accountants overflow below, or search for minutes.
-LEAST_ABOVE_ZERO = {"privacy.noise_multiplier": 1e-6, "privacy.count_noise": 1e-6, "privacy.target_epsilon": 1e-3}
+LEAST_ABOVE_ZERO = {"privacy.noise_multiplier": 1e-6, "privacy.count_noise": 1e-6, "privacy.target_epsilon": 1e-3, "privacy.delta": 1e-100}
 
 SEPARATE_METHODS = ("locit", "locit_synthetic")
 """Methods in which nothing leaves a client: the adapters are the clients' own."""
@@ -1059,6 +1061,10 @@ def _check_client_privacy(config: Config) -> None:
 
 def _check_audit(config: Config) -> None:
     audit, unit, method = config.audit, config.privacy.unit, config.method.name
+    if audit.num_shadows == 1:
+        raise ValueError(
+            "audit.num_shadows=1 leaves half of the records in every shadow's training set, and no score for them; use 0, or 2 or more"
+        )
     if not audit.num_canaries:
         return
     if audit.canary == "update" and (method != "fedit" or config.privacy.noise_at == "distributed"):

@@ -15,8 +15,8 @@ from tests.small_runs import environment, overrides, raysim
 AT_ONCE = {
     "unknown key": (["lora.rnk=8"], ["lora.rnk", "did you mean lora.rank?"]),
     "unknown section": (["lorra.rank=8"], ["lorra.rank"]),
-    "no concentration": (["partition.alpha=0"], ["partition.alpha=0", "greater than 0"]),
-    "negative concentration": (["partition.alpha=-1"], ["partition.alpha=-1", "greater than 0"]),
+    "no concentration": (["partition.alpha=0"], ["partition.alpha=0", "at least 1e-06"]),
+    "negative concentration": (["partition.alpha=-1"], ["partition.alpha=-1", "at least 1e-06"]),
     "more clients than examples": (["partition.num_clients=13"], ["partition.num_clients=13", "data.num_train=12"]),
     "rank 0": (["lora.rank=0"], ["lora.rank=0", "at least 1"]),
     "negative noise": (["privacy.noise_multiplier=-0.5"], ["privacy.noise_multiplier=-0.5", "at least 0"]),
