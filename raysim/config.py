@@ -158,13 +158,14 @@ class FedpitConfig:
     temperature: float = 0.0
     """Sampling temperature of responses; 0 is greedy (TIST). At 1 a response is a fair draw, which trains without sharpening."""
     repetition_penalty: float = 1.1
-    """Divides the logits of tokens already produced (Keskar et al. 2019); 1 for none."""
+    """Divides the logits of tokens already produced (Keskar et al. 2019); 1 for none. The prompt's tokens do not count, as they do in transformers, where the same
+    number is therefore stronger."""
     max_instruction_tokens: int = 48
     """Longest new instruction, in tokens."""
     max_response_tokens: int = 96
     """Longest new response, in tokens."""
     min_instruction_words: int = 3
-    """Shorter instructions fail the format filter."""
+    """Shorter instructions fail the format filter: in words, and in letters where a script puts no blanks between words."""
     num_retries: int = 3
     """Attempts at a response that fits the template before the candidate is dropped."""
     pool_size: int = 32
