@@ -20,7 +20,7 @@ from raysim.generate import Sampling, write_texts
 from raysim.runner import run
 from raysim.train import response_token_nll
 from tests.kinds.models import KINDS, LLAMA, Kind, build
-from tests.kinds.tokenizers import DATED, SHAPES, TURNS, Shape, make
+from tests.kinds.tokenizers import BRACKETS, DATED, SHAPES, TURNS, Shape, make
 
 
 def chat_of(shape: Shape) -> ChatFormat:
@@ -104,6 +104,14 @@ def test_several_turns(name: str) -> None:
     assert scored == ["Ho there." + told, "So." + told]
     assert last.scored == tuple(range(len(last.prompt_ids), last.num_tokens))
     assert set(last.scored) < set(every.scored)
+
+
+def test_a_word_that_shares_its_token_with_a_blank_is_scored_in_every_answer() -> None:
+    """Sentencepiece makes one token of the blank before an answer and its first word."""
+    tokenizer = make(Shape(BRACKETS, "", "", merges=(("Ġ", "H"), ("Ġ", "S"), ("ĠS", "o"))))
+    (example,) = encode_records([TALK], tokenizer=tokenizer, eos_token_id=1, max_length=500, chat=ChatFormat(), loss_on="every")[0]
+    whole = example.prompt_ids + example.response_ids
+    assert [tokenizer.decode(whole[first:last]) for first, last in example.earlier] == [" Ho there.<eos>", " So.<eos>"]
 
 
 def test_the_loss_on_every_answer_is_the_sum_of_the_spans() -> None:
