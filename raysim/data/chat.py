@@ -115,8 +115,9 @@ def _dated(template: str, *, date: str) -> str:
     day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     codes = {f"%{code}": day.strftime(f"%{code}") for code in (*DATE_CODES, *"HIMSpfTRrXZz")}
     codes |= {f"%-{code}": day.strftime(f"%{code}").lstrip("0") or "0" for code in "dmyHIMSj"}
+    # The line break belongs to the macro's end, and the renderer drops it: what the template begins with stays as it is.
     filters = "".join(f"|replace({code!r}, {text!r})" for code, text in sorted(codes.items(), key=lambda item: -len(item[0])))
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro -%}}{template}"
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{template}"
 
 
 def turn_shape(tokenizer: Any, chat: ChatFormat) -> TurnShape:
