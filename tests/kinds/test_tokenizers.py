@@ -143,6 +143,20 @@ def test_a_system_prompt_that_the_template_refuses_is_named() -> None:
     assert encode_chat(make(SHAPES["turns"]), [("user", "Q")], chat=ChatFormat("Be brief."))
 
 
+def test_what_a_template_leaves_out_is_said() -> None:
+    """A system message that stands beside the last question only (Mistral), and content that is wanted in parts (models of text and images)."""
+    beside = "{% for m in messages %}{% if m['role'] != 'system' %}{{ (messages[0]['content'] + ' ' if loop.last else '') + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    tokenizer = make(
+        Shape(beside.replace("if loop.last", "if loop.last and messages[0]['role'] == 'system' and m['role'] == 'user'"), "", "")
+    )
+    assert encode_chat(tokenizer, [("user", "Q")], chat=ChatFormat())
+    with pytest.raises(ValueError, match=r"^data\.system_prompt='Be brief\.': the model's chat template leaves it out"):
+        encode_chat(tokenizer, [("user", "Q")], chat=ChatFormat("Be brief."))
+    parts = "{% for m in messages %}{{ m['role'] + ':' }}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"leaves out what the user says"):
+        encode_chat(make(Shape(parts, "", "")), [("user", "Q")], chat=ChatFormat())
+
+
 def test_turns_that_the_template_refuses_name_the_record() -> None:
     """A conversation in which one side speaks twice."""
     record = Record(7, "Well?", "Yes.", history=(("user", "Hi."),))
