@@ -19,6 +19,8 @@ DATE = "2024-07-26"
 """The day that chat templates are told where no other is set, so that the same command gives the same adapter on every day."""
 ANSWER = "raysim-answer-0"
 """Stands where the assistant's answer would, to find the place; a digit is put behind it until no turn holds it."""
+QUESTION = "raysim-question"
+"""Stands for what a user says, to see how a template writes it."""
 NAMES = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 """What stands before a turn for tokenizers without a chat template."""
 DATE_CODES = "aAbBdmyYjUWwuVGxcDFehnt"
@@ -115,14 +117,15 @@ def _dated(template: str, *, date: str) -> str:
     day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     codes = {f"%{code}": day.strftime(f"%{code}") for code in (*DATE_CODES, *"HIMSpfTRrXZz")}
     codes |= {f"%-{code}": day.strftime(f"%{code}").lstrip("0") or "0" for code in "dmyHIMSj"}
+    # The line break belongs to the macro's end, and the renderer drops it: what the template begins with stays as it is.
     filters = "".join(f"|replace({code!r}, {text!r})" for code, text in sorted(codes.items(), key=lambda item: -len(item[0])))
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro -%}}{template}"
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{template}"
 
 
 def turn_shape(tokenizer: Any, chat: ChatFormat) -> TurnShape:
     """How the tokenizer's template writes an assistant's turn (see `TurnShape`).
 
-    Errors: ValueError if the template refuses a conversation of a user and an assistant.
+    Errors: ValueError if the template refuses a conversation of a user and an assistant, or leaves out what is said before the answer.
     """
     return _turn_shape(tokenizer, None if tokenizer.chat_template is None else tokenizer.get_chat_template(), chat)
 
@@ -130,16 +133,31 @@ def turn_shape(tokenizer: Any, chat: ChatFormat) -> TurnShape:
 @lru_cache(maxsize=8)
 def _turn_shape(tokenizer: Any, template: str | None, chat: ChatFormat) -> TurnShape:
     """`template` is the tokenizer's own: a name for what is remembered."""
-    asked = as_turns([("user", "1")], chat=chat)
+    asked = as_turns([("user", QUESTION)], chat=chat)
     opened = render(tokenizer, asked, chat=chat, is_open=True)
     closed = render(tokenizer, asked, chat=chat, is_open=False)
+    _check_said(opened, chat=chat)
     if ANSWER not in render(tokenizer, [*asked, ("assistant", ANSWER)], chat=chat, is_open=False):
         return TurnShape(True, before=opened.removeprefix(closed) if opened.startswith(closed) else "", after="", has_answers=False)
     before, after = _around_answer(tokenizer, asked, chat=chat)
     # White space between the two belongs to the answer, as its tokens do.
     is_opened = before.startswith(opened) and not before[len(opened) :].strip()
     start = opened if is_opened else before
+    _check_said(start, chat=chat)
     return TurnShape(is_opened, before=start.removeprefix(closed) if start.startswith(closed) else "", after=after)
+
+
+def _check_said(prompt: str, *, chat: ChatFormat) -> None:
+    """That the text before an answer holds what was said: some templates want it in parts, or write a system message beside the last question only."""
+    if QUESTION not in prompt:
+        raise ValueError(
+            "the model's chat template leaves out what the user says (does it want lists of parts?); give the model another template"
+        )
+    if chat.system_prompt and chat.system_prompt.strip() not in prompt:
+        raise ValueError(
+            f"data.system_prompt={chat.system_prompt!r}: the model's chat template leaves it out of what comes before an answer; "
+            "leave it null, or put the text into the instructions"
+        )
 
 
 def _around_answer(tokenizer: Any, turns: Sequence[Turn], *, chat: ChatFormat) -> tuple[str, str]:

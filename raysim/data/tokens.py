@@ -146,7 +146,12 @@ def _token_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], *,
     found = []
     for start, stop in spans:
         end = stop + len(ending) if text.startswith(ending, stop) else stop
-        inside = [place for place, (first, last) in enumerate(offsets) if first >= start and last <= end and first < last]
+        # A blank that stands before the answer and shares a token with its first word (as in sentencepiece) comes along.
+        inside = [
+            place
+            for place, (first, last) in enumerate(offsets)
+            if first < last <= end and (first >= start or (last > start and text[first:start].isspace()))
+        ]
         if inside:
             found.append((inside[0] + shift, inside[-1] + 1 + shift))
     return tuple(found)

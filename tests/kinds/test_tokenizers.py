@@ -20,7 +20,7 @@ from raysim.generate import Sampling, write_texts
 from raysim.runner import run
 from raysim.train import response_token_nll
 from tests.kinds.models import KINDS, LLAMA, Kind, build
-from tests.kinds.tokenizers import DATED, SHAPES, TURNS, Shape, make
+from tests.kinds.tokenizers import BRACKETS, DATED, SHAPES, TURNS, Shape, make
 
 
 def chat_of(shape: Shape) -> ChatFormat:
@@ -106,6 +106,14 @@ def test_several_turns(name: str) -> None:
     assert set(last.scored) < set(every.scored)
 
 
+def test_a_word_that_shares_its_token_with_a_blank_is_scored_in_every_answer() -> None:
+    """Sentencepiece makes one token of the blank before an answer and its first word."""
+    tokenizer = make(Shape(BRACKETS, "", "", merges=(("Ġ", "H"), ("Ġ", "S"), ("ĠS", "o"))))
+    (example,) = encode_records([TALK], tokenizer=tokenizer, eos_token_id=1, max_length=500, chat=ChatFormat(), loss_on="every")[0]
+    whole = example.prompt_ids + example.response_ids
+    assert [tokenizer.decode(whole[first:last]) for first, last in example.earlier] == [" Ho there.<eos>", " So.<eos>"]
+
+
 def test_the_loss_on_every_answer_is_the_sum_of_the_spans() -> None:
     """By value against the model's full logits, in a batch with a shorter record."""
     lm = build_language_model(load_base_model("tiny"), rank=1, alpha=1.0, dropout=0.0, target_modules=["q_proj"])
@@ -133,6 +141,20 @@ def test_a_system_prompt_that_the_template_refuses_is_named() -> None:
     ):
         encode_chat(tokenizer, [("user", "Q")], chat=ChatFormat("Be brief."))
     assert encode_chat(make(SHAPES["turns"]), [("user", "Q")], chat=ChatFormat("Be brief."))
+
+
+def test_what_a_template_leaves_out_is_said() -> None:
+    """A system message that stands beside the last question only (Mistral), and content that is wanted in parts (models of text and images)."""
+    beside = "{% for m in messages %}{% if m['role'] != 'system' %}{{ (messages[0]['content'] + ' ' if loop.last else '') + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    tokenizer = make(
+        Shape(beside.replace("if loop.last", "if loop.last and messages[0]['role'] == 'system' and m['role'] == 'user'"), "", "")
+    )
+    assert encode_chat(tokenizer, [("user", "Q")], chat=ChatFormat())
+    with pytest.raises(ValueError, match=r"^data\.system_prompt='Be brief\.': the model's chat template leaves it out"):
+        encode_chat(tokenizer, [("user", "Q")], chat=ChatFormat("Be brief."))
+    parts = "{% for m in messages %}{{ m['role'] + ':' }}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"leaves out what the user says"):
+        encode_chat(make(Shape(parts, "", "")), [("user", "Q")], chat=ChatFormat())
 
 
 def test_turns_that_the_template_refuses_name_the_record() -> None:

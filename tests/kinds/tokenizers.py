@@ -80,6 +80,9 @@ SHAPES: dict[str, Shape] = {
         template_args='{"enable_thinking": false}',
     ),
     "dated": Shape(DATED, "Today: 26 Jul 2024\n" + CHAT + "A<|end|>", "Today: 26 Jul 2024\n" + CHAT),
+    "dated after blanks": Shape(
+        "  {{ strftime_now('%d %b %Y') + '\n' }}" + TURNS, "  26 Jul 2024\n" + CHAT + "A<|end|>", "  26 Jul 2024\n" + CHAT
+    ),
     "no end token": Shape(NO_END, "user: Q\nassistant: A<eos>", "user: Q\nassistant: "),
     "end token not special": Shape(UNSPECIAL_END, CHAT.replace("<|end|>", "<|eot|>") + "A<|eot|>", CHAT.replace("<|end|>", "<|eot|>")),
     "no answers": Shape(NO_ANSWERS, "Q: Q\nA: A<eos>", "Q: Q\nA: "),
