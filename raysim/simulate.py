@@ -207,6 +207,9 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     record["wall_s"] = time.perf_counter() - started
     simulation.records.append(record)
     progress.record(record)
+    fate: Any = record.get("synthetic")
+    if fate and not fate["num_kept"]:
+        progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
     return set(changed)
 
 

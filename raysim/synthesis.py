@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from raysim.adapter import Vector
 from raysim.base import LanguageModel
-from raysim.data.chat import ChatFormat
+from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.records import Record
 from raysim.data.refusals import is_refusal
 from raysim.data.similarity import largest_rouge_l
@@ -198,13 +198,15 @@ def write_responses(
     return results
 
 
-def instruction_following_scores(lm: LanguageModel, adapter: Vector, pairs: Sequence[Example], *, batch_size: int) -> list[float]:
+def instruction_following_scores(
+    lm: LanguageModel, adapter: Vector, pairs: Sequence[Example], *, batch_size: int, chat: ChatFormat = DEFAULT_CHAT
+) -> list[float]:
     """IFS of each pair under `adapter`: mean NLL of the response given the prompt, over its mean NLL without one.
 
     TIST section 3.4: L(y | x) / L(y); low means that the instruction helps to predict the response.
     """
     lm.set_adapter(adapter)
-    bare = tuple(encode_opening(lm.tokenizer)) or (lm.pad_token_id,)
+    bare = tuple(encode_opening(lm.tokenizer, chat=chat)) or (lm.pad_token_id,)
     alone = [replace(pair, prompt_ids=bare) for pair in pairs]
     given = mean_nll(lm, pairs, batch_size=batch_size)
     direct = mean_nll(lm, alone, batch_size=batch_size)

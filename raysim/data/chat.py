@@ -138,13 +138,22 @@ def _turn_shape(tokenizer: Any, template: str | None, chat: ChatFormat) -> TurnS
     closed = render(tokenizer, asked, chat=chat, is_open=False)
     _check_said(opened, chat=chat)
     if ANSWER not in render(tokenizer, [*asked, ("assistant", ANSWER)], chat=chat, is_open=False):
-        return TurnShape(True, before=opened.removeprefix(closed) if opened.startswith(closed) else "", after="", has_answers=False)
+        return TurnShape(True, before=_added(tokenizer, opened, closed), after="", has_answers=False)
     before, after = _around_answer(tokenizer, asked, chat=chat)
     # White space between the two belongs to the answer, as its tokens do.
     is_opened = before.startswith(opened) and not before[len(opened) :].strip()
     start = opened if is_opened else before
     _check_said(start, chat=chat)
-    return TurnShape(is_opened, before=start.removeprefix(closed) if start.startswith(closed) else "", after=after)
+    return TurnShape(is_opened, before=_added(tokenizer, start, closed), after=after)
+
+
+def _added(tokenizer: Any, opened: str, closed: str) -> str:
+    """What `opened` has that `closed` has not, from the first token in which they differ: a template may end a conversation that is not gone on with."""
+    if opened.startswith(closed):
+        return opened[len(closed) :]
+    ours, theirs = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (opened, closed))
+    shared = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+    return str(tokenizer.decode(ours[shared:]))
 
 
 def _check_said(prompt: str, *, chat: ChatFormat) -> None:
@@ -185,18 +194,23 @@ def prompt_text(tokenizer: Any, turns: Sequence[Turn], *, chat: ChatFormat) -> s
     return _around_answer(tokenizer, whole, chat=chat)[0]
 
 
-def answer_text(tokenizer: Any, turns: Sequence[Turn], answer: str, *, chat: ChatFormat) -> str:
-    """What a finished conversation has after `prompt_text`: the answer as the template writes it, and all that follows it.
+def finished_texts(tokenizer: Any, turns: Sequence[Turn], answer: str, *, chat: ChatFormat) -> tuple[str, str]:
+    """The text of a finished conversation up to the answer, and from there: the answer as the template writes it, and all that follows it.
 
+    The first is `prompt_text`, but for an answer that brings what that has already (an empty thought, where the answer has one of its own):
+    then it is what the template asks with.
     Errors: ValueError if the template writes what comes before in another way once there is an answer.
     """
-    if tokenizer.chat_template is None or not turn_shape(tokenizer, chat).has_answers:
-        return answer
-    finished = render(tokenizer, [*as_turns(turns, chat=chat), ("assistant", answer)], chat=chat, is_open=False)
     prompt = prompt_text(tokenizer, turns, chat=chat)
-    if not finished.startswith(prompt):
-        raise ValueError("the model's chat template writes the same question in another way once it is answered; give it another template")
-    return finished[len(prompt) :]
+    if tokenizer.chat_template is None or not turn_shape(tokenizer, chat).has_answers:
+        return prompt, answer
+    whole = as_turns(turns, chat=chat)
+    finished = render(tokenizer, [*whole, ("assistant", answer)], chat=chat, is_open=False)
+    for before in (prompt, render(tokenizer, whole, chat=chat, is_open=True)):
+        if finished.startswith(before):
+            return before, finished[len(before) :]
+    roles = ", ".join(role for role, _ in whole)
+    raise ValueError(f"the model's chat template writes the turns {roles} in another way once they are answered; give it another template")
 
 
 def earlier_answers(tokenizer: Any, turns: Sequence[Turn], *, chat: ChatFormat) -> list[tuple[int, int]]:

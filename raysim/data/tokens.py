@@ -6,6 +6,7 @@ assistant's turn. Without a template they are blocks of `### Instruction:` and `
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,6 +15,11 @@ from typing import Any
 from raysim.data import chat as chats
 from raysim.data.chat import ChatFormat, Turn
 from raysim.data.records import Record
+
+logger = logging.getLogger(__name__)
+
+LONGEST_ENDING = 64
+"""Characters behind an earlier answer among which the token that ends its turn is looked for."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,25 @@ def encode_records(
     (so are the assistant's earlier turns).
     Errors: ValueError if a prompt alone fills `max_length`, saying how many do and how long the longest is, or if the template refuses a record.
     """
-    examples, num_cut, too_long = [], 0, []
+    examples, num_cut, too_long, num_changed = [], 0, [], 0
     for record in records:
         try:
-            example = _encode(record, tokenizer=tokenizer, eos_token_id=eos_token_id, chat=chat, loss_on=loss_on)
+            example, is_whole = _encode(record, tokenizer=tokenizer, eos_token_id=eos_token_id, chat=chat, loss_on=loss_on)
         except ValueError as error:
             raise ValueError(f"data: record {record.record_id} ({record.instruction[:30]!r}...): {error}") from None
+        num_changed += not is_whole
         room = max_length - len(example.prompt_ids)
         if room < 1:
             too_long.append(len(example.prompt_ids))
         num_cut += room >= 1 and len(example.response_ids) > room
         examples.append(dataclasses.replace(example, response_ids=example.response_ids[: max(room, 0)]))
+    if num_changed:
+        logger.warning(
+            "data: %d of %d responses are not written whole by the model's chat template, which leaves a part of them out, such as a thought: "
+            "what is trained is what it writes",
+            num_changed,
+            len(records),
+        )
     if too_long:
         raise ValueError(
             f"data.max_length={max_length}: {len(too_long)} of {len(records)} prompts are that long or longer (longest {max(too_long)} tokens); "
@@ -121,11 +135,11 @@ def encode_records(
     return examples, num_cut
 
 
-def _encode(record: Record, *, tokenizer: Any, eos_token_id: int, chat: ChatFormat, loss_on: str) -> Example:
+def _encode(record: Record, *, tokenizer: Any, eos_token_id: int, chat: ChatFormat, loss_on: str) -> tuple[Example, bool]:
+    """The record as an example, and whether the template writes the whole of its response."""
     turns = [*record.history, ("user", record.instruction)]
-    prompt_text = chats.prompt_text(tokenizer, turns, chat=chat)
+    prompt_text, answer = chats.finished_texts(tokenizer, turns, record.response, chat=chat)
     prompt = _ids(tokenizer, prompt_text)
-    answer = chats.answer_text(tokenizer, turns, record.response, chat=chat)
     ending, end_id = end_of_turn(tokenizer, chat=chat)
     body = answer.removesuffix(chats.turn_shape(tokenizer, chat).after) if tokenizer.chat_template is not None else answer
     # What is tokenised together comes out as in the finished conversation; where that joins the two, the prompt is what is asked with.
@@ -135,7 +149,8 @@ def _encode(record: Record, *, tokenizer: Any, eos_token_id: int, chat: ChatForm
     begin = _begin(tokenizer)
     spans = chats.earlier_answers(tokenizer, turns, chat=chat) if loss_on == "every" and record.history else []
     earlier = _token_spans(tokenizer, prompt_text, spans, shift=len(begin), ending=ending) if spans else ()
-    return Example(record=record, prompt_ids=(*begin, *prompt), response_ids=tuple(response), earlier=earlier)
+    example = Example(record=record, prompt_ids=(*begin, *prompt), response_ids=tuple(response), earlier=earlier)
+    return example, record.response.strip() in answer
 
 
 def _token_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], *, shift: int, ending: str) -> tuple[tuple[int, int], ...]:
@@ -145,16 +160,29 @@ def _token_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], *,
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     found = []
     for start, stop in spans:
-        end = stop + len(ending) if text.startswith(ending, stop) else stop
-        # A blank that stands before the answer and shares a token with its first word (as in sentencepiece) comes along.
+        end = stop + len(_ending_at(tokenizer, text, stop, ending=ending))
+        # Blanks before or after the answer that share a token with its first or last letters come along.
         inside = [
             place
             for place, (first, last) in enumerate(offsets)
-            if first < last <= end and (first >= start or (last > start and text[first:start].isspace()))
+            if start < last
+            and first < end
+            and (first >= start or text[first:start].isspace())
+            and (last <= end or text[end:last].isspace())
         ]
         if inside:
             found.append((inside[0] + shift, inside[-1] + 1 + shift))
     return tuple(found)
+
+
+def _ending_at(tokenizer: Any, text: str, place: int, *, ending: str) -> str:
+    """What ends an earlier turn at `place`: the last turn's ending, or a special token of its own that opens no turn (gpt-oss ends those otherwise)."""
+    if text.startswith(ending, place) or not ending:
+        return ending
+    own, token = _first_special(tokenizer, text[place : place + LONGEST_ENDING])
+    opening = encode_opening(tokenizer)
+    is_end = token is not None and token not in opening and not own.removesuffix(tokenizer.convert_ids_to_tokens(token)).strip()
+    return own if is_end else ""
 
 
 def _begin(tokenizer: Any) -> list[int]:

@@ -55,7 +55,9 @@ def select(lm: LanguageModel, scorer: Vector, candidates: list[Candidate], *, ca
     results = list(candidates)
     if fedpit_config.scorer == "ifs" and passed:
         pairs = encode(lm, [_stored(candidates[i]) for i in passed], call=call)
-        scores = instruction_following_scores(lm, scorer, pairs, batch_size=call.config.train.batch_size)
+        scores = instruction_following_scores(
+            lm, scorer, pairs, batch_size=call.config.train.batch_size, chat=chat_format(call.config.data)
+        )
         for index, score in zip(passed, scores, strict=True):
             results[index] = dataclasses.replace(results[index], score=score if math.isfinite(score) else None)
         ranked = sorted(passed, key=lambda i: (results[i].score is None, results[i].score or 0.0, i))

@@ -5,6 +5,7 @@ Left out: templates with tools, documents or images.
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from raysim.generate import Sampling, write_texts
 from raysim.runner import run
 from raysim.train import response_token_nll
 from tests.kinds.models import KINDS, LLAMA, Kind, build
-from tests.kinds.tokenizers import BRACKETS, DATED, SHAPES, TURNS, Shape, make
+from tests.kinds.tokenizers import BRACKETS, CHAT, DATED, EMPTY_THOUGHT, OPENS_THOUGHT, SHAPES, TURNS, Shape, make
 
 
 def chat_of(shape: Shape) -> ChatFormat:
@@ -51,7 +52,9 @@ def test_trained_text(name: str) -> None:
         ):  # the last token of the question and the first of the answer are one there, and nobody can ask with half a token
             assert list(example.response_ids) == tokenizer("A<|end|>", add_special_tokens=False)["input_ids"]
             return
-        assert list(example.prompt_ids + example.response_ids) == whole["input_ids"]
+        trained = [*example.prompt_ids, *example.response_ids]
+        assert trained == whole["input_ids"][: len(trained)]
+        assert tokenizer.decode(whole["input_ids"][len(trained) :]).strip() == ("<eos>" if name == "closes a conversation" else "")
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
@@ -99,7 +102,7 @@ def test_several_turns(name: str) -> None:
     whole = last.prompt_ids + last.response_ids
     assert whole == every.prompt_ids + every.response_ids
     ending = tokenizer.decode(last.response_ids).partition("Yes.")[2]
-    told = "" if shape.template is None or name == "no end token" else ending
+    told = {"no end token": "", "another token ends the last answer": "<|end|>"}.get(name, "" if shape.template is None else ending)
     scored = [tokenizer.decode([whole[place] for place in range(*span)]).strip() for span in every.earlier]
     assert scored == ["Ho there." + told, "So." + told]
     assert last.scored == tuple(range(len(last.prompt_ids), last.num_tokens))
@@ -128,6 +131,32 @@ def test_the_loss_on_every_answer_is_the_sum_of_the_spans() -> None:
             expected = torch.stack([-logprobs[place - 1, ids[place]] for place in example.scored])
             torch.testing.assert_close(found[owner == index], expected, rtol=1e-4, atol=1e-4)
     assert len(examples[0].scored) == len("Ho there.") + len("So.") + len("Yes.") + 3
+
+
+def test_the_end_of_an_earlier_turn_is_scored_where_it_is_another_token() -> None:
+    """What ends earlier answers need not be what ends the last one."""
+    tokenizer = make(SHAPES["another token ends the last answer"])
+    (example,) = encoded(SHAPES["another token ends the last answer"], TALK, loss_on="every")
+    whole = example.prompt_ids + example.response_ids
+    assert tokenizer.decode([whole[place] for place in example.scored]) == "Ho there.<|end|>So.<|end|>Yes.<eos>"
+
+
+def test_an_answer_with_a_thought_of_its_own_is_trained_with_it_or_said_to_lose_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Where finished turns get an empty thought, an answer that has one is asked for without; where they get none, it is left out aloud."""
+    record = Record(0, "Q", "<think>\nHm.\n</think>\n\nA")
+    own = EMPTY_THOUGHT.replace(
+        "if m['role'] == 'assistant' and loop.last else", "if m['role'] == 'assistant' and loop.last and '<think>' not in m['content'] else"
+    )
+    shape = replace(SHAPES["empty thought"], template=own)
+    (example,) = encoded(shape, record)
+    tokenizer = make(shape)
+    assert tokenizer.decode(example.prompt_ids) == CHAT
+    assert tokenizer.decode(example.response_ids) == record.response + "<|end|>"
+    assert not caplog.records
+    strips = OPENS_THOUGHT.replace("+ m['content'] +", "+ m['content'].split('</think>')[-1].strip() +")
+    (example,) = encoded(replace(SHAPES["opens a thought"], template=strips), record)
+    assert tokenizer.decode(example.prompt_ids + example.response_ids) == CHAT + "A<|end|>"
+    assert "1 of 1 responses are not written whole by the model's chat template" in caplog.text
 
 
 # --- refusals in one line ---

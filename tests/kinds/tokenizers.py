@@ -42,6 +42,13 @@ NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% 
 """Turns that no token ends."""
 UNSPECIAL_END = TURNS.replace("<|end|>", "<|eot|>")
 """The token that ends a turn was added without the mark of a special one."""
+OTHER_LAST_END = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + ('<|end|>' if not (m['role'] == 'assistant' and loop.last) else '<eos>') }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+"""gpt-oss's shape: the last answer ends with another token than earlier ones."""
+CLOSES = TURNS.replace("{% if add_generation_prompt %}", "{% if not add_generation_prompt %}{{ '<eos>' }}{% else %}")
+"""Phi 3's shape: a conversation that is not gone on with ends with a token of its own."""
 NO_ANSWERS = "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'Q: ' + m['content'] + '\nA: ' }}{% endif %}{% endfor %}"
 """A template for questions alone."""
 
@@ -85,6 +92,10 @@ SHAPES: dict[str, Shape] = {
     ),
     "no end token": Shape(NO_END, "user: Q\nassistant: A<eos>", "user: Q\nassistant: "),
     "end token not special": Shape(UNSPECIAL_END, CHAT.replace("<|end|>", "<|eot|>") + "A<|eot|>", CHAT.replace("<|end|>", "<|eot|>")),
+    "another token ends the last answer": Shape(
+        OTHER_LAST_END, CHAT.replace("<|end|>\n", "<|end|>") + "A<eos>", CHAT.replace("<|end|>\n", "<|end|>")
+    ),
+    "closes a conversation": Shape(CLOSES, CHAT + "A<|end|>", CHAT),
     "no answers": Shape(NO_ANSWERS, "Q: Q\nA: A<eos>", "Q: Q\nA: "),
     "no template": Shape(None, "### Instruction:\nQ\n\n### Response:\nA<eos>", "### Instruction:\nQ\n\n### Response:\n"),
     "no template, bos": Shape(
