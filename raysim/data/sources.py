@@ -68,6 +68,10 @@ def load_records(source: str, *, path: str = "", preset: str = "", **fields: str
     return list(read_source(SourceSpec(source, path, preset, **fields)).records)
 
 
+UNREAD_CONTEXT = ("system", "history")
+"""Names under which some sets keep what was said before; nothing of a record is passed over without a word."""
+
+
 def read_source(spec: SourceSpec) -> Source:
     """All records of a source, in its order; a record's id is its position there.
 
@@ -163,6 +167,14 @@ def _readings(spec: SourceSpec, *, fields: Preset) -> list[Reading]:
         readings.append(read_row(index, values, at=at, fields=fields, chat_field=spec.chat_field))
     if first is None:
         raise ValueError("holds no records; give a file with at least one")
+    unread = [name for name in UNREAD_CONTEXT if first[1].get(name) and name not in wanted]
+    if unread:
+        logger.warning(
+            "%s.path=%s: the field %s beside a record's own is not read: put such turns into a list under 'messages', or set data.system_prompt",
+            spec.section,
+            spec.path,
+            " and ".join(map(repr, unread)),
+        )
     for role in OPTIONAL:
         names = fields.names(role)
         if names and not (role == "input" and spec.preset) and not any(role in reading.found for reading in readings):

@@ -317,3 +317,15 @@ def test_split_says_what_is_too_few(num_train: int, num_heldout: int) -> None:
     with pytest.raises(ValueError, match=rf"data.num_train={num_train} and data.num_heldout={num_heldout} .* 10 records"):
         split_records(records, num_train=num_train, num_heldout=num_heldout, seed=0)
     assert [len(side) for side in split_records(records, num_train=7, num_heldout=3, seed=0)] == [7, 3]
+
+
+def test_context_beside_a_record_is_not_passed_over_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some sets keep a system message or earlier turns in fields of their own."""
+    path = tmp_path / "side.jsonl"
+    path.write_text(json.dumps({"instruction": "Q", "response": "A", "system": "Be X.", "history": [["q", "a"]]}) + "\n", encoding="utf-8")
+    assert load_records(source="jsonl", path=str(path))[0].history == ()
+    assert "the field 'system' and 'history' beside a record's own is not read" in caplog.text
+    caplog.clear()
+    load_records(source="jsonl", path=str(path), instruction_field="system", group_field="")
+    assert "'history'" in caplog.text
+    assert "'system'" not in caplog.text
