@@ -206,9 +206,11 @@ def finished_texts(tokenizer: Any, turns: Sequence[Turn], answer: str, *, chat: 
         return prompt, answer
     whole = as_turns(turns, chat=chat)
     finished = render(tokenizer, [*whole, ("assistant", answer)], chat=chat, is_open=False)
-    for before in (prompt, render(tokenizer, whole, chat=chat, is_open=True)):
-        if finished.startswith(before):
-            return before, finished[len(before) :]
+    if finished.startswith(prompt):
+        return prompt, finished[len(prompt) :]
+    opened = render(tokenizer, whole, chat=chat, is_open=True)
+    if finished.startswith(opened):
+        return opened, finished[len(opened) :]
     roles = ", ".join(role for role, _ in whole)
     raise ValueError(f"the model's chat template writes the turns {roles} in another way once they are answered; give it another template")
 

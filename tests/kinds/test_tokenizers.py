@@ -5,6 +5,7 @@ Left out: templates with tools, documents or images.
 
 import datetime
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_trained_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-def test_end_of_turn(name: str, tmp_path: Path, record_property: pytest.FixtureRequest) -> None:
+def test_end_of_turn(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The token with which an answer is trained to end is among those that stop the model, and so are all others that it has."""
     shape = SHAPES[name]
     model = build(KINDS["llama"])
@@ -76,7 +77,7 @@ def test_end_of_turn(name: str, tmp_path: Path, record_property: pytest.FixtureR
     with torch.no_grad():
         assert response_token_nll(lm, [example, *encoded(shape, Record(1, "Q" * 9, "A"))])[0].isfinite().all()
         assert len(write_texts(lm, [example.prompt_ids], sampling=Sampling(max_new_tokens=3))[0]) <= 3
-    record_property("cell", tokenizer.decode([last]))  # type: ignore[operator]  # pytest gives the fixture no type
+    record_property("cell", tokenizer.decode([last]))
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
