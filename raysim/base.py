@@ -119,9 +119,14 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
+def package_of(name: str) -> str | None:
+    """The Python package that holds the model called `name`; None for models that are in none."""
+    return PACKAGED.get(name.lower()) or (name.removeprefix("package:") if name.startswith("package:") else None)
+
+
 def find_model(name: str, *, cache_dir: str = "") -> str:
     """A folder in transformers' format for `name`, or the Hub id itself if nothing local answers to it."""
-    package = PACKAGED.get(name.lower()) or (name.removeprefix("package:") if name.startswith("package:") else None)
+    package = package_of(name)
     if package is not None:
         return str(_converted(_packaged_gguf(package), cache_dir=cache_dir))
     path = Path(name).expanduser()

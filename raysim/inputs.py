@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from raysim.base import PACKAGED
+from raysim.base import package_of
 from raysim.config import Config
 from raysim.data.records import Record
 from raysim.runfiles import read_json
@@ -103,7 +103,7 @@ def _prints(root: Path, *, patterns: tuple[str, ...], whole: bool) -> dict[str, 
 
 
 def _model_prints(name: str) -> dict[str, Print]:
-    package = PACKAGED.get(name.lower()) or (name.removeprefix("package:") if name.startswith("package:") else None)
+    package = package_of(name)
     if package is not None:
         return _package_print(package)
     path = Path(name).expanduser()
