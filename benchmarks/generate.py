@@ -25,11 +25,11 @@ import peft
 import torch
 import transformers
 
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import encode_chat
-from raysim.generate import Sampling, generate
+from raysim.model.generate import Sampling, generate
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
 
 NUM_PROMPTS = 32
 WORKLOADS = {"plain": 0, "demonstrations": 2}

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
-from raysim.base import build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_records
-from raysim.runfiles import environment
+from raysim.model.language_model import build_language_model, load_base_model
+from raysim.results.files import environment
 
 MODEL, TARGETS, B_STD, SEED = "smollm2-135m-instruct", ["q_proj", "v_proj"], 0.01, 0
 BATCH_SIZES, NOISE_MULTIPLIERS = [1, 2, 4], [0.0, 1e-3, 1e-1, 1.0]

@@ -21,13 +21,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from raysim.adapter import Vector, initial_adapter
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import Example, encode_records
-from raysim.runfiles import environment
-from raysim.train import PrivateSettings, TrainSettings, train_adapter, train_private
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.train import PrivateSettings, TrainSettings, train_adapter, train_private
+from raysim.results.files import environment
 
 MODEL, BATCH, LENGTH, RANK = "smollm2-135m-instruct", 8, 128, 8
 REACH = 1.35

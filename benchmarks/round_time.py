@@ -21,14 +21,14 @@ import psutil
 import ray
 import torch
 
-from raysim.base import build_language_model, load_base_model
 from raysim.config import Config, load
 from raysim.data.tokens import Example
-from raysim.experiment import prepare
-from raysim.runfiles import environment
-from raysim.runner import open_backend, resolved
-from raysim.simulate import start
-from raysim.worker import Assignment
+from raysim.federation.loop import start
+from raysim.federation.setup import prepare
+from raysim.federation.worker import Assignment
+from raysim.model.language_model import build_language_model, load_base_model
+from raysim.results.files import environment
+from raysim.runs.run import open_backend, resolved
 
 NUM_CLIENTS, NUM_STEPS, BATCH, LENGTH, RANK = 4, 4, 8, 128, 8
 SETTINGS = [

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.runfiles import environment
+from raysim.results.files import environment
 
 REACH = {"wall_over_ideal": 1.15, "warm_over_first_start": 0.25}
 POLL_S = 0.05

@@ -18,9 +18,9 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 
 from raysim import __version__
 from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
-from raysim.progress import print_comparison
-from raysim.refusals import check_path, one_line, plain_errors
-from raysim.sweep_space import check_points, check_sweep, grid_points, probe_points
+from raysim.console.progress import print_comparison
+from raysim.errors import check_path, one_line, plain_errors
+from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
   raysim compare quickstart                              the main job: base model, FEDIT, FEDPIT and DP-LoRA side by side
@@ -147,7 +147,7 @@ def _add_audit(commands: Any, chosen: str) -> None:
         commands, "audit", "attack a finished run: membership, canaries, a lower bound on epsilon, inversion", example=example
     )
     if chosen == "audit":
-        from raysim import audit  # torch, transformers and Ray
+        from raysim.commands import audit  # torch, transformers and Ray
 
         audit.add_arguments(command)
         command.set_defaults(command=audit.main, continues=True)
@@ -157,7 +157,7 @@ def _add_verify(commands: Any, chosen: str) -> None:
     text = "recompute epsilon, hashes and cohorts of a run from its files"
     command = _command(commands, "verify", text, example="raysim verify runs/quickstart-dplora")
     if chosen == "verify":
-        from raysim import verify  # dp-accounting and scipy
+        from raysim.results import verify  # dp-accounting and scipy
 
         verify.add_arguments(command)
         command.set_defaults(command=verify.main)
@@ -168,7 +168,7 @@ def _add_budget(commands: Any, chosen: str) -> None:
     example = "raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000"
     command = _command(commands, "budget", text, example=example)
     if chosen == "budget":
-        from raysim import budget  # dp-accounting, scipy and matplotlib
+        from raysim.commands import budget  # dp-accounting, scipy and matplotlib
 
         budget.add_arguments(command)
         command.set_defaults(command=budget.main)
@@ -223,7 +223,8 @@ def _check_folder(folder: str) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim import report, runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    from raysim.reports import page as report
+    from raysim.runs import run as runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     done = runner.run(config, display=False if arguments.quiet else None)
     print_comparison(report.comparison_rows([done.summary]))
@@ -233,7 +234,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim import claims_report, report, runner  # as in _run
+    from raysim.claims import page as claims_report
+    from raysim.reports import page as report
+    from raysim.runs import run as runner  # as in _run
 
     runs = runner.compare(config, display=False if arguments.quiet else None)
     out = runner.comparison_folder(config)
@@ -250,13 +253,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     check_sweep(config)
     check_points(config, grid_points(config) if config.sweep.search == "grid" else probe_points(config))
-    from raysim import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    from raysim.sweeps import tune as sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     return sweep.main(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from raysim import claims_report, report, sweep_report  # matplotlib: seconds to import
+    from raysim.claims import page as claims_report
+    from raysim.reports import page as report
+    from raysim.sweeps import page as sweep_report  # matplotlib: seconds to import
 
     folder = Path(arguments.folder)
     if (folder / "rounds.jsonl").is_file():

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
 from raysim.config import load
 from raysim.data.records import Record
+from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall
+from raysim.model.language_model import LanguageModel
 from raysim.privacy.mechanism import Mechanism
 from tests.conftest import SMALL
 from tests.tiny_models import encode

@@ -128,7 +128,7 @@ def test_a_job_brings_the_package_and_the_configurations_and_nothing_big(tmp_pat
     create_package(str(tree), package, include_gitignore=True, excludes=excludes)
     with zipfile.ZipFile(package) as file:
         names = set(file.namelist())
-    assert {"raysim/cli.py", "raysim/report_template.html.j2", "configs/sweep-smoke.yaml", "pyproject.toml"} <= names
+    assert {"raysim/cli.py", "raysim/reports/templates/page.html.j2", "configs/sweep-smoke.yaml", "pyproject.toml"} <= names
     assert not [name for name in names if name.startswith((".git/", ".venv/", "runs/", ".mypy_cache/")) or "__pycache__" in name]
     assert named != any(name.startswith("tests/") for name in names)
     assert package.stat().st_size < MOST_BYTES

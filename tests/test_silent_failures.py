@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from raysim.adapter import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
-from raysim.base import LanguageModel, _flat_parameters, build_language_model, load_base_model
 from raysim.config import load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.federation.worker import Assignment, Worker
+from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.methods import METHODS
-from raysim.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
-from raysim.worker import Assignment, Worker
+from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model, load_base_model
+from raysim.model.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
 from tests.conftest import SMALL
 from tests.method_calls import make_call
 from tests.tiny_models import sharp_base

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from raysim.adapter import Vector, initial_adapter
-from raysim.base import BaseModel, LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
-from raysim.train import TrainSettings, train_adapter
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.model.language_model import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.model.train import TrainSettings, train_adapter
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -23,12 +23,12 @@ from scipy.integrate import quad
 from scipy.special import log_ndtr
 from scipy.stats import norm, skewnorm
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
-from raysim.branches import Row, branch_nlls
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
+from raysim.lora.layout import Vector
+from raysim.model.language_model import LanguageModel
+from raysim.model.score import Row, branch_nlls
 from raysim.rng import numpy_rng
 
 Floats = NDArray[np.float64]

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysim.attacks.views import ClientView
-from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
 from raysim.data.similarity import details_found, place_of
 from raysim.data.tokens import encode_chat
 from raysim.data.words import pieces
 from raysim.data.written import written_text
-from raysim.generate import Sampling, write_texts
+from raysim.model.generate import Sampling, write_texts
+from raysim.model.language_model import LanguageModel
 from raysim.rng import seed_for
 
 

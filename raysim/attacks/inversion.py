@@ -38,16 +38,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim.adapter import Layout, Vector, initial_adapter, unflatten
 from raysim.attacks.views import ServerView
-from raysim.base import LanguageModel, has_plain_attention
 from raysim.data.chat import ChatFormat
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
+from raysim.lora.layout import Layout, Vector, initial_adapter, unflatten
+from raysim.model.language_model import LanguageModel, has_plain_attention
+from raysim.model.train import response_nll
 from raysim.privacy.clipping import l2_norm
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
-from raysim.train import response_nll
 
 PROJECTION = re.compile(r"(?P<module>.*\.layers\.(?P<layer>\d+)\..*[qkv]_proj)\.lora_A\.weight")
 """The factors A whose input is the attention's input: those of one layer have the same."""

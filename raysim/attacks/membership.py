@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
 from raysim.data.tokens import Example
-from raysim.privacy.audit import Estimate, roc_auc, tpr_at_fpr
-from raysim.train import response_token_nll
+from raysim.lora.layout import Vector
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import response_token_nll
+from raysim.privacy.audit_bounds import Estimate, roc_auc, tpr_at_fpr
 
 Floats = NDArray[np.float64]
 

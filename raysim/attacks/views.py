@@ -7,8 +7,8 @@ Left out: parties that send false messages, coalitions of several, and what timi
 
 from dataclasses import dataclass
 
-from raysim.adapter import Vector
 from raysim.data.tokens import Example
+from raysim.lora.layout import Vector
 
 PUBLIC = "the base model with its tokenizer and chat template, and the settings of the run"
 """What everyone knows."""

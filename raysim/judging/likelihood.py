@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
-from raysim.branches import Row, next_token_logprobs
 from raysim.data.chat import ChatFormat
 from raysim.data.tokens import encode_chat
 from raysim.judging.pairwise import CRITERIA, MAX_SCORE, MIN_SCORE, Question, Ratings
 from raysim.judging.prompts import line_turns, score_openings
+from raysim.lora.layout import Vector
+from raysim.model.language_model import LanguageModel
+from raysim.model.score import Row, next_token_logprobs
 
 SCORES = range(MIN_SCORE, MAX_SCORE + 1)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raysim.privacy.audit import clopper_pearson
+from raysim.privacy.audit_bounds import clopper_pearson
 
 CRITERIA = ("helpfulness", "relevance", "correctness", "coherence")
 MIN_SCORE, MAX_SCORE = 1, 5

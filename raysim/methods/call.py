@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.attacks.canary_updates import canary_coins, canary_seed
-from raysim.base import LanguageModel
 from raysim.config import Config
 from raysim.data.tokens import Example
+from raysim.lora.layout import Vector
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import PrivateSettings, TrainSettings, TrainStats, scheduled_lr
+from raysim.privacy.canaries import canary_coins, canary_seed
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
-from raysim.train import PrivateSettings, TrainSettings, TrainStats, scheduled_lr
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ ledger carries what an accountant makes of it. The paper's own text was not avai
 sources that agree with one another.
 """
 
-from raysim.base import LanguageModel
 from raysim.methods.call import ClientCall, ClientResult
-from raysim.train import train_literal, train_private
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_literal, train_private
 
 
 def dplora(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -3,9 +3,9 @@
 With `train.prox_mu` it is FedProx. CENIT is the same on all data in one place.
 """
 
-from raysim.base import LanguageModel
 from raysim.methods.call import ClientCall, ClientResult
-from raysim.train import train_adapter
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_adapter
 
 
 def fedit(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -4,10 +4,10 @@ The records are made and chosen as in FEDPIT's later version: scored by an adapt
 else. What is sent has seen every real record, so it leaks as FEDIT's does.
 """
 
-from raysim.base import LanguageModel
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.methods.synthetic import as_rows, encode, pooled, select, total, write
-from raysim.train import TrainStats, train_adapter
+from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, total, write
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import TrainStats, train_adapter
 
 
 def fedmit(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -13,11 +13,11 @@ real enters what is sent (beta 0, no scorer), and the shared adapter, trained on
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
+from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.methods.synthetic import as_rows, encode, pooled, select, total, write
-from raysim.train import train_adapter
+from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, total, write
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_adapter
 
 
 def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -20,19 +20,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
 from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, end_of_turn
 from raysim.data.written import written_text
-from raysim.generate import Sampling, write_texts
+from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.methods.synthetic import as_rows
+from raysim.methods.synthesis.pool import as_rows
+from raysim.methods.synthesis.write import Candidate
+from raysim.model.generate import Sampling, write_texts
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import mean_nll, train_adapter
 from raysim.rng import numpy_rng, seed_for
-from raysim.synthesis import Candidate
-from raysim.train import mean_nll, train_adapter
 
 
 def fewfedweight(lm: LanguageModel, call: ClientCall) -> ClientResult:

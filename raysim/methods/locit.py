@@ -8,10 +8,10 @@ import dataclasses
 
 import numpy as np
 
-from raysim.base import LanguageModel
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.methods.synthetic import as_rows, encode, pooled, select, write
-from raysim.train import train_adapter
+from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, write
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_adapter
 
 
 def locit(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -12,10 +12,10 @@ Left out: client-level privacy, for which the second vector would need a bound a
 
 import numpy as np
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
+from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.train import train_adapter
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_adapter
 
 
 def scaffold(lm: LanguageModel, call: ClientCall) -> ClientResult:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, chisquare, kstest, norm, skewnorm
 
-from raysim.adapter import Vector, initial_adapter
 from raysim.attacks import canaries as module
 from raysim.attacks.canaries import (
     Canary,
@@ -27,12 +26,13 @@ from raysim.attacks.canaries import (
     training_records,
 )
 from raysim.attacks.membership import loss_scores, token_nlls
-from raysim.base import LanguageModel
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
-from raysim.privacy.audit import one_run_audit
-from raysim.train import TrainSettings, train_adapter
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import TrainSettings, train_adapter
+from raysim.privacy.audit_bounds import one_run_audit
 from tests.tiny_models import build, encode, sharp_base
 
 Floats = NDArray[np.float64]

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysim.adapter import initial_adapter
 from raysim.attacks.cross_client import CrossClientSettings, attack_across, contexts, score_across
 from raysim.attacks.views import ATTACKS, SEES, ClientView
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
-from raysim.train import TrainSettings, train_adapter
+from raysim.lora.layout import initial_adapter
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.train import TrainSettings, train_adapter
 
 SETTINGS = CrossClientSettings(num_prefixes=2, num_samples=3, max_new_tokens=6, batch_size=4)
 RECORDS = [

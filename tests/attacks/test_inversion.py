@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from raysim.adapter import Vector, initial_adapter
 from raysim.attacks.inversion import (
     Inversion,
     InversionSettings,
@@ -29,13 +28,14 @@ from raysim.attacks.inversion import (
     trained_looking_adapter,
 )
 from raysim.attacks.views import ServerView
-from raysim.base import BaseModel, LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.model.language_model import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.model.train import TrainSettings, train_adapter
 from raysim.privacy.clipping import l2_norm
 from raysim.privacy.noise import gaussian
-from raysim.train import TrainSettings, train_adapter
 from tests.tiny_models import encode
 
 RECORDS = [Record(record_id=0, instruction="who is it", response="Anna B."), Record(record_id=1, instruction="hi", response="go")]

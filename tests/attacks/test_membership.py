@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from raysim.adapter import Vector, initial_adapter
 from raysim.attacks.membership import (
     OWN_VARIANCE_SHADOWS,
     calibrated_scores,
@@ -25,10 +24,11 @@ from raysim.attacks.membership import (
     token_nlls,
     zlib_scores,
 )
-from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.train import TrainSettings, response_nll, train_adapter
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import TrainSettings, response_nll, train_adapter
 from tests.tiny_models import build, encode, sharp_base
 
 Floats = NDArray[np.float64]

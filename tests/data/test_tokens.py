@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_chat, encode_opening, encode_records
-from raysim.train import response_nll
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.train import response_nll
 
 RECORDS = [
     Record(record_id=0, instruction="Name a fruit.", response="An apple."),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from raysim.auditing import inversion_ranks, shadow_halves, verdict
 from raysim.cli import main
-from raysim.runner import open_backend, run
+from raysim.measure.audits import inversion_ranks, shadow_halves, verdict
+from raysim.runs.run import open_backend, run
 from tests.small_runs import raysim, results, small
 
 TABLE = ["score", "AUC", "TPR at 0.1% FPR", "TPR at 1% FPR"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from raysim.claims import OPEN
-from raysim.claims_list import FEDPIT_CLAIMS
+from raysim.claims.decide import OPEN
+from raysim.claims.papers import FEDPIT_CLAIMS
 from raysim.config import Config, load, to_yaml
-from raysim.runner import compare, run
+from raysim.runs.run import compare, run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving
 from tests.small_runs import command, environment, raysim, results, small, wait_for

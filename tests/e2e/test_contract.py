@@ -15,9 +15,9 @@ from dp_accounting.pld import PLDAccountant
 from peft import PeftModel
 from safetensors import safe_open
 
-from raysim.base import load_base_model
 from raysim.config import load
-from raysim.runner import Run, compare, open_backend, run
+from raysim.model.language_model import load_base_model
+from raysim.runs.run import Run, compare, open_backend, run
 from tests.small_runs import METHODS, overrides, small
 
 ROUND_KEYS = {

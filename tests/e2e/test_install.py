@@ -55,7 +55,7 @@ def test_the_wheel_holds_the_package_and_the_shipped_configs_and_nothing_else(wh
 def test_an_installed_copy_finds_the_shipped_config_by_name(installed: Path, tmp_path: Path) -> None:
     script = "import raysim.config as c; print(c.__file__); print(c.find_config('quickstart')); print(c.to_yaml(c.load('quickstart')))"
     module, config, *text = run([sys.executable, "-c", script], cwd=tmp_path, env=only(installed)).splitlines()
-    assert Path(module) == installed / "raysim" / "config.py"
+    assert Path(module) == installed / "raysim" / "config" / "__init__.py"
     assert Path(config) == installed / "raysim" / "configs" / "quickstart.yaml"
     assert "\n".join(text).strip() == to_yaml(load("quickstart")).strip()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raysim.config import load
-from raysim.runner import run
+from raysim.runs.run import run
 from tests.clusters import Cluster, client_environment, cluster
 from tests.conftest import ROOT, SMALL
 from tests.small_runs import METHODS, command, results, table, wait_for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysim.config import load
-from raysim.runner import run
+from raysim.runs.run import run
 from tests.clusters import MARK, PATIENCE_S, Cluster, Node, another_node, cluster
 from tests.conftest import ROOT
 from tests.small_runs import command, results, table

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from raysim import checkpoint
 from raysim.config import Config, load, to_yaml
-from raysim.runner import Backend, open_backend, run
+from raysim.federation import checkpoint
+from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import command, environment, raysim, results, small, wait_for
 
 NUM_ROUNDS = 4

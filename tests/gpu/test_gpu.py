@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raysim.runner import Run, open_backend, resolved, run
+from raysim.runs.run import Run, open_backend, resolved, run
 from tests.small_runs import small
 
 pytestmark = pytest.mark.gpu

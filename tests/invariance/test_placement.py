@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from raysim.actors import num_client_actors
 from raysim.config import load
-from raysim.runner import run
+from raysim.federation.on_ray.clients import num_client_actors
+from raysim.runs.run import run
 from tests.small_runs import small
 
 pytestmark = pytest.mark.usefixtures("ray_session")  # one node with 4 CPUs and 2 GPUs on paper

@@ -20,10 +20,10 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-from raysim.actors import ServerActor
-from raysim.runner import Backend, open_backend, run
-from raysim.server import ServerState
-from raysim.worker import Assignment
+from raysim.federation.on_ray.clients import ServerActor
+from raysim.federation.server import ServerState
+from raysim.federation.worker import Assignment
+from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import results, small
 
 FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]

@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from raysim.config import CHOICES, FLAT_DEFAULTS, RANGES, load
-from raysim.runner import comparison, run
-from raysim.sweep_space import check_points, check_sweep, grid_points, probe_points, random_points
+from raysim.runs.run import comparison, run
+from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points, random_points
 
 GARBAGE: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1.5, -0.0, 10**400, -(10**400), 2**63, 1e308, 5e-324, float("nan"), float("inf"), float("-inf")),

@@ -15,15 +15,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raysim.adapter import Vector, save_adapter
 from raysim.attacks.canaries import continuation_nlls
-from raysim.base import LanguageModel, build_language_model, has_plain_attention, load_base_model
-from raysim.branches import Row, branch_nlls, next_token_logprobs
 from raysim.data.chat import DEFAULT_CHAT
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
-from raysim.generate import Sampling, write_texts
-from raysim.train import check_private, clipped_gradient_sum, mean_nll
+from raysim.lora.layout import Vector, save_adapter
+from raysim.model.generate import Sampling, write_texts
+from raysim.model.language_model import LanguageModel, build_language_model, has_plain_attention, load_base_model
+from raysim.model.score import Row, branch_nlls, next_token_logprobs
+from raysim.model.train import check_private, clipped_gradient_sum, mean_nll
 from tests.kinds.models import KINDS, Kind, build, save
 
 RECORDS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raysim.config import load
-from raysim.runner import run
+from raysim.runs.run import run
 from tests.kinds.models import KINDS, LLAMA, Kind, build
 from tests.kinds.tokenizers import SHAPES, make
 

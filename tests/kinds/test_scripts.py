@@ -15,7 +15,6 @@ import pytest
 
 from raysim.attacks.cross_client import contexts, score_across
 from raysim.attacks.extraction import score_extraction
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import load
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
@@ -23,9 +22,10 @@ from raysim.data.refusals import is_refusal
 from raysim.data.similarity import MEASURE, details_found, rouge_l
 from raysim.data.tokens import Example, encode_records
 from raysim.data.written import written_text
-from raysim.evaluate import measure, plan, record_rows
-from raysim.runner import run
-from raysim.synthesis import MIN_RESPONSE_WORDS, SynthesisSettings, as_label, choose_public, filter_instructions, is_malformed
+from raysim.measure.evaluate import measure, plan, record_rows
+from raysim.methods.synthesis.write import MIN_RESPONSE_WORDS, SynthesisSettings, as_label, choose_public, filter_instructions, is_malformed
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.runs.run import run
 from tests.small_runs import SMALL
 
 NEAR_NOTHING = 0.3

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysim.base import build_language_model, load_base_model
 from raysim.config import load
 from raysim.data.chat import ChatFormat
 from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat, encode_opening, encode_records, encode_text, end_of_turn
-from raysim.generate import Sampling, write_texts
-from raysim.runner import run
-from raysim.train import response_token_nll
+from raysim.model.generate import Sampling, write_texts
+from raysim.model.language_model import build_language_model, load_base_model
+from raysim.model.train import response_token_nll
+from raysim.runs.run import run
 from tests.kinds.models import KINDS, LLAMA, Kind, build
 from tests.kinds.tokenizers import BRACKETS, CHAT, DATED, EMPTY_THOUGHT, OPENS_THOUGHT, SHAPES, TURNS, Shape, make
 

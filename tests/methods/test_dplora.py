@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.base import LanguageModel
 from raysim.methods.dplora import dplora
-from raysim.train import PrivateSettings, train_literal, train_private
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import PrivateSettings, train_literal, train_private
 from tests.method_calls import RECORDS, make_call
 from tests.tiny_models import build, sharp_base
 

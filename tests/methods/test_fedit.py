@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.base import LanguageModel
 from raysim.config import CHOICES
 from raysim.methods import METHODS
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit
 from raysim.methods.locit import locit
-from raysim.train import TrainSettings, train_adapter
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import TrainSettings, train_adapter
 from tests.method_calls import make_call, some_adapter
 from tests.tiny_models import build, sharp_base
 

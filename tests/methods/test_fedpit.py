@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from raysim.base import LanguageModel
 from raysim.data.records import Record
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit
 from raysim.methods.fedpit import fedpit, mix
-from raysim.methods.synthetic import select
-from raysim.synthesis import Candidate, instruction_following_scores
-from raysim.train import train_adapter
+from raysim.methods.synthesis.pool import select
+from raysim.methods.synthesis.write import Candidate, instruction_following_scores
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import train_adapter
 from tests.method_calls import RECORDS, make_call, other_responses, some_adapter
 from tests.tiny_models import build, encode, sharp_base, spelling_base
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from raysim.base import LanguageModel, load_base_model
 from raysim.config import load
-from raysim.experiment import prepare
+from raysim.console.progress import METHOD_NOTES
+from raysim.federation.server import ServerState, step
+from raysim.federation.setup import prepare
+from raysim.federation.worker import Assignment, Worker
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit
 from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, fewfedweight, hold_back
-from raysim.progress import METHOD_NOTES
-from raysim.runner import notes, run
-from raysim.server import ServerState, step
-from raysim.train import mean_nll, response_nll, train_adapter
-from raysim.worker import Assignment, Worker
+from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.train import mean_nll, response_nll, train_adapter
+from raysim.runs.run import notes, run
 from tests.method_calls import RECORDS, make_call, other_responses, some_adapter
 from tests.small_runs import small
 from tests.tiny_models import build, sharp_base, spelling_base

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysim.adapter import Vector
-from raysim.base import load_base_model
 from raysim.config import CHOICES, SEPARATE_METHODS, WRITING_METHODS, Config
-from raysim.experiment import prepare
-from raysim.progress import Progress
-from raysim.simulate import LocalClients, LocalServer, Simulation, run_round, start
-from raysim.worker import Assignment, Worker
+from raysim.console.progress import Progress
+from raysim.federation.loop import LocalClients, LocalServer, Simulation, run_round, start
+from raysim.federation.setup import prepare
+from raysim.federation.worker import Assignment, Worker
+from raysim.lora.layout import Vector
+from raysim.model.language_model import load_base_model
 from tests.small_runs import METHODS, small
 
 WORDS = ["lamp", "boat", "chair", "river", "stone", "cloud", "horse", "glass"]

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from raysim.adapter import Vector
-from raysim.base import LanguageModel
 from raysim.config import load
+from raysim.federation.server import ServerState, broadcast, step
+from raysim.federation.worker import split_broadcast
+from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall, ClientState
 from raysim.methods.fedit import fedit
 from raysim.methods.scaffold import control_change, scaffold
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import grouped_batches, response_nll
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
-from raysim.runner import Backend, Run, open_backend, run
-from raysim.server import ServerState, broadcast, step
-from raysim.train import grouped_batches, response_nll
-from raysim.worker import split_broadcast
+from raysim.runs.run import Backend, Run, open_backend, run
 from tests.method_calls import make_call, some_adapter
 from tests.small_runs import small
 from tests.tiny_models import build, sharp_base

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from raysim.config import load
+from raysim.federation.server import ServerState, step
 from raysim.privacy.aggregation import MaskedSum, client_noise, open_sums, sum_chunk
 from raysim.privacy.clipping import ChunkSum, Total, clip, clip_and_sum, l2_norm
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.secagg import TooFewSurvivors
-from raysim.server import ServerState, step
 
 Vector = npt.NDArray[np.float32]
 Part = ChunkSum | MaskedSum

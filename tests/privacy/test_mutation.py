@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from raysim import train
-from raysim.adapter import Vector, initial_adapter
-from raysim.auditing import CanaryPlan, canary_sums, final_audit, plan_canaries, verdict
-from raysim.base import LanguageModel
 from raysim.config import Config, load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.evaluate import Job
+from raysim.federation.server import ServerState, clip_norm_of, step
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.measure.audits import CanaryPlan, canary_sums, final_audit, plan_canaries, verdict
+from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientCall
 from raysim.methods.dplora import dplora
+from raysim.model import train
+from raysim.model.language_model import LanguageModel
 from raysim.privacy import clipping
 from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
-from raysim.server import ServerState, clip_norm_of, step
 from tests.tiny_models import build, encode, sharp_base
 
 SEEDS = range(20)

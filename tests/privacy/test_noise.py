@@ -13,15 +13,15 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import chi2, kstest
 
-from raysim.base import LanguageModel, load_base_model
 from raysim.config import load
+from raysim.federation.server import ServerState, step
 from raysim.methods import METHODS
+from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.train import PrivateSettings, train_private
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import BLOCK, gaussian
 from raysim.rng import seed_for
-from raysim.server import ServerState, step
-from raysim.train import PrivateSettings, train_private
 from tests.method_calls import RECORDS, make_call, some_adapter
 from tests.tiny_models import build, encode
 

@@ -19,17 +19,17 @@ from dp_accounting.rdp import RdpAccountant
 from safetensors.torch import save_file
 from scipy.stats import binomtest, chi2, chisquare, kstest, norm
 
-from raysim.adapter import initial_adapter, load_adapter, unflatten
-from raysim.base import LanguageModel, load_base_model
 from raysim.config import CHOICES, flatten_keys, load, to_dict
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.federation.server import ServerState, step, weights_for
+from raysim.lora.layout import initial_adapter, load_adapter, unflatten
 from raysim.methods import METHODS
+from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_private
 from raysim.privacy.accounting import paper_sigma
 from raysim.privacy.clipping import clip, clip_and_sum, noise_and_divide
 from raysim.privacy.mechanism import Mechanism
-from raysim.server import ServerState, step, weights_for
-from raysim.train import PrivateSettings, clipped_gradient_sum, train_private
 from tests.method_calls import RECORDS, make_call, some_adapter
 from tests.tiny_models import build, encode
 

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raysim.base import LanguageModel, build_language_model, load_base_model
 from raysim.config import CHOICES, load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall
+from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
 from raysim.privacy.aggregation import open_sums, sum_chunk
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism
-from raysim.train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
 from tests.method_calls import make_call
 
 Update = npt.NDArray[np.floating]

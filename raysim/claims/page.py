@@ -1,0 +1,432 @@
+"""`claims.md` and the page of a comparison that holds published claims against its runs.
+
+Everything is read from the runs' files, so both can be written again at any time. The same runs give the same text, byte by byte.
+Left out: a page for each run (each run's folder has one), and absolute comparisons with published figures.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysim.claims.decide import (
+    FAILS,
+    FIGURE_WORDS,
+    HOLDS,
+    OPEN,
+    Difference,
+    Reading,
+    Row,
+    RunData,
+    Runs,
+    decide,
+    figure_of,
+    load_runs,
+    mean_and_spread,
+)
+from raysim.claims.papers import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
+from raysim.config import load
+from raysim.console.progress import METHOD_LABELS, METHOD_NOTES, MISSING, clock
+from raysim.reports import figures
+from raysim.reports.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
+from raysim.reports.page import Panel, page_environment, write_comparison_tables
+from raysim.results.files import read_json, write_json, write_text
+
+TITLES = {
+    "fedpit": "What FEDPIT's papers claim, and what these runs show",
+    "dplora": "What DP-LoRA's paper claims, and what these runs show",
+}
+HOW = (
+    "A verdict is computed. Each claim is a sum of differences between runs, record by record, averaged within a seed (NLL by tokens) and over seeds, positive "
+    "where the claim is right. The interval is at each end the wider of two: Student's for the seeds' differences, and a paired bootstrap (4,000 replicates) that "
+    "draws seeds with replacement and within each drawn seed its records. *holds*: every 95% interval lies above 0. *does not hold*: one lies below 0 (at 95% "
+    "for all differences of the claim together). *not decided*: the rest. An exact test over three seeds alone cannot reach 5% (the sign test ends at 1/4), and "
+    "a verdict is about these splits and records like these. Nothing corrects for the number of rows."
+)
+WEAK_JUDGE = (
+    "The judge was the base model by likelihood: see how far it agrees with itself before reading its win rates. It decides no claim."
+)
+LINES_SHOWN = ("base", "fedit", "fedpit", "fedmit", "fewfedweight", "cenit", "locit", "dplora-literal")
+LEAST_NLL, LEAST_ROUGE = 0.1, 0.05
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """An entry of the comparison: its figures over seeds in words."""
+
+    entry: str
+    num_seeds: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EntryTable:
+    """A row an entry, with a cell for each heading."""
+
+    headings: tuple[str, ...]
+    rows: tuple[EntryRow, ...]
+
+
+def write_claims_report(out_dir: Path) -> Path:
+    """The path of `report.html`, written into `out_dir` from the runs of its `comparison.json`, with claims.md, claims.json, summary.json,
+    results.csv and `figures/*.png`.
+
+    Errors: ValueError if there is no such file, or it names no claims.
+    """
+    out_dir = Path(out_dir)
+    name, folders = read_comparison(out_dir)
+    if name not in CLAIMS:
+        raise ValueError(f"{str(out_dir)!r} is a comparison without claims; set claims={' or '.join(CLAIMS)} and run it again")
+    runs = load_runs(out_dir)
+    rows = [decide(claim, runs) for claim in CLAIMS[name]]
+    write_comparison_tables(out_dir, folders)
+    write_text(out_dir / "claims.md", as_markdown(rows, runs, title=TITLES[name]))
+    write_json(out_dir / "claims.json", [as_json(row) for row in rows])
+    page = _page(out_dir, rows, runs, name=name, folders=folders)
+    write_text(out_dir / "report.html", page)
+    return out_dir / "report.html"
+
+
+def read_comparison(out_dir: Path) -> tuple[str, list[Path]]:
+    """The name of a comparison's claims (empty for none) and its run folders, each once."""
+    found = read_json(out_dir / "comparison.json")
+    return found["claims"], [out_dir / folder for folder in dict.fromkeys(member["folder"] for member in found["members"])]
+
+
+def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
+    """The table of claims, how it was decided, and what every entry came to."""
+    seeds = sorted({seed for members in runs.values() for seed in members})
+    lines = [f"# {title}", "", HOW, "", f"Seeds: {', '.join(map(str, seeds))}.", ""]
+    lines += ["| claim | stated in | published | ours | difference (95% interval) | verdict |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        claim, first = row.claim, row.readings[0]
+        cells = [claim.text, claim.where, claim.published, ours_in_words(row), differences_in_words(first), f"**{row.verdict}**"]
+        lines.append(_table_row(cells))
+    lines += [
+        "",
+        "The same claims by the other figures:",
+        "",
+        "| claim | figure | difference (95% interval) | verdict |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        lines += [
+            _table_row([row.claim.text, FIGURE_WORDS[other.figure], differences_in_words(other), other.verdict])
+            for other in row.readings[1:]
+        ]
+    table = entry_table(runs)
+    lines += ["", "Every entry (mean over seeds, standard deviation):", "", _table_row(["entry", "seeds", *table.headings])]
+    lines.append("|---" * (2 + len(table.headings)) + "|")
+    lines += [_table_row([row.entry.replace("<", "&lt;"), str(row.num_seeds), *row.cells]) for row in table.rows]
+    lines += ["", *notes(runs)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, whatever stands in its cells."""
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+
+FURTHER = (
+    ("with a prefix", "attack", "prefixed_train_rouge_l"),
+    ("control with it", "attack", "prefixed_heldout_rouge_l"),
+    ("found across clients", "cross_client", "coverage"),
+    ("guessed", "cross_client", "heldout_coverage"),
+    ("accuracy by label", "eval", "label_accuracy"),
+    ("macro-F1 by label", "eval", "label_macro_f1"),
+    ("accuracy of the commonest label", "eval", "label_accuracy_of_commonest"),
+    ("accuracy on multiple choice", "eval", "choice_accuracy"),
+    ("by chance", "eval", "choice_accuracy_by_chance"),
+)
+"""Figures that only some sets and entries have: how they are called, and where a run's summary has them."""
+
+
+def entry_table(runs: Runs) -> EntryTable:
+    """What every entry came to. A figure that no entry has is left out."""
+    columns: list[tuple[str, list[str]]] = []
+    for heading, measure in (("held-out NLL", "nll"), ("held-out ROUGE-L", "rouge_l"), ("leakage", "leakage")):
+        columns.append((heading, [_spread([figure_of(run, measure) for run in members.values()]) for members in runs.values()]))
+    columns.append(("control", [_spread([_control(run) for run in members.values()]) for members in runs.values()]))
+    for heading, section, key in FURTHER:
+        found = [[(run.summary.get(section) or {}).get(key) for run in members.values()] for members in runs.values()]
+        columns.append((heading, [_spread(values) for values in found]))
+    columns.append(("win+tie", [_spread([figure_of(run, "win_tie") for run in members.values()]) for members in runs.values()]))
+    columns.append(("epsilon", [_largest([run.summary["epsilon"] for run in members.values()]) for members in runs.values()]))
+    kept = [(heading, cells) for heading, cells in columns if set(cells) != {MISSING}]
+    rows = [EntryRow(entry, len(members), tuple(cells[place] for _, cells in kept)) for place, (entry, members) in enumerate(runs.items())]
+    return EntryTable(tuple(heading for heading, _ in kept), tuple(rows))
+
+
+def _control(run: RunData) -> float | None:
+    leakage, memory = figure_of(run, "leakage"), figure_of(run, "memory")
+    return leakage - memory if leakage is not None and memory is not None else None
+
+
+def notes(runs: Runs) -> list[str]:
+    """What must be said of methods and judges wherever their figures are shown."""
+    methods = dict.fromkeys(str(run.summary["method"]) for members in runs.values() for run in members.values())
+    lines = [METHOD_NOTES[method] for method in methods if method in METHOD_NOTES]
+    judges = [(entry, seed, run.judge) for entry, members in runs.items() for seed, run in members.items() if run.judge]
+    if any(judge["made_from"]["kind"] == "likelihood" for _, _, judge in judges):
+        lines.append(WEAK_JUDGE)
+    return lines + [f"Judged {entry}, seed {seed}: {judge['words']}" for entry, seed, judge in judges]
+
+
+def ours_in_words(row: Row) -> str:
+    """The deciding figure of each entry that the claim speaks of."""
+    words, values = our_values(row)
+    return f"{words}: {'; '.join(values)}" if values else words
+
+
+def our_values(row: Row) -> tuple[str, list[str]]:
+    """What is measured, and its value for each entry that the claim speaks of; a claim on other grounds has its text alone."""
+    first = row.readings[0]
+    if not row.ours:
+        return first.text or "—", []
+    values = [f"{label} {mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "") for label, mean, spread in row.ours]
+    return FIGURE_WORDS[first.figure], values
+
+
+def differences_in_words(reading: Reading) -> str:
+    """Each difference with its interval and how many seeds agree with it."""
+    return "<br>".join(_in_words(one, name=len(reading.differences) > 1) for one in reading.differences) or "—"
+
+
+def _in_words(one: Difference, *, name: bool) -> str:
+    start = f"{one.text}: " if name else ""
+    if one.mean is None or one.low is None or one.high is None:
+        return f"{start}{one.why}"
+    agree = sum(value > 0 for value in one.by_seed.values())
+    return f"{start}{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f}; {agree} of {len(one.by_seed)} seeds above 0)"
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A claim with its readings as a JSON object."""
+    claim = row.claim
+    readings = [
+        {
+            "figure": reading.figure,
+            "verdict": reading.verdict,
+            "text": reading.text,
+            "differences": [
+                {"text": d.text, "mean": d.mean, "low": d.low, "high": d.high, "by_seed": d.by_seed, "verdict": d.verdict, "why": d.why}
+                for d in reading.differences
+            ],
+        }
+        for reading in row.readings
+    ]
+    ours = [{"entry": label, "mean": mean, "spread": spread} for label, mean, spread in row.ours]
+    stated = {"key": claim.key, "claim": claim.text, "where": claim.where, "published": claim.published}
+    return {**stated, "verdict": row.verdict, "ours": ours, "readings": readings}
+
+
+def in_short(out_dir: Path) -> str:
+    """The verdict of each claim of a comparison's folder, a line each."""
+    rows = json.loads((out_dir / "claims.json").read_text(encoding="utf-8"))
+    width = max(len(row["verdict"]) for row in rows)
+    return "\n".join(f"{row['verdict']:<{width}}  {row['claim']}" for row in rows)
+
+
+def _spread(found: Sequence[float | None]) -> str:
+    values = [value for value in found if value is not None]
+    if not values:
+        return MISSING
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+
+def _largest(found: Sequence[float | None]) -> str:
+    values = [value for value in found if value is not None]
+    return f"{max(values):.3g}" if values else MISSING
+
+
+# --- the page
+
+
+def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders: Sequence[Path]) -> str:
+    drawn = []
+    for panel in panels(runs, name=name):
+        figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
+        drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
+    first = load(folders[0] / "config.yaml")
+    shown = [
+        (row, *our_values(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
+        for row in rows
+    ]
+    others = [
+        (row.claim, FIGURE_WORDS[r.figure], differences_in_words(r).split("<br>"), r.verdict) for row in rows for r in row.readings[1:]
+    ]
+    return (
+        page_environment()
+        .get_template("claims.html.j2")
+        .render(
+            title=TITLES[name],
+            config=first,
+            seeds=sorted({seed for members in runs.values() for seed in members}),
+            how=HOW.replace("*", ""),
+            tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
+            shown=shown,
+            others=others,
+            drawn=drawn,
+            entries=entry_table(runs),
+            notes=notes(runs),
+            folders=[folder.name for folder in folders],
+            sigmas=sigma_table() if name == "dplora" else [],
+            time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
+            themed=figures.themed_colours(),
+        )
+    )
+
+
+def _distinct(runs: Runs) -> list[Any]:
+    """Every run once, whatever entries share it."""
+    return list({(run.summary["name"], run.summary["seed"]): run for members in runs.values() for run in members.values()}.values())
+
+
+def panels(runs: Runs, *, name: str) -> list[Panel]:
+    """The figures that the runs have numbers for."""
+    found = [_leakage_panel(runs)]
+    if name == "fedpit":
+        found += [_alpha_panel(runs), _beta_panel(runs, "nll"), _beta_panel(runs, "leakage")]
+    else:
+        found += [_epsilon_panel(runs)]
+    return [panel for panel in [*found, _bytes_panel(runs)] if panel is not None]
+
+
+def _leakage_panel(runs: Runs) -> Panel | None:
+    """Leakage by round, a line an entry, the mean over seeds; every line starts from the base model."""
+    base = dict(enumerate(_means(runs, "base", "leakage")))
+    lines: list[Line] = []
+    for entry in LINES_SHOWN:
+        tables: dict[int, list[float]] = {}
+        for run in runs.get(entry, {}).values():
+            for round_index, table in run.measures.get("leakage", {}).items():
+                tables.setdefault(round_index + 1, []).append(sum(value for value, _ in table.values()) / len(table))
+        points = base | {x: sum(values) / len(values) for x, values in sorted(tables.items())}
+        if tables and (entry == "base" or len(points) > 1):
+            lines.append(
+                Line(
+                    _label(entry, runs),
+                    _colour(entry, runs),
+                    figures.MARKERS[len(lines) % len(figures.MARKERS)],
+                    sorted(points.items()),
+                    [],
+                    [],
+                )
+            )
+    if not lines:
+        return None
+    note = "The attacker asks the release the true training prompts; how close the answers come to the training records (ROUGE-L). Mean over seeds."
+    figure = figures.by_round(lines, axis="Extraction ROUGE-L on training prompts", least_span=LEAST_ROUGE)
+    return Panel("leakage", "Leakage by round", note, figure)
+
+
+def _alpha_panel(runs: Runs) -> Panel | None:
+    curves = [
+        _curve(runs, [(float(i), f"{method}{suffix}") for i, (_, suffix) in enumerate(ALPHAS)], "nll", label=method, number=number)
+        for number, method in enumerate(("fedit", "fedpit"))
+    ]
+    note = "Held-out NLL (lower is better) by Dirichlet alpha: small is heterogeneous. Bars reach from the lowest to the highest seed."
+    ticks = [(float(i), text) for i, (text, _) in enumerate(ALPHAS)]
+    return _against(
+        "alpha", "Utility against alpha", note, curves, axis="Held-out NLL", label="Dirichlet alpha", ticks=ticks, runs=runs, figure="nll"
+    )
+
+
+def _beta_panel(runs: Runs, figure: str) -> Panel | None:
+    curves = [_curve(runs, [(float(beta), entry) for beta, entry in BETAS], figure, label="fedpit", number=0)]
+    ticks = [(float(beta), beta) for beta, _ in BETAS]
+    title = {"nll": "Utility against beta", "leakage": "Leakage against beta"}[figure]
+    note = "beta is the share of the adapter trained on real records in what a client sends; 1 is FEDIT. Bars reach from the lowest to the highest seed."
+    name = "beta" if figure == "nll" else "beta-leakage"
+    axis = "Held-out NLL" if figure == "nll" else "Extraction ROUGE-L"
+    return _against(name, title, note, curves, axis=axis, label="beta", ticks=ticks, runs=runs, figure=figure)
+
+
+def _epsilon_panel(runs: Runs) -> Panel | None:
+    curves = []
+    for number, rank in enumerate(RANKS):
+        places = [(float(i), dplora(epsilon, rank)) for i, epsilon in enumerate(EPSILONS)]
+        colour = [METHOD_COLOURS["dplora"][0], *[light for light, _ in SPARE_COLOURS]][number]
+        curves.append(_curve(runs, places, "nll", label=f"rank {rank}", number=number, colour=colour))
+    note = "Held-out NLL (lower is better) of DP-LoRA by epsilon for one record, without noise at the right. Bars reach from the lowest to the highest seed."
+    ticks = [(float(i), epsilon if epsilon != "none" else "no noise") for i, epsilon in enumerate(EPSILONS)]
+    return _against(
+        "epsilon",
+        "Utility against epsilon, by rank",
+        note,
+        curves,
+        axis="Held-out NLL",
+        label="epsilon",
+        ticks=ticks,
+        runs=runs,
+        figure="nll",
+    )
+
+
+def _against(
+    name: str,
+    title: str,
+    note: str,
+    curves: Sequence[Curve | None],
+    *,
+    axis: str,
+    label: str,
+    ticks: Sequence[tuple[float, str]],
+    runs: Runs,
+    figure: str,
+) -> Panel | None:
+    drawn = [curve for curve in curves if curve is not None]
+    if not drawn:
+        return None
+    levels = [Level("base model", METHOD_COLOURS["base"][0], value) for value in _means(runs, "base", figure)]
+    span = LEAST_NLL if figure == "nll" else LEAST_ROUGE
+    return Panel(name, title, note, figures.against(drawn, axis=axis, label=label, ticks=ticks, least_span=span, levels=levels))
+
+
+def _curve(runs: Runs, places: Sequence[tuple[float, str]], figure: str, *, label: str, number: int, colour: str = "") -> Curve | None:
+    points = []
+    for place, entry in places:
+        values = [value for run in runs.get(entry, {}).values() if (value := figure_of(run, figure)) is not None]
+        if values:
+            points.append((place, sum(values) / len(values), min(values), max(values)))
+    marker = figures.MARKERS[number % len(figures.MARKERS)]
+    return Curve(METHOD_LABELS.get(label, label), colour or METHOD_COLOURS[label][0], marker, points) if points else None
+
+
+def _bytes_panel(runs: Runs) -> Panel | None:
+    """Bytes of the first seed of each different entry, and what full fine-tuning would have sent in the same rounds."""
+    rows: dict[tuple[str, float], tuple[str, str, float, float]] = {}
+    for entry, members in runs.items():
+        run = members[min(members)]
+        up, down = float(run.summary["uplink_bytes"]), float(run.summary["downlink_bytes"])
+        if not up and not down:
+            continue
+        rank = run.factors[0][0] if run.factors else 0
+        label = f"{METHOD_LABELS.get(run.summary['method'], run.summary['method'])}, rank {rank}, {run.summary['num_rounds']} rounds"
+        rows.setdefault((label, up), (label, _colour(entry, runs), up, down))
+    if not rows:
+        return None
+    bars = list(rows.values())
+    for run in list(runs.get("fedit", {}).values())[:1]:
+        full = float(sent_bytes(run)[2])
+        bars.append((f"full fine-tuning (by formula), {run.summary['num_rounds']} rounds", figures.MUTED, full, full))
+    note = "What all clients together sent to the server (solid) and received from it (pale) over a run."
+    return Panel("bytes", "Bytes sent", note, figures.traffic(bars))
+
+
+def _means(runs: Runs, entry: str, figure: str) -> list[float]:
+    """The mean over seeds, as a list of one; empty if there is none."""
+    values = [value for run in runs.get(entry, {}).values() if (value := figure_of(run, figure)) is not None]
+    return [sum(values) / len(values)] if values else []
+
+
+def _label(entry: str, runs: Runs) -> str:
+    method = str(next(iter(runs[entry].values())).summary["method"])
+    return entry if entry.startswith("dplora") else METHOD_LABELS.get(method, entry)
+
+
+def _colour(entry: str, runs: Runs) -> str:
+    return figures.colours_of([str(next(iter(runs[entry].values())).summary["method"])])[0]

@@ -1,0 +1,467 @@
+"""The loop over rounds, the two seams it runs through (`Clients`, `Server`), and both of them in this process, without Ray.
+
+A round is: draw the cohort, let each chunk of it train, sum and send, step the server, measure, record, save. Because a
+client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from raysim.attacks.cross_client import CrossClientSettings, score_across
+from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
+from raysim.console.progress import Progress
+from raysim.data.configured import chat_format
+from raysim.data.tokens import Example
+from raysim.federation import checkpoint
+from raysim.federation.checkpoint import Snapshot
+from raysim.federation.server import ServerState, broadcast, clip_norm_of, step
+from raysim.federation.server_optimizer import ServerOptimizer
+from raysim.federation.setup import Experiment, labelled_heldout
+from raysim.federation.worker import Assignment, ClientReport, Worker
+from raysim.lora.layout import Vector, initial_adapter
+from raysim.measure.audits import canary_sums, exposure_jobs, exposure_record
+from raysim.measure.evaluate import Job, Plan, mean_of, measure, plan, record_rows
+from raysim.methods.call import ClientState
+from raysim.privacy.aggregation import MaskedSum
+from raysim.privacy.clipping import ChunkSum
+from raysim.rng import seed_for
+
+BYTES_PER_PARAMETER = 4
+BYTES_MASKED = 8
+"""Of a parameter in a masked message."""
+OnDone = Callable[[Sequence[ClientReport]], None]
+
+
+class Clients(Protocol):
+    """Whoever runs the clients of a round. What `run_round` returns goes to `Server.step` unopened."""
+
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
+    ) -> list[Any]:
+        """The chunks' sums in the order of `chunks`, updates clipped to `clip_norm` if any; `on_done` hears of each chunk as it ends.
+
+        `adapter` is what the server sends, so it is followed by the control variate where there is one (see `server.broadcast`).
+        """
+
+    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        """What these clients keep; those that keep nothing are left out."""
+
+    def restore(self, states: dict[int, ClientState]) -> None:
+        """Gives clients back what they kept."""
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """The results of evaluation jobs, each on its adapter, in order."""
+
+
+class Server(Protocol):
+    """Whoever steps the server's state."""
+
+    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+        """The next state, and the server's part of the round's record."""
+
+
+class LocalClients:
+    """All clients in turn, in this process."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment) -> None:
+        self._worker, self._assignment, self._shards = worker, assignment, experiment.shards
+        self._states: dict[int, ClientState] = {}
+
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
+    ) -> list[ChunkSum | MaskedSum]:
+        """See `Clients`."""
+        sums = []
+        for chunk in chunks:
+            shards, states = [self._shards[k] for k in chunk], [self._states.get(k) for k in chunk]
+            total, reports, new_states = self._worker.run_chunk(
+                self._assignment, chunk, round_index, adapter, shards, states, clip_norm=clip_norm
+            )
+            self._states.update({k: state for k, state in zip(chunk, new_states, strict=True) if state is not None})
+            sums.append(total)
+            on_done(reports)
+        return sums
+
+    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        """See `Clients`."""
+        return {k: self._states[k] for k in client_ids if k in self._states}
+
+    def restore(self, states: dict[int, ClientState]) -> None:
+        """See `Clients`."""
+        self._states = dict(states)
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """See `Clients`."""
+        results = []
+        for adapter, job in work:
+            results.append(self._worker.run_job(self._assignment.config.lora, adapter, job))
+            on_done()
+        return results
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """The server in this process."""
+
+    assignment: Assignment
+
+    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+        """See `Server`."""
+        config = self.assignment.config
+        server = config.server
+        optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
+        return step(state, sums, mechanism=self.assignment.mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer)
+
+
+@dataclass
+class Simulation:
+    """A run in memory: its inputs, where it runs, and how far it is."""
+
+    config: Config
+    experiment: Experiment
+    clients: Clients
+    server: Server
+    tokenizer: Any
+    progress: Progress
+    state: ServerState
+    num_rounds: int
+    """Rounds to run: those configured, or as many as `privacy.max_epsilon` allows."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    synthetic: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """What was measured of each record, after each measured round (see `evaluate.record_rows`)."""
+    kept: dict[int, ClientState] = field(default_factory=dict)
+    """What each client keeps, as of the last checkpoint."""
+
+
+def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
+    """The state before the first round."""
+    adapter = initial_adapter(layout, seed=config.seed)
+    memory = {"control": np.zeros(len(adapter))} if config.method.name == "scaffold" else {}
+    return ServerState(round_index=0, adapter=adapter, memory=memory)
+
+
+def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
+    """Runs the rounds that are left, resuming from `state_dir` if it holds a checkpoint; `after_round` follows each save.
+
+    Errors: RuntimeError naming round and client; ValueError if the checkpoint belongs to another configuration.
+    """
+    _resume(simulation, state_dir)
+    if simulation.config.method.name == "base":
+        return _measure_base(simulation)
+    for round_index in range(simulation.state.round_index, simulation.num_rounds):
+        changed = run_round(simulation, round_index)
+        _save(simulation, state_dir, changed=changed)
+        after_round(simulation)
+    return simulation
+
+
+def run_round(simulation: Simulation, round_index: int) -> set[int]:
+    """Runs one round, appends its record, and returns the clients whose own state changed."""
+    experiment, progress = simulation.experiment, simulation.progress
+    started = time.perf_counter()
+    mechanism, adapter = experiment.mechanism, simulation.state.adapter
+    cohort, clip_norm = mechanism.survivors(round_index), clip_norm_of(simulation.state, mechanism)
+    size = mechanism.chunk_size
+    chunks = [cohort[i : i + size] for i in range(0, len(cohort), size)]
+    reports: list[ClientReport] = []
+
+    def on_done(chunk_reports: Sequence[ClientReport]) -> None:
+        reports.extend(chunk_reports)
+        for report in chunk_reports:
+            progress.client_done(report.client_id, report.stats.num_tokens)
+
+    progress.round(round_index, cohort)
+    sums = simulation.clients.run_round(chunks, round_index, broadcast(simulation.state), clip_norm, on_done)
+    sums += canary_sums(
+        experiment.canaries,
+        mechanism=mechanism,
+        scale=simulation.config.audit.canary_scale,
+        round_index=round_index,
+        size=len(adapter),
+        clip_norm=clip_norm,
+    )
+    trained_s = time.perf_counter() - started
+    simulation.state, server_record = simulation.server.step(simulation.state, sums)
+    changed = simulation.clients.states(cohort)
+    simulation.kept |= changed
+
+    reports.sort(key=lambda report: report.client_id)
+    drawn = mechanism.sample_cohort(round_index)
+    record = {"round_index": round_index, "cohort": list(drawn), "num_failed": len(drawn) - len(cohort)}
+    record |= {**_client_record(reports, trained_s), **server_record}
+    if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
+        record["clip_fraction"] = record.pop("client_clip_fraction")
+    record |= _traffic(simulation, cohort, round_index)
+    simulation.synthetic += [
+        {"client_id": report.client_id, "round_index": round_index, **row} for report in reports for row in report.synthetic
+    ]
+    record |= _measurements(simulation, round_index)
+    record["wall_s"] = time.perf_counter() - started
+    simulation.records.append(record)
+    progress.record(record)
+    fate: Any = record.get("synthetic")
+    if fate and not fate["num_kept"]:
+        progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
+    return set(changed)
+
+
+def measure_adapters(
+    simulation: Simulation, plans: Sequence[tuple[Vector, Plan]], *, owners: Sequence[int | None], round_index: int
+) -> list[tuple[Any, Any]]:
+    """The `eval` and `attack` objects of several adapters, their jobs spread over all workers at once; keeps what they are the means of.
+
+    `owners` are the clients that keep the adapters, None for the release.
+    """
+    work = [(adapter, job) for adapter, plan_ in plans for job in plan_.jobs]
+    results = simulation.clients.evaluate(work, lambda: None)
+    measured = []
+    for owner, (_, plan_) in zip(owners, plans, strict=True):
+        own = results[: len(plan_.jobs)]
+        measured.append(measure(plan_, own, tokenizer=simulation.tokenizer))
+        rows = record_rows(plan_, own, tokenizer=simulation.tokenizer)
+        simulation.answers += [{"round_index": round_index, "owner": owner, **row} for row in rows]
+        results = results[len(plan_.jobs) :]
+    return measured
+
+
+def due(every: int, *, round_index: int, num_rounds: int) -> bool:
+    """Whether something done `every` so many rounds (0 only after the last, -1 never) is due after this one."""
+    last = round_index == num_rounds - 1
+    return every >= 0 and (last or (every > 0 and (round_index + 1) % every == 0))
+
+
+def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
+    config, experiment = simulation.config, simulation.experiment
+    num_rounds = simulation.num_rounds
+    with_eval = due(config.evaluate.every, round_index=round_index, num_rounds=num_rounds)
+    with_attack = due(config.attack.every, round_index=round_index, num_rounds=num_rounds)
+    if not (with_eval or with_attack):
+        return {"eval": None, "attack": None}
+    simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
+    private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
+    released = [] if config.method.name in SEPARATE_METHODS else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    owners = [None for _ in released] + [k for k, _, _ in private]
+    plans = [(simulation.state.adapter, released_plan) for released_plan in released] + [(adapter, plan_) for _, adapter, plan_ in private]
+    measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
+    own = _mean_private(measured[len(released) :])
+    if not released:
+        return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
+    utility, attack = measured[0]
+    if utility is not None and not math.isfinite(utility["heldout_nll"]):
+        raise RuntimeError(f"round {round_index}: the held-out loss of the new adapter is not finite; lower train.lr or server.lr")
+    exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
+    across = _across(simulation) if round_index == num_rounds - 1 else None
+    further = {"private": own, "exposure": exposure, "cross_client": across}
+    return {"eval": utility, "attack": attack, **{key: value for key, value in further.items() if value}}
+
+
+def _exposure(simulation: Simulation) -> dict[str, Any]:
+    """How exposed the Secret Sharer canaries are in the release."""
+    plan_, config = simulation.experiment.canaries, simulation.config
+    jobs = exposure_jobs(plan_, config)
+    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    return exposure_record(plan_, results, num_references=config.audit.num_references)
+
+
+def _across(simulation: Simulation) -> dict[str, Any] | None:
+    """What each client draws out of the release of the others' private details, and the mean; None where it is not asked for.
+
+    Pooled data have one owner, so that there is nobody to attack.
+    """
+    config, experiment = simulation.config, simulation.experiment
+    if not config.attack.cross_prefixes or len(experiment.shards) < 2:
+        return None
+    simulation.progress.phase("clients attacking each other")
+    settings = CrossClientSettings(
+        num_prefixes=config.attack.cross_prefixes,
+        num_samples=config.attack.cross_samples,
+        max_new_tokens=config.attack.cross_tokens,
+        batch_size=config.evaluate.batch_size,
+    )
+    jobs = [
+        Job("across", shard, 0, 0, seed=seed_for(config.seed, "across", k), chat=chat_format(config.data), across=settings)
+        for k, shard in enumerate(experiment.shards)
+    ]
+    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    details = [[detail for example in shard for detail in example.record.details] for shard in experiment.shards]
+    nobodys = [detail for example in experiment.heldout for detail in example.record.details]
+    rows = []
+    for k, (texts, own) in enumerate(zip(results, details, strict=True)):
+        others = [detail for other, theirs in enumerate(details) if other != k for detail in theirs]
+        rows.append({"client_id": k, **vars(score_across(texts, own=own, others=others, nobodys=nobodys))})
+    means = mean_of([{key: row[key] for key in ("coverage", "heldout_coverage", "efficiency")} for row in rows])
+    assert means is not None
+    return {**means, "num_queries": sum(row["num_queries"] for row in rows), "by_attacker": rows}
+
+
+def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
+    """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last, if asked for."""
+    at_the_end = round_index == simulation.num_rounds - 1 and simulation.config.evaluate.private
+    if not (at_the_end or simulation.config.method.name in SEPARATE_METHODS):
+        return []
+    owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
+    return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
+
+
+def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool) -> Plan:
+    """The plan for the release, or for the adapter that client `owner` keeps (attacked on its own examples only)."""
+    config, experiment = simulation.config, simulation.experiment
+    attacked: list[Example] = [example for k, example in experiment.attacked if owner is None or k == owner]
+    questions, labels = labelled_heldout(experiment) if asks_for_labels(config) else ([], ())
+    return plan(
+        heldout=experiment.heldout,
+        answered=experiment.answered,
+        attacked=attacked,
+        prefix_tokens=config.attack.prefix_tokens,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=config.evaluate.batch_size,
+        with_eval=with_eval,
+        with_attack=with_attack and bool(attacked),
+        questions=questions,
+        labels=labels,
+        chat=chat_format(config.data),
+        long_prefix_tokens=config.attack.long_prefix_tokens,
+        choices=experiment.questions,
+    )
+
+
+def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:
+    if not measured:
+        return None
+    return {
+        "eval": mean_of([utility for utility, _ in measured if utility is not None]),
+        "attack": mean_of([attack for _, attack in measured if attack is not None]),
+    }
+
+
+def _measure_base(simulation: Simulation) -> Simulation:
+    """The record of the untouched model, with round_index -1."""
+    if simulation.records:
+        return simulation
+    started = time.perf_counter()
+    simulation.progress.phase("measuring the base model")
+    with_attack = simulation.config.attack.every >= 0
+    [(utility, attack)] = measure_adapters(
+        simulation,
+        [(simulation.state.adapter, _plan(simulation, None, with_eval=True, with_attack=with_attack))],
+        owners=[None],
+        round_index=-1,
+    )
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("train_loss", "update_norm_median", "clip_fraction", "signal_to_noise", "epsilon", "epsilon_rdp", "tokens_per_s")
+    )
+    record = nothing | {
+        "round_index": -1,
+        "cohort": [],
+        "num_tokens": 0,
+        "num_dropped": 0,
+        "noise_std": 0.0,
+        "uplink_bytes": 0,
+        "downlink_bytes": 0,
+        "wall_s": time.perf_counter() - started,
+        "eval": utility,
+        "attack": attack,
+    }
+    across = _across(simulation)
+    record |= {"cross_client": across} if across else {}
+    simulation.records.append(record)
+    simulation.progress.record(record)
+    return simulation
+
+
+def _client_record(reports: Sequence[ClientReport], wall_s: float) -> dict[str, Any]:
+    """What the record says of the clients: tokens trained on, mean loss by tokens, speed, and the fate of synthetic records."""
+    num_tokens = sum(report.stats.num_tokens for report in reports)
+    all_losses = [(report.stats.loss, report.stats.num_tokens) for report in reports if report.stats.loss is not None]
+    losses = [(loss, tokens) for loss, tokens in all_losses if math.isfinite(loss)]  # of a diverged client, whose update is dropped
+    weight = sum(tokens for _, tokens in losses)
+    clipped = [report.stats.clip_fraction for report in reports if report.stats.clip_fraction is not None]
+    record: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "train_loss": sum(loss * tokens for loss, tokens in losses) / weight if weight else None,
+        "num_steps": sum(report.stats.num_steps for report in reports),
+        "client_clip_fraction": sum(clipped) / len(clipped) if clipped else None,
+        "client_s": wall_s,
+        "tokens_per_s": num_tokens / wall_s,
+    }
+    rows = [row for report in reports for row in report.synthetic]
+    return record | ({"synthetic": _fate(rows)} if rows else {})
+
+
+def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    rejected: dict[str, int] = {}
+    for row in rows:
+        if not row["kept"]:
+            rejected[row["verdict"]] = rejected.get(row["verdict"], 0) + 1
+    texts = [row["instruction"] for row in rows]
+    nearest = sorted(row["response_rouge_l"] for row in rows if row["kept"] and row["response_rouge_l"] is not None)
+    return {
+        "num_candidates": len(rows),
+        "num_kept": sum(row["kept"] for row in rows),
+        "num_rejected": rejected,
+        "duplicate_rate": 1 - len(set(texts)) / len(texts),
+        "response_rouge_l": {"median": statistics.median(nearest), "max": nearest[-1]} if nearest else None,
+    }
+
+
+def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) -> dict[str, int]:
+    """Bytes up and down in the round: an adapter each way and client, and as much again for a control variate; raw records, once, where
+    data are pooled; else none.
+    """
+    method = simulation.config.method.name
+    sent_bytes = len(broadcast(simulation.state)) * BYTES_PER_PARAMETER
+    if method in SEPARATE_METHODS:
+        return {"uplink_bytes": 0, "downlink_bytes": 0}
+    if method == "cenit":
+        records = [example.record for shard in simulation.experiment.shards for example in shard]
+        texts = [text for r in records for text in (*(said for _, said in r.history), r.instruction, r.response)]
+        pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
+        return {"uplink_bytes": pooled, "downlink_bytes": 0}
+    drawn = len(simulation.experiment.mechanism.sample_cohort(round_index))
+    sent = sent_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
+    return {"uplink_bytes": sent * len(cohort), "downlink_bytes": sent_bytes * drawn}
+
+
+def _resume(simulation: Simulation, state_dir: Path) -> None:
+    snapshot, problems = checkpoint.load_latest(state_dir)
+    for problem in problems:
+        simulation.progress.note(problem)
+    if snapshot is None:
+        return
+    ours, theirs = result_key(simulation.config), snapshot.config_key
+    different = [key for key in ours | theirs if ours.get(key) != theirs.get(key, FLAT_DEFAULTS.get(key))]
+    if different:
+        raise ValueError(
+            f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
+        )
+    assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
+    adapter = np.asarray(snapshot.adapter, dtype=np.float32)
+    simulation.state = ServerState(snapshot.num_rounds, adapter, snapshot.clip_norm, snapshot.server_arrays)
+    simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
+    simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
+    simulation.clients.restore(simulation.kept)
+    simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.num_rounds}")
+
+
+def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
+    snapshot = Snapshot(
+        num_rounds=simulation.state.round_index,
+        config_key=result_key(simulation.config),
+        adapter=simulation.state.adapter,
+        clip_norm=simulation.state.clip_norm,
+        server_arrays=dict(simulation.state.memory),
+        client_arrays={k: state.arrays for k, state in simulation.kept.items()},
+        client_records={k: state.records for k, state in simulation.kept.items()},
+        records=simulation.records,
+        synthetic=simulation.synthetic,
+        answers=simulation.answers,
+    )
+    checkpoint.save(state_dir, snapshot, changed_clients=changed)

@@ -1,0 +1,514 @@
+"""Batched generation from a causal language model: left-padded, longest prompt first, greedy or sampled.
+
+A request's tokens depend on its prompt and its seed, not on its neighbours: every row has its own positions, mask and
+stream of random numbers. In float32 a batch therefore gives, token for token, what each prompt alone gives (sums are
+taken in another order, so only a tie of the last few bits could tell them apart).
+
+The fast path differs from `model.generate` in four ways. Rows that have ended leave the batch, and waiting prompts
+take their place. Keys and values live in preallocated blocks that are written in place instead of being concatenated at
+every step. Prompts are prefilled in groups of like length, and what all of them begin with (a system prompt) is computed
+once. On a processor, float32 products of few rows go to oneDNN.
+
+A model whose attention does not allow that (see `base.has_plain_attention`: windows shorter than the text, ALiBi, recurrent layers) is
+answered by transformers' own `generate`, prompts of one length at a time, so that no row has padding: slower, and the same tokens.
+
+Left out: beam search, and kernels that take no mask (flash attention 2).
+
+Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H key-value heads, D head size.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.overrides import TorchFunctionMode
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from raysim.model.language_model import LanguageModel, context_length, has_plain_attention
+from raysim.rng import numpy_rng
+
+BLOCK_COLUMNS = 64
+"""Columns by which the cache grows when it is full: one copy in so many steps."""
+MAX_PREFILL_TOKENS = 4096
+"""Most tokens, padding included, of one prefill: bounds its activations."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: greedy unless `temperature` is set."""
+
+    max_new_tokens: int
+    """Most tokens produced for a prompt."""
+    temperature: float = 0.0
+    """Logits are divided by it before a token is drawn; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Tokens are drawn from the smallest set of the most likely ones that holds this much probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens already produced are divided by it where positive, multiplied where negative. The prompt's tokens do not count, as they do
+    in transformers' processor of that name: the same number is weaker here."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a row besides the end-of-sequence tokens; not returned either."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be greater than 0 (1 is none)")
+
+
+def generate(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 32,
+    autocast_dtype: torch.dtype | None = None,
+) -> list[list[int]]:
+    """The new token ids for each prompt, in the order of the prompts, without the token that ended them.
+
+    Guarantees: `batch_size`, the other prompts and their order change no token (in float32); with a temperature, a row is a
+    function of its prompt and its seed, and a larger `max_new_tokens` only continues it; the modes of the model's modules
+    and its gradients are left as they were.
+
+    Errors: ValueError for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, or missing seeds.
+    """
+    if not prompts:
+        return []
+    _check_requests(model, prompts, sampling=sampling, seeds=seeds, batch_size=batch_size)
+    requests = [_Request(prompt=prompt, noise=None if seeds is None else numpy_rng(seeds[i], "tokens")) for i, prompt in enumerate(prompts)]
+    waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))
+    stop = frozenset(eos_token_ids) | frozenset(sampling.stop_token_ids)
+    dtype = autocast_dtype or model.dtype
+    autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+    if not has_plain_attention(_core(model), longest=len(waiting[0].prompt) + sampling.max_new_tokens):
+        with _eval_mode(model), torch.inference_mode(), autocast:
+            _generate_by_library(model, waiting, sampling=sampling, stop=stop, pad_token_id=pad_token_id, max_rows=batch_size)
+        return [request.produced for request in requests]
+    batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=dtype)
+    with _eval_mode(model), torch.inference_mode(), autocast, _linear_kernel(model, batch.dtype):
+        batch.share_prefix(_common_prefix(prompts))
+        while waiting or batch.requests:
+            group = batch.next_group(waiting)
+            logits_BV = batch.prefill(group) if group else batch.step()
+            _append_tokens(logits_BV, group or batch.requests, sampling=sampling, stop=stop)
+            batch.drop_finished()
+    return [request.produced for request in requests]
+
+
+def write_texts(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int] | None = None, batch_size: int = 32
+) -> list[list[int]]:
+    """What a language model, with the adapter that it holds, writes after each prompt, as token ids (see `generate`)."""
+    return generate(
+        lm.model,
+        prompts,
+        sampling=sampling,
+        eos_token_ids=lm.eos_token_ids,
+        pad_token_id=lm.pad_token_id,
+        seeds=seeds,
+        batch_size=batch_size,
+        autocast_dtype=None if lm.is_float32 else lm.compute_dtype,
+    )
+
+
+@dataclass
+class _Request:
+    prompt: Sequence[int]
+    noise: np.random.Generator | None
+    produced: list[int] = field(default_factory=list)
+    finished: bool = False
+
+
+def _check_requests(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    seeds: Sequence[int] | None,
+    batch_size: int,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if sampling.temperature > 0 and seeds is None:
+        raise ValueError(f"temperature={sampling.temperature} needs seeds, one for each of the {len(prompts)} prompts")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"seeds has {len(seeds)} entries but there are {len(prompts)} prompts; give one seed for each")
+    context = context_length(model.config.to_dict())
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{index}] is empty; a prompt needs at least 1 token")
+        if len(prompt) + sampling.max_new_tokens > context:
+            raise ValueError(
+                f"prompts[{index}] has {len(prompt)} tokens but at most {context - sampling.max_new_tokens} fit: the context is "
+                f"max_position_embeddings={context} and max_new_tokens={sampling.max_new_tokens}; shorten the prompt or lower max_new_tokens"
+            )
+
+
+def _core(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _generate_by_library(
+    model: PreTrainedModel | PeftModel,
+    waiting: Sequence[_Request],
+    *,
+    sampling: Sampling,
+    stop: frozenset[int],
+    pad_token_id: int,
+    max_rows: int,
+) -> None:
+    """Lets transformers write what follows the prompts, `max_rows` of one length at a time; tokens are chosen as in `_append_tokens`."""
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers has no type here
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=sorted(stop), pad_token_id=pad_token_id, use_cache=True
+    )
+    by_length: dict[int, list[_Request]] = {}
+    for request in waiting:
+        by_length.setdefault(len(request.prompt), []).append(request)
+    for alike in by_length.values():
+        for first in range(0, len(alike), max_rows):
+            group = alike[first : first + max_rows]
+            prompts_BT = torch.tensor([list(request.prompt) for request in group], device=model.device)
+            chooser = LogitsProcessorList([_Chooser(group, sampling=sampling, stop=stop)])
+            model.generate(  # type: ignore[operator]  # torch types any attribute as a tensor
+                input_ids=prompts_BT,
+                attention_mask=torch.ones_like(prompts_BT),
+                generation_config=settings,
+                logits_processor=chooser,
+            )
+
+
+class _Chooser(LogitsProcessor):
+    """Chooses every row's token and writes it down; leaves the library's greedy search that token alone, and what ends a row to a row that has ended."""
+
+    def __init__(self, requests: Sequence[_Request], *, sampling: Sampling, stop: frozenset[int]) -> None:
+        self.requests = requests
+        self.sampling = sampling
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        rows = [row for row, request in enumerate(self.requests) if not request.finished]
+        chosen = [min(self.stop)] * len(self.requests)
+        live = [self.requests[row] for row in rows]
+        tokens = _append_tokens(scores[rows].float(), live, sampling=self.sampling, stop=self.stop)
+        for row, token in zip(rows, tokens, strict=True):
+            chosen[row] = token
+        only = torch.full_like(scores, -torch.inf)
+        only[torch.arange(len(chosen)), torch.tensor(chosen)] = 0.0
+        return only  # type: ignore[return-value]  # torch's own functions return plain tensors
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with, less than the whole of any of them; nothing where there is no second prompt to share it."""
+    longest = min(len(prompt) for prompt in prompts) - 1 if len(prompts) > 1 else 0
+    first, last = list(min(prompts, key=list)), list(max(prompts, key=list))
+    # What the first and the last in lexical order share, all between them share.
+    differing = (index for index in range(longest) if first[index] != last[index])
+    return first[: next(differing, longest)]
+
+
+@contextlib.contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _OneDnnLinear(TorchFunctionMode):
+    """Sends linear layers to oneDNN, which multiplies a few rows by a large float32 matrix 2 to 3 times as fast as MKL on AMD processors."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.linear and not kwargs:
+            bias = args[2] if len(args) == 3 else None
+            return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+
+def _linear_kernel(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    usable = model.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # untyped in torch
+    return _OneDnnLinear() if usable else contextlib.nullcontext()
+
+
+@dataclass
+class _Window:
+    """Where the forward pass at hand stands in the cache."""
+
+    rows: slice
+    """Its rows."""
+    first: int
+    """The first column it sees."""
+    write: slice
+    """The columns it writes; it sees no later ones."""
+    prefix_starts: list[int]
+    """In a prefill, the column at which the shared prefix of each row begins; otherwise empty."""
+
+
+class _BlockLayer(DynamicLayer):
+    """Keys and values of one layer in one block of shape BHCD, written in place; attention reads views of it."""
+
+    def __init__(self, window: _Window, *, max_rows: int, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in transformers
+        self.window = window
+        self.max_rows = max_rows
+        self.dtype = dtype
+        self.prefix_keys: torch.Tensor | None = None
+        self.prefix_values: torch.Tensor | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        shape = (self.max_rows, key_states.shape[1], self.window.write.stop + BLOCK_COLUMNS, key_states.shape[3])
+        # Zeros, since a masked column still enters a product: 0 times what lies there must be 0.
+        self.keys = torch.zeros(shape, dtype=self.dtype, device=key_states.device)
+        self.values = torch.zeros((*shape[:3], value_states.shape[3]), dtype=self.dtype, device=key_states.device)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        rows, write = self.window.rows, self.window.write
+        assert write.stop <= self.keys.shape[2], (write, self.keys.shape)
+        self.keys[rows, :, write] = key_states
+        self.values[rows, :, write] = value_states
+        if self.prefix_keys is not None and self.prefix_values is not None:
+            # After the write, whose padding on the left reaches into the prefix of the shorter rows.
+            for row, start in enumerate(self.window.prefix_starts, start=rows.start):
+                self.keys[row, :, start : start + self.prefix_keys.shape[1]] = self.prefix_keys
+                self.values[row, :, start : start + self.prefix_values.shape[1]] = self.prefix_values
+        seen = slice(self.window.first, write.stop)
+        return self.keys[rows, :, seen], self.values[rows, :, seen]
+
+    def move_rows(self, source: list[int], target: list[int], columns: slice) -> None:
+        for block in (self.keys, self.values):
+            assert block is not None
+            for old, new in zip(source, target, strict=True):
+                block[new, :, columns] = block[old, :, columns]
+
+    def relocate(self, *, num_rows: int, columns: slice) -> None:
+        """Moves `columns` to the front of a new block that has `BLOCK_COLUMNS` free ones behind them."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys = self._relocated(self.keys, num_rows, columns)
+        self.values = self._relocated(self.values, num_rows, columns)
+
+    def _relocated(self, old: torch.Tensor, num_rows: int, columns: slice) -> torch.Tensor:
+        length = columns.stop - columns.start
+        new = old.new_zeros((old.shape[0], old.shape[1], length + BLOCK_COLUMNS, old.shape[3]))
+        new[:num_rows, :, :length] = old[:num_rows, :, columns]
+        return new
+
+    def get_seq_length(self) -> int:
+        return int(self.window.write.start) - self.window.first
+
+
+class _Batch:
+    """The rows being generated and their cache: all rows end at column `end`, and row b begins at `starts[b]`.
+
+    Prompts come longest first, so a newcomer is never longer than a row that is there, and fits left of `end`.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, *, max_rows: int, pad_token_id: int, dtype: torch.dtype) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self.pad_token_id = pad_token_id
+        self.dtype = dtype
+        self.window = _Window(slice(0, 0), 0, slice(0, 0), [])
+        self.layers = [_BlockLayer(self.window, max_rows=max_rows, dtype=dtype) for _ in range(model.config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.layers))
+        self.requests: list[_Request] = []
+        self.starts: list[int] = []
+        self.end = 0
+        self.capacity = 0
+        self.num_shared = 0
+
+    def share_prefix(self, prefix: list[int]) -> None:
+        """Computes the keys and values of what all prompts begin with; every row then gets a copy."""
+        if not prefix:
+            return
+        cache = DynamicCache()
+        tokens_1T = torch.tensor([prefix], device=self.model.device)
+        self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=self._last(tokens_1T))
+        for layer, computed in zip(self.layers, cache.layers, strict=True):
+            assert isinstance(computed, DynamicLayer), computed
+            assert computed.keys is not None
+            assert computed.values is not None
+            layer.prefix_keys, layer.prefix_values = computed.keys[0].to(self.dtype), computed.values[0].to(self.dtype)
+        self.num_shared = len(prefix)
+
+    def next_group(self, waiting: deque[_Request]) -> list[_Request]:
+        """The waiting prompts to prefill now (taken from `waiting`), or none while too few rows are free to be worth a pass."""
+        num_free = self.max_rows - len(self.requests)
+        if not waiting or (self.requests and num_free < max(1, min(self.max_rows // 8, len(waiting)))):
+            return []
+        longest = len(waiting[0].prompt)
+        shortest = self.num_shared + 0.8 * (longest - self.num_shared)
+        num_rows = min(num_free, max(1, MAX_PREFILL_TOKENS // longest))
+        group: list[_Request] = []
+        while waiting and len(group) < num_rows and len(waiting[0].prompt) >= shortest:
+            group.append(waiting.popleft())
+        return group
+
+    def prefill(self, group: list[_Request]) -> torch.Tensor:
+        """Adds rows for `group` and returns the float32 logits BV of their first new tokens."""
+        longest, num_rows = len(group[0].prompt), len(self.requests)
+        if not self.requests:
+            self.end = longest
+        first = self.end - longest
+        assert first >= min(self.starts, default=0), (first, self.starts)
+        starts = [self.end - len(request.prompt) for request in group]
+        own = [list(request.prompt[self.num_shared :]) for request in group]
+        tokens_BT = torch.tensor([[self.pad_token_id] * (len(own[0]) - len(tokens)) + tokens for tokens in own])
+        starts_B1 = torch.tensor(starts)[:, None]
+        column_C = torch.arange(first, self.end)
+        query_T1 = column_C[self.num_shared :, None]
+        # A padding position sees itself, so that no row of the mask is empty.
+        allowed_BTC = ((column_C <= query_T1) & (column_C >= starts_B1)[:, None]) | (column_C == query_T1)
+        self.window.rows = slice(num_rows, num_rows + len(group))
+        self.window.first = first
+        self.window.write = slice(first + self.num_shared, self.end)
+        self.window.prefix_starts = starts
+        self.requests.extend(group)
+        self.starts.extend(starts)
+        self.capacity = self.capacity or self.end + BLOCK_COLUMNS
+        return self._forward(tokens_BT, (query_T1.T - starts_B1).clamp_min(0), allowed_BTC)
+
+    def step(self) -> torch.Tensor:
+        """Feeds every row its last token and returns the float32 logits BV of the next ones."""
+        if self.end == self.capacity:
+            self._make_room()
+        first = min(self.starts)
+        starts_B1 = torch.tensor(self.starts)[:, None]
+        tokens_B1 = torch.tensor([request.produced[-1:] for request in self.requests])
+        self.window.rows = slice(0, len(self.requests))
+        self.window.first = first
+        self.window.write = slice(self.end, self.end + 1)
+        self.window.prefix_starts = []
+        self.end += 1
+        allowed_BC = torch.arange(first, self.end) >= starts_B1
+        return self._forward(tokens_B1, self.end - 1 - starts_B1, allowed_BC[:, None])
+
+    def drop_finished(self) -> None:
+        """Takes the finished rows out; rows from the back move into the gaps."""
+        live = [row for row, request in enumerate(self.requests) if not request.finished]
+        if len(live) == len(self.requests):
+            return
+        gaps = sorted(set(range(len(live))) - set(live))
+        movers = live[len(live) - len(gaps) :]
+        if gaps:
+            columns = slice(min(self.starts[row] for row in movers), self.end)
+            for layer in self.layers:
+                layer.move_rows(movers, gaps, columns)
+        for old, new in zip(movers, gaps, strict=True):
+            self.requests[new], self.starts[new] = self.requests[old], self.starts[old]
+        del self.requests[len(live) :], self.starts[len(live) :]
+
+    def _make_room(self) -> None:
+        first = min(self.starts)
+        for layer in self.layers:
+            layer.relocate(num_rows=len(self.requests), columns=slice(first, self.end))
+        self.starts = [start - first for start in self.starts]
+        self.end -= first
+        self.capacity = self.end + BLOCK_COLUMNS
+
+    def _forward(self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, allowed_BTC: torch.Tensor) -> torch.Tensor:
+        device = self.model.device
+        # An additive mask, made once here: a boolean one would be converted again in every layer.
+        mask_B1TC = torch.zeros(allowed_BTC.shape, dtype=self.dtype).masked_fill_(~allowed_BTC, torch.finfo(self.dtype).min)[:, None]
+        output = self.model(
+            input_ids=tokens_BT.to(device),
+            attention_mask=mask_B1TC.to(device),
+            position_ids=positions_BT.to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=self._last(tokens_BT),
+        )
+        logits_BV: torch.Tensor = output.logits[:, -1].float()
+        return logits_BV
+
+    def _last(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """The last position as an index: it gathers the hidden states, where the number 1 would give the output layer a strided
+        view, for which PyTorch copies the layer's weights once a row."""
+        return torch.tensor([tokens_BT.shape[1] - 1], device=self.model.device)
+
+
+def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> list[int]:
+    """Chooses the next token of each row, notes it and whether the row has ended with it, and returns the tokens."""
+    if sampling.repetition_penalty != 1:
+        logits_BV = _penalise(logits_BV, [request.produced for request in requests], penalty=sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        noise_BV = torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
+        tokens_B = draw(logits_BV / sampling.temperature, noise_BV, top_p=sampling.top_p)
+    tokens: list[int] = tokens_B.tolist()
+    for request, token in zip(requests, tokens, strict=True):
+        if token not in stop:
+            request.produced.append(token)
+        request.finished = token in stop or len(request.produced) == sampling.max_new_tokens
+    return tokens
+
+
+def _penalise(logits_BV: torch.Tensor, produced: list[list[int]], *, penalty: float) -> torch.Tensor:
+    rows = torch.tensor([row for row, tokens in enumerate(produced) for _ in tokens], dtype=torch.long, device=logits_BV.device)
+    columns = torch.tensor([token for tokens in produced for token in tokens], dtype=torch.long, device=logits_BV.device)
+    values = logits_BV[rows, columns]
+    penalised = logits_BV.clone()
+    penalised[rows, columns] = torch.where(values > 0, values / penalty, values * penalty)
+    return penalised
+
+
+def _gumbel_noise(requests: list[_Request], num_tokens: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """One Gumbel variate for each row and token, each row from its own stream.
+
+    Drawn in float64: float32 would give an exponential of exactly 0 about once in 2**23 draws, that is, a token of
+    no probability at all about once in 200 steps.
+    """
+    noise_BV = np.empty((len(requests), num_tokens), dtype=np.float32)
+    for row, request in enumerate(requests):
+        assert request.noise is not None
+        noise_BV[row] = request.noise.standard_exponential(num_tokens)
+    return -np.log(noise_BV)
+
+
+def draw(logits_BV: torch.Tensor, noise_BV: torch.Tensor, *, top_p: float) -> torch.Tensor:
+    """The drawn token of each row: the largest sum of logit and Gumbel noise within the `top_p` nucleus.
+
+    The largest of `logit + noise` over all tokens is distributed as softmax(logits); unlike an inverse of the cumulative
+    distribution, it changes only where two sums tie, so that rounding elsewhere in the vocabulary does not move it.
+    """
+    if top_p == 1:
+        return (logits_BV + noise_BV).argmax(-1)
+    normaliser_B1 = logits_BV.logsumexp(-1, keepdim=True)
+    num_tokens = logits_BV.shape[1]
+    size = min(256, num_tokens)
+    while True:
+        top_BK, ids_BK = logits_BV.topk(size)
+        probs_BK = (top_BK - normaliser_B1).exp()
+        before_BK = probs_BK.cumsum(-1) - probs_BK
+        if size == num_tokens or bool((before_BK[:, -1] >= top_p).all()):
+            break
+        size = min(4 * size, num_tokens)
+    inside_BK = before_BK < top_p
+    scores_BK = torch.where(inside_BK, top_BK + noise_BV.gather(1, ids_BK), -torch.inf)
+    return ids_BK.gather(1, scores_BK.argmax(-1, keepdim=True))[:, 0]

@@ -1,0 +1,233 @@
+"""What a language model makes of several continuations of one prompt, with the prompt read once for all of them.
+
+A row is a prompt and its branches, laid out behind one another: every branch takes the positions that follow the prompt, and sees
+the prompt and itself, so that its tokens are scored as if the other branches were not there. What all prompts begin with is read once too.
+Where a model's attention does not allow that (see `base.has_plain_attention`), each branch is scored behind a copy of its prompt.
+Left out: gradients.
+
+Shapes: B rows of a batch, T columns (what is left of a prompt, then its branches), S columns of the shared beginning, C = S + T,
+V vocabulary, N scored positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from transformers.cache_utils import DynamicCache
+
+from raysim.model.language_model import LanguageModel, has_plain_attention
+
+Found = tuple[int, int, int]
+
+
+class Pick(Protocol):
+    """Which columns of a branch are looked at."""
+
+    def __call__(self, branch: tuple[int, ...], *, last_of_prompt: int, start: int) -> list[int]:
+        """Columns, for a branch that starts at `start` behind a prompt that ends at `last_of_prompt`."""
+
+
+MIN_SHARED = 16
+"""A shorter common beginning is not worth a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and the token sequences that may follow it; none of them is empty."""
+
+    prompt_ids: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Columns that the row takes."""
+        return len(self.prompt_ids) + sum(map(len, self.branches))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest branch: what the model's context must hold."""
+        return len(self.prompt_ids) + max(map(len, self.branches))
+
+
+@torch.no_grad()
+def branch_nlls(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int) -> list[list[float]]:
+    """The negative log-likelihood (nats) of each branch after its row's prompt, summed over its tokens, in order.
+
+    Guarantees: in float32 equal, up to last bits, to scoring each prompt and branch alone; no other row and no batch size changes more.
+    Errors: ValueError for a row that does not fit the context, or an empty prompt or branch.
+    """
+    results = [[0.0] * len(row.branches) for row in rows]
+    for found, logits_NV in _passes(lm, rows, batch_size=batch_size, pick=_scored_places):
+        tokens = [rows[index].branches[number][place] for index, number, place in found]
+        nll_N = F.cross_entropy(logits_NV, torch.tensor(tokens, device=lm.device), reduction="none")
+        for (index, number, _), nll in zip(found, nll_N.double().tolist(), strict=True):
+            results[index][number] += nll
+    return results
+
+
+@torch.no_grad()
+def next_token_logprobs(lm: LanguageModel, rows: Sequence[Row], token_ids: Sequence[int], *, batch_size: int) -> list[NDArray[np.float64]]:
+    """The log-probabilities (nats) of `token_ids` as the next token after each branch: for each row one array (branches, tokens).
+
+    Guarantees and errors as of `branch_nlls`.
+    """
+    results = [np.empty((len(row.branches), len(token_ids))) for row in rows]
+    for found, logits_NV in _passes(lm, rows, batch_size=batch_size, pick=_last_places):
+        logprobs_NK = logits_NV.double().log_softmax(-1)[:, list(token_ids)].cpu().numpy()
+        for (index, number, _), logprobs_K in zip(found, logprobs_NK, strict=True):
+            results[index][number] = logprobs_K
+    return results
+
+
+def _scored_places(branch: tuple[int, ...], *, last_of_prompt: int, start: int) -> list[int]:
+    """The columns whose next token is each of the branch's, for a branch that starts at the column `start`."""
+    return [last_of_prompt, *range(start, start + len(branch) - 1)]
+
+
+def _last_places(branch: tuple[int, ...], *, last_of_prompt: int, start: int) -> list[int]:
+    """The column of the branch's last token."""
+    return [start + len(branch) - 1]
+
+
+def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pick) -> Iterator[tuple[list[Found], torch.Tensor]]:
+    """For each batch what was looked at, `(row, branch, which of the branch's picked columns)`, and the float32 logits NV there."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    _check(lm, rows)
+    lm.model.eval()
+    if not has_plain_attention(lm.model.get_base_model(), longest=max((row.longest for row in rows), default=0)):
+        yield from _passes_alone(lm, rows, batch_size=batch_size, pick=pick)
+        return
+    shared = _common_beginning(rows)
+    memory = _read_shared(lm, shared)
+    order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        layouts = [_lay_out(rows[index], num_shared=len(shared)) for index in batch]
+        found: list[Found] = []
+        places: list[tuple[int, int]] = []
+        for b, (index, layout) in enumerate(zip(batch, layouts, strict=True)):
+            for number, (branch, start) in enumerate(zip(rows[index].branches, layout.starts, strict=True)):
+                columns = pick(branch, last_of_prompt=layout.starts[0] - 1, start=start)
+                places += [(b, column) for column in columns]
+                found += [(index, number, place) for place in range(len(columns))]
+        yield found, _forward(lm, layouts, places, shared=len(shared), memory=memory)
+
+
+def _passes_alone(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pick) -> Iterator[tuple[list[Found], torch.Tensor]]:
+    """`_passes` with every branch in a row of its own, behind its prompt, padded on the right: right for any decoder."""
+    branches = [(index, number) for index, row in enumerate(rows) for number in range(len(row.branches))]
+    order = sorted(branches, key=lambda one: len(rows[one[0]].prompt_ids) + len(rows[one[0]].branches[one[1]]))
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        whole = [[*rows[index].prompt_ids, *rows[index].branches[number]] for index, number in batch]
+        width = max(map(len, whole))
+        ids_BT = torch.tensor([ids + [lm.pad_token_id] * (width - len(ids)) for ids in whole], device=lm.device)
+        found: list[Found] = []
+        places: list[tuple[int, int]] = []
+        for b, (index, number) in enumerate(batch):
+            start = len(rows[index].prompt_ids)
+            columns = pick(rows[index].branches[number], last_of_prompt=start - 1, start=start)
+            places += [(b, column) for column in columns]
+            found += [(index, number, place) for place in range(len(columns))]
+        row_N, column_N = torch.tensor(places, device=lm.device).T
+        yield found, lm.logits_at(ids_BT, row_N, column_N, use_cache=False).float()
+
+
+def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
+    for index, row in enumerate(rows):
+        if not row.prompt_ids or not row.branches or not all(row.branches):
+            raise ValueError(f"rows[{index}] has an empty prompt or branch, or no branch; each needs at least 1 token")
+        if row.longest > lm.max_positions:
+            raise ValueError(
+                f"rows[{index}] takes {row.longest} tokens, but the model's context is max_position_embeddings={lm.max_positions}; "
+                "shorten the texts or take a model with a longer context"
+            )
+
+
+def _common_beginning(rows: Sequence[Row]) -> tuple[int, ...]:
+    """What all prompts begin with, less than the whole of any of them; empty where it is short or there is one row only."""
+    if len(rows) < 2:
+        return ()
+    prompts = [row.prompt_ids[:-1] for row in rows]
+    # What the first and the last in lexical order share, all between them share.
+    shared = tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False)))
+    return shared if len(shared) >= MIN_SHARED else ()
+
+
+def _read_shared(lm: LanguageModel, shared: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values (1, heads, S, head size) of each layer for the shared beginning."""
+    if not shared:
+        return []
+    cache, start = DynamicCache(), torch.zeros(1, dtype=torch.long, device=lm.device)
+    lm.logits_at(torch.tensor([shared], device=lm.device), start, start, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]  # a cache made without a config has plain layers
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A row less the shared beginning: its tokens, their positions, the branch each belongs to (0: the prompt), and where branches start."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    starts: list[int]
+
+
+def _lay_out(row: Row, *, num_shared: int) -> _Layout:
+    ids, length = list(row.prompt_ids[num_shared:]), len(row.prompt_ids)
+    positions, segments, starts = list(range(num_shared, length)), [0] * len(ids), []
+    for number, branch in enumerate(row.branches, start=1):
+        starts.append(len(ids))
+        ids += branch
+        positions += range(length, length + len(branch))
+        segments += [number] * len(branch)
+    return _Layout(ids, positions, segments, starts)
+
+
+def _forward(
+    lm: LanguageModel,
+    layouts: Sequence[_Layout],
+    places: Sequence[tuple[int, int]],
+    *,
+    shared: int,
+    memory: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Float32 logits NV of the next token at `places`, each a row of the batch and a column, of a batch padded on the right."""
+    width = max(len(layout.ids) for layout in layouts)
+
+    def padded(name: str, filler: int) -> torch.Tensor:
+        rows = [getattr(layout, name) for layout in layouts]
+        return torch.tensor([row + [filler] * (width - len(row)) for row in rows], device=lm.device)
+
+    ids_BT, positions_BT, segments_BT = padded("ids", lm.pad_token_id), padded("positions", 0), padded("segments", -1)
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(memory):
+        cache.update(keys.expand(len(layouts), -1, -1, -1), values.expand(len(layouts), -1, -1, -1), number)
+    row_N, column_N = torch.tensor(places, device=lm.device).T
+    logits_NV = lm.logits_at(
+        ids_BT,
+        row_N,
+        column_N,
+        attention_mask=_mask(segments_BT, shared=shared, dtype=lm.compute_dtype),
+        position_ids=positions_BT,
+        past_key_values=cache if memory else None,
+        use_cache=bool(memory),
+    )
+    return logits_NV.float()
+
+
+def _mask(segments_BT: torch.Tensor, *, shared: int, dtype: torch.dtype) -> torch.Tensor:
+    """The additive mask B1TC: a token sees the shared beginning, and of what is not after it the prompt and its own branch."""
+    earlier_TT = torch.ones(segments_BT.shape[1], segments_BT.shape[1], dtype=torch.bool, device=segments_BT.device).tril()
+    seen_B1T, seeing_BT1 = segments_BT[:, None, :], segments_BT[:, :, None]
+    allowed_BTT = earlier_TT & ((seen_B1T == 0) | (seen_B1T == seeing_BT1))
+    allowed_BTC = F.pad(allowed_BTT, (shared, 0), value=True)
+    return torch.zeros(allowed_BTC.shape, dtype=dtype, device=segments_BT.device).masked_fill_(~allowed_BTC, torch.finfo(dtype).min)[
+        :, None
+    ]

@@ -1,0 +1,243 @@
+"""The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from raysim import __version__
+from raysim.config import SEPARATE_METHODS, Config, load, result_key, to_yaml
+from raysim.data.similarity import MEASURE
+from raysim.lora.layout import Layout, Vector, adapter_sha256, save_adapter
+
+PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8; half a surrogate pair, which UTF-8 does not have, as JSON writes it (`\\ud800`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Errors: ValueError naming the file if it is not one.
+    """
+    return _object(_read_text(path), where=str(path))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one a line.
+
+    Errors: ValueError naming file and line if one is none.
+    """
+    return [_object(line, where=f"{path}: line {number}") for number, line in json_lines(path)]
+
+
+def json_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a JSON-lines file with their numbers, blank ones left out.
+
+    A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
+    """
+    return [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
+
+
+def _object(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({type(error).__name__}); restore the file, or run into another folder") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no object but {type(value).__name__}; restore the file, or run into another folder")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically; not-a-number and infinities are errors."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def check_folder(config: Config) -> Path:
+    """The output folder, which is new, empty, or holds a run (finished or not) of the same configuration.
+
+    Errors: ValueError if it belongs to another configuration or is not a run's folder.
+    """
+    return own_folder(config, file="config.yaml", scratch=(".config.yaml.",), key=result_key, kind="run", other="configuration")
+
+
+def check_writable(out: Path) -> None:
+    """Refuses a folder in which nothing can be written, before there is anything to write; leaves nothing behind.
+
+    Errors: ValueError naming `out` and what the file system says.
+    """
+    place = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = f", {str(place)!r}" if place != out else ""
+        raise ValueError(
+            f"out={str(out)!r} cannot be written ({error.strerror or type(error).__name__}{where}); choose another folder"
+        ) from None
+
+
+def own_folder(
+    config: Config, *, file: str, scratch: tuple[str, ...], key: Callable[[Config], dict[str, Any]], kind: str, other: str
+) -> Path:
+    """`config.out`, if it is new, holds nothing but what begins with `scratch`, or holds a `file` with the same values under `key`.
+
+    `scratch` is what is left when the first file never stood. Errors: ValueError in the words of `kind` and `other`.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={config.out!r} is a file; choose a folder")
+    if not os.path.isdir(out) or all(path.name.startswith(scratch) for path in out.iterdir()):
+        return out
+    if not (out / file).is_file():
+        raise ValueError(f"out={config.out!r} exists and is not a {kind}'s folder; choose another, or empty it")
+    theirs, ours = key(load(out / file)), key(config)
+    different = sorted(k for k in ours if theirs.get(k) != ours[k])
+    if different:
+        shown = ", ".join(f"{k}={theirs.get(k)!r} there and {ours[k]!r} here" for k in different[:2])
+        raise ValueError(f"out={config.out!r} belongs to another {other} ({shown}); choose another folder")
+    return out
+
+
+def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any], chat: dict[str, Any]) -> None:
+    """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds, and how conversations are written), partition.json."""
+    write_text(out / "config.yaml", to_yaml(config))
+    write_json(out / "environment.json", environment() | {"inputs": inputs, "chat": chat})
+    write_json(out / "partition.json", manifest)
+
+
+def write_progress(
+    out: Path, *, records: list[dict[str, Any]], synthetic: list[dict[str, Any]], answers: list[dict[str, Any]], ledger: dict[str, Any]
+) -> None:
+    """Writes what grows by the round: rounds.jsonl, answers.jsonl, ledger.json, and synthetic.jsonl where there are such records."""
+    write_jsonl(out / "rounds.jsonl", records)
+    write_jsonl(out / "answers.jsonl", answers)
+    write_json(out / "ledger.json", ledger)
+    if synthetic:
+        write_jsonl(out / "synthetic.jsonl", synthetic)
+
+
+def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector, owned: dict[int, Vector], summary: dict[str, Any]) -> str:
+    """Writes adapter/ in PEFT's format with a model card, and returns the SHA-256 of what was released.
+
+    Where nothing is shared (LOCIT) there is one adapter a client, in `adapter/client-NNN`, and the hash is over all in order.
+    """
+    settings: dict[str, Any] = {
+        "base_model": config.model.name,
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "dropout": config.lora.dropout,
+        "target_modules": list(config.lora.target_modules),
+    }
+    if config.method.name in SEPARATE_METHODS:
+        for client_id, vector in sorted(owned.items()):
+            save_adapter(out / "adapter" / f"client-{client_id:03d}", vector, layout, **settings)
+        digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
+    else:
+        save_adapter(out / "adapter", adapter, layout, **settings)
+        digest = adapter_sha256(adapter)
+    write_text(out / "adapter" / "README.md", model_card(config, summary=summary, digest=digest))
+    return digest
+
+
+def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
+    """The README of a released adapter: what it is, how it was made, what is promised, how to load it."""
+    attack = summary["attack"] or {}
+    leakage = (
+        f"Extraction attack: ROUGE-L {attack['train_rouge_l']:.3f} on training prompts, {attack['heldout_rouge_l']:.3f} on held-out ones."
+        if attack
+        else "The extraction attack was not run."
+    )
+    where = "adapter/client-000" if config.method.name in SEPARATE_METHODS else "adapter"
+    name = OmegaConf.to_yaml({"base_model": config.model.name}).strip()  # quoted where YAML would read something else
+    return f"""---
+{name}
+library_name: peft
+tags: [lora, federated-learning, raysim]
+---
+# LoRA adapter `{config.name}` ({config.method.name})
+
+Simulated federated fine-tuning of {config.model.name} with raysim {__version__}: {config.partition.num_clients} clients,
+{summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
+{"The built-in data are fictional and not advice." if config.data.source in ("clinic", "finance", "general") else ""}
+
+- **Guarantee**: {summary["guarantee"]}
+- **Leakage**: {leakage}
+- **SHA-256 of the weights** (float32, in order): `{digest}`
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODEL_FOLDER), "{where}")
+```
+"""
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "raysim": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "num_cpus": os.cpu_count(),
+        "gpus": gpus,
+        "packages": packages,
+        "likeness": MEASURE,
+    }
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

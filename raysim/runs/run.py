@@ -1,0 +1,442 @@
+"""A whole run, or several side by side, from a configuration to its folder: what the command line and Python users call."""
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysim.federation.on_ray import clients as actors
+from raysim.results import files as runfiles, inputs
+from raysim.runs import judged
+from raysim.measure.audits import final_audit
+from raysim.model.language_model import BaseModel, load_base_model, resolve_dtype
+from raysim.claims.page import write_claims_report
+from raysim.config import (
+    TODAY,
+    Config,
+    JudgeConfig,
+    SweepConfig,
+    load,
+    result_key,
+    unresolved,
+    unused_privacy,
+    validate,
+    with_overrides,
+)
+from raysim.data.configured import chat_format
+from raysim.data.tokens import describe_chat
+from raysim.federation.setup import EncodedData, Experiment, data_key, encode_data, prepare
+from raysim.console.progress import METHOD_NOTES, Progress, run_line
+from raysim.errors import plain_errors
+from raysim.reports.page import write_comparison_report, write_run_report
+from raysim.federation.loop import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
+from raysim.federation.worker import Assignment, Worker
+
+LARGE_DELTA = 1e-3
+"""A default delta above this protects too little to go unmentioned."""
+
+
+OnRound = Callable[[list[dict[str, Any]]], None]
+"""Hears of all records so far after each round, once they are on disk."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    config: Config
+    out: Path
+    records: list[dict[str, Any]]
+    """The lines of rounds.jsonl."""
+    ledger: dict[str, Any]
+    summary: dict[str, Any]
+
+
+@dataclass
+class Backend:
+    """Where clients run: a worker in this process, and actors on Ray unless everything is to stay here."""
+
+    key: tuple[Any, ...]
+    worker: Worker
+    ray: actors.RayBackend | None
+
+    def clients(self, assignment: Assignment, experiment: Experiment) -> Clients:
+        """The clients of a run."""
+        if self.ray is None:
+            return LocalClients(self.worker, assignment, experiment)
+        return actors.RayClients(self.ray, assignment, experiment)
+
+    def server(self, assignment: Assignment) -> Server:
+        """The server of a run."""
+        return LocalServer(assignment) if self.ray is None else actors.RayServer(self.ray, assignment)
+
+
+@plain_errors()
+def run(
+    config: Config,
+    *,
+    display: bool | None = None,
+    backend: Backend | None = None,
+    data: EncodedData | None = None,
+    on_round: OnRound | None = None,
+) -> Run:
+    """Runs `config` to its end and writes its folder; continues one that was interrupted, returns one that is finished.
+
+    `display` is False for silence, None for a live display on a terminal and plain lines elsewhere. `data` is the run's data where
+    they were tokenised before.
+
+    Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
+    RuntimeError naming round and client for what fails later, or what the disk refuses, after which the same call continues.
+    """
+    config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
+    out = runfiles.check_folder(config)
+    inputs.check_inputs(out, config)
+    judged.check(config.judge)
+    done = load_run(config, out)
+    if done is None:
+        runfiles.check_writable(out)
+        with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
+            done = _run(config, out, opened, data=data, display=display, on_round=on_round)
+    if judge_runs(config, [out], journal=out / "judge.jsonl", display=display):
+        write_run_report(out)
+    return done
+
+
+def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, display: bool | None = None) -> bool:
+    """Judges the answers of finished runs that this judge has not judged; whether there were any (see `judged`).
+
+    Errors: RuntimeError if the judge cannot be had, ValueError if it refuses; the same call goes on from there.
+    """
+    settings = judged.settings_of(config)
+    waiting = [folder for folder in folders if settings is not None and not judged.is_judged(folder, settings)]
+    if not waiting:
+        return False
+    with judged.open_judge(config, journal=journal) as judge:
+        for folder in waiting:
+            words = judged.judge_run(folder, judge, settings=settings or {})
+            if display is not False:
+                print(f"judged {folder.name}: {words}", flush=True)
+    return True
+
+
+@plain_errors()
+def compare(config: Config, *, display: bool | None = None) -> list[Run]:
+    """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
+
+    With `compare_seeds` each entry is run once a seed, entries that come to the same run share it, and with `claims` the page holds the
+    published claims against the runs. Returns the runs in the order of `comparison`.
+
+    Errors: as `run`; ValueError if `compare` is empty. Every entry is validated before the first starts.
+    """
+    if not config.compare:
+        raise ValueError(
+            "compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}"
+        )
+    configs = [resolved(entry) for entry in comparison(config)]
+    firsts = first_alike(configs) if config.compare_seeds else configs
+    judged.check(config.judge)
+    for entry in firsts:
+        inputs.check_inputs(runfiles.check_folder(entry), entry)
+    runfiles.check_writable(comparison_folder(config))
+    done = _run_all(firsts, display=display)
+    out = comparison_folder(config)
+    folders = list(done)
+    if config.compare_seeds:
+        members = [{"entry": e.name, "seed": e.seed, "folder": Path(first.out).name} for e, first in zip(configs, firsts, strict=True)]
+        runfiles.write_json(out / "comparison.json", {"claims": config.claims, "members": members})
+    judge_runs(config, folders, journal=out / "judge.jsonl", display=display)
+    write_comparison_report(out, folders) if not config.claims else write_claims_report(out)
+    return [done[Path(first.out)] for first in firsts]
+
+
+def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, Run]:
+    """The runs by folder, each made once; they share what they can: the backend, and the tokenised data. Over seeds each is announced."""
+    entries = {Path(entry.out): entry for entry in configs}
+    done = {out: finished for out, entry in entries.items() if (finished := load_run(entry, out)) is not None}
+    waiting = {out: entry for out, entry in entries.items() if out not in done}
+    is_announced = display is not False and len({entry.seed for entry in configs}) > 1
+    with contextlib.ExitStack() as stack:
+        backend: Backend | None = None
+        shared: dict[tuple[Any, ...], EncodedData] = {}
+        for out, entry in waiting.items():
+            if backend is None or backend.key != backend_key(entry):
+                stack.close()
+                backend = stack.enter_context(open_backend(entry, display=display))
+            if is_announced:
+                left_s = time_left_s(list(done.values()), [other for place, other in waiting.items() if place not in done])
+                print(run_line(len(done) + 1, len(entries), name=entry.name, seed=entry.seed, left_s=left_s), flush=True)
+            if data_key(entry) not in shared:
+                lm = backend.worker.language_model(entry.lora)
+                judged.check_tokenizer(entry.judge, lm.tokenizer)
+                shared[data_key(entry)] = encode_data(entry, lm)
+            unjudged = dataclasses.replace(entry, judge=JudgeConfig())
+            done[out] = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
+    return {out: done[out] for out in entries}
+
+
+def time_left_s(done: Sequence[Run], waiting: Sequence[Config]) -> float | None:
+    """Seconds that the `waiting` runs will take: each what its entry took with other seeds, or else what a finished run that trains took in the mean.
+
+    None before any such run. What lies between runs is not in it.
+    """
+    by_name: dict[str, list[float]] = {}
+    for finished in done:
+        by_name.setdefault(finished.config.name, []).append(finished.summary["wall_s"])
+    trained = [finished.summary["wall_s"] for finished in done if finished.config.method.name != "base"]
+    if not trained:
+        return None
+    usual = sum(trained) / len(trained)
+    return sum(sum(took) / len(took) if (took := by_name.get(entry.name)) else usual for entry in waiting)
+
+
+def comparison(config: Config) -> list[Config]:
+    """The configurations that `config.compare` names, each with a folder below `config.out`; all of the first seed, then of the next.
+
+    Errors: ValueError naming the entry.
+    """
+    if config.claims and not config.compare_seeds:
+        raise ValueError(f"claims={config.claims!r} needs compare_seeds, such as [0, 1, 2]: a claim is not decided by one run")
+    config = dated(config, sorted(comparison_folder(config).glob("*/config.yaml")))  # all entries are told the same day
+    seeds: list[int | None] = [*config.compare_seeds] or [None]
+    return [_entry(config, name, seed=seed) for seed in seeds for name in config.compare]
+
+
+def _entry(config: Config, name: str, *, seed: int | None) -> Config:
+    overrides, folder = dict(config.compare[name] or {}), name if seed is None else f"{name}-seed-{seed}"
+    if seed is not None and "seed" in overrides:
+        raise ValueError(f"compare.{name}: seed={overrides['seed']} contradicts compare_seeds; leave one of them out")
+    values = unresolved(config) | overrides | {"name": name, "out": str(comparison_folder(config) / folder)}
+    try:
+        entry = with_overrides(config, values if seed is None else values | {"seed": seed})
+        entry = with_overrides(entry, unused_privacy(entry))
+        return validate(dataclasses.replace(entry, compare={}, compare_seeds=[], claims=""))
+    except ValueError as error:
+        raise ValueError(f"compare.{name}: {error}") from None
+
+
+def first_alike(configs: Sequence[Config]) -> list[Config]:
+    """For each configuration the first with the same results, which may be itself; noise from the operating system is never the same."""
+    firsts: dict[str, Config] = {}
+    return [c if c.privacy.secure_noise else firsts.setdefault(repr(sorted(result_key(c).items())), c) for c in configs]
+
+
+def comparison_folder(config: Config) -> Path:
+    """Where a comparison goes."""
+    return Path(config.out or f"runs/{config.name}")
+
+
+def resolved(config: Config) -> Config:
+    """`config` with its output folder, `train.dtype` and `data.template_date` decided, so that a resumed run computes as it began."""
+    dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
+    out = config.out or f"runs/{config.name}-{config.method.name}"
+    config = dated(config, [Path(out) / name for name in ("config.yaml", "sweep.yaml")])
+    return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def dated(config: Config, begun: Sequence[Path]) -> Config:
+    """`config` with `data.template_date` decided where it is `today`: the day of the first of the `begun` configurations, or else this day."""
+    if config.data.template_date != TODAY:
+        return config
+    days = [day for path in begun if path.is_file() and (day := load(path).data.template_date) != TODAY]
+    day = days[0] if days else datetime.date.today().isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, template_date=day))
+
+
+def load_run(config: Config, out: Path) -> Run | None:
+    """The finished run in `out`, or None."""
+    if not (out / "summary.json").is_file() or not (out / "report.html").is_file():
+        return None
+    read_json = runfiles.read_json
+    return Run(config, out, runfiles.read_jsonl(out / "rounds.jsonl"), read_json(out / "ledger.json"), read_json(out / "summary.json"))
+
+
+def backend_key(config: Config) -> tuple[Any, ...]:
+    """What two runs must share to use one backend."""
+    cohort = min(config.partition.num_clients, config.server.cohort_size or config.partition.num_clients)
+    return (config.model.name, config.train.dtype, config.resources, cohort)
+
+
+@contextlib.contextmanager
+def open_backend(config: Config, *, display: bool | None = False, base_ref: Any = None, num_actors: int | None = None) -> Iterator[Backend]:
+    """A backend for `config` (its dtype resolved), closed on leaving; says what it starts unless `display` is False.
+
+    `base_ref` is a base model that others share (`actors.share_base`), None to load it; `num_actors` the client actors for
+    which there is room, None to ask the cluster.
+
+    Errors: ValueError if the model or the resources cannot be had.
+    """
+    resources, on_ray = config.resources, config.resources.backend == "ray"
+    is_ours = on_ray and actors.start_ray()
+    if on_ray:
+        num_actors = num_actors or actors.num_client_actors(config, num_clients=config.partition.num_clients)
+    if display is not False:
+        place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
+        print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
+    base: BaseModel = actors.shared_base(base_ref) if base_ref is not None else load_model(config)
+    ray_backend = actors.RayBackend(base_ref or base, resources=resources, num_actors=num_actors or 0) if on_ray else None
+    local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
+    worker = Worker(ray_backend.base if ray_backend else base, device=local_device, num_threads=resources.num_threads)
+    try:
+        yield Backend(backend_key(config), worker, ray_backend)
+    except KeyboardInterrupt:
+        if is_ours:
+            actors.stop_ray()  # killed actors would have Ray tell of each task that was under way
+        raise
+    finally:
+        if ray_backend is not None:
+            ray_backend.close()
+
+
+def load_model(config: Config) -> BaseModel:
+    """The base model of a run (its dtype resolved)."""
+    return load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
+
+
+def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
+    lm = backend.worker.language_model(config.lora)
+    judged.check_tokenizer(config.judge, lm.tokenizer)
+    experiment = prepare(config, lm, data=data)
+    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
+    found = inputs.input_files(config) | _prints_of(experiment)
+    inputs.check_inputs(out, config, now=found)
+    chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
+    runfiles.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
+
+    def after_round(simulation: Simulation) -> None:
+        ledger = experiment.mechanism.ledger(simulation.state.round_index)
+        _write_progress(out, simulation, ledger=ledger)
+        if on_round is not None:
+            on_round(simulation.records)
+
+    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
+        for line in notes(experiment, config):
+            progress.note(line)
+        simulation = simulate(
+            Simulation(
+                config=config,
+                experiment=experiment,
+                clients=backend.clients(assignment, experiment),
+                server=backend.server(assignment),
+                tokenizer=lm.tokenizer,
+                progress=progress,
+                state=start(config, experiment, layout=lm.layout),
+                num_rounds=rounds_to_run(experiment, config),
+            ),
+            state_dir=out / "state",
+            after_round=after_round,
+        )
+    base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
+    return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+
+
+def _prints_of(experiment: Experiment) -> dict[str, dict[str, inputs.Print]]:
+    """The prints of the records as read (of a Hub's data set there is no file) and of how they were dealt."""
+    held = (*experiment.real_examples, *experiment.heldout)
+    return {
+        "records": {"": inputs.records_print(sorted((example.record for example in held), key=lambda record: record.record_id))},
+        "partition": {"": {"sha256": experiment.manifest["sha256"]}},
+    }
+
+
+def _write_progress(out: Path, simulation: Simulation, *, ledger: dict[str, Any]) -> None:
+    runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, answers=simulation.answers, ledger=ledger)
+
+
+def rounds_to_run(experiment: Experiment, config: Config) -> int:
+    """The rounds configured, or as many of them as `privacy.max_epsilon` allows."""
+    limit = config.privacy.max_epsilon
+    return experiment.mechanism.affordable_rounds(limit) if limit else config.server.num_rounds
+
+
+def notes(experiment: Experiment, config: Config) -> list[str]:
+    """What a user should know before the run: of its method, responses that were cut, noise solved for, a budget that ends it, a large delta."""
+    lines, mechanism = [METHOD_NOTES[config.method.name]] if config.method.name in METHOD_NOTES else [], experiment.mechanism
+    cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
+    if cut:
+        lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
+    copies, exact = experiment.manifest["num_copies"], experiment.manifest["num_exact_copies"]
+    if copies:
+        lines.append(f"{copies} records are copies of others ({exact} letter by letter); no copy of a training record is held out")
+    if mechanism.kind == "none":
+        return lines
+    if config.privacy.target_epsilon:
+        lines.append(
+            f"privacy.noise_multiplier={mechanism.noise_multiplier:.4g} for epsilon {config.privacy.target_epsilon:g} at delta {mechanism.delta:.3g}"
+        )
+    num_rounds = rounds_to_run(experiment, config)
+    if num_rounds < config.server.num_rounds:
+        lines.append(f"privacy.max_epsilon={config.privacy.max_epsilon:g} allows {num_rounds} of {config.server.num_rounds} rounds")
+    if not config.privacy.delta and mechanism.delta > LARGE_DELTA:
+        lines.append(
+            f"privacy.delta defaults to {mechanism.delta:.3g} for {mechanism.num_units} protected units; with so few, set it yourself"
+        )
+    if mechanism.delta > 1 / mechanism.num_units:
+        lines.append(
+            f"privacy.delta={mechanism.delta:.3g} is more than 1 in the {mechanism.num_units} protected units: one may be exposed outright"
+        )
+    return lines
+
+
+def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int) -> Run:
+    ledger = simulation.experiment.mechanism.ledger(simulation.state.round_index)
+    _write_progress(out, simulation, ledger=ledger)
+    summary = summarize(config, simulation, ledger=ledger, num_parameters=layout.num_parameters)
+    summary["num_base_parameters"] = num_base_parameters
+    owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
+    digest = runfiles.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
+    audit = _audit(config, simulation, ledger=ledger, layout=layout)
+    if audit is not None:
+        runfiles.write_json(out / "audit.json", audit)
+    summary = {**summary, "adapter_sha256": digest}
+    runfiles.write_json(out / "summary.json", summary)
+    write_run_report(out)
+    return Run(config, out, simulation.records, ledger, summary)
+
+
+def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], layout: Any) -> dict[str, Any] | None:
+    experiment = simulation.experiment
+    return final_audit(
+        experiment.canaries,
+        config,
+        members=experiment.real_examples,
+        nonmembers=experiment.heldout,
+        tokenizer=simulation.tokenizer,
+        ledger=ledger,
+        first=start(config, experiment, layout=layout).adapter,
+        last=simulation.state.adapter,
+        evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
+    )
+
+
+def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any], num_parameters: int) -> dict[str, Any]:
+    """The content of summary.json, but for the adapter's hash."""
+    records: Sequence[dict[str, Any]] = simulation.records
+    last = records[-1]
+    seconds = sum(record.get("client_s", 0.0) for record in records)
+    tokens = sum(record["num_tokens"] for record in records)
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "method_note": METHOD_NOTES.get(config.method.name),
+        "seed": config.seed,
+        "num_rounds": simulation.state.round_index,
+        "eval": last["eval"],
+        "attack": last["attack"],
+        "private": last.get("private"),
+        "cross_client": last.get("cross_client"),
+        "unit": ledger["unit"],
+        "epsilon": ledger["epsilon"],
+        "delta": ledger["delta"],
+        "guarantee": ledger["guarantee"],
+        "simulated": ledger["simulated"],
+        "num_parameters": num_parameters,
+        "num_dropped": sum(record["num_dropped"] for record in records),
+        "uplink_bytes": sum(record["uplink_bytes"] for record in records),
+        "downlink_bytes": sum(record["downlink_bytes"] for record in records),
+        "num_tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "wall_s": sum(record["wall_s"] for record in records),
+    }

@@ -1,0 +1,369 @@
+"""The loop: when it measures, what it records, which clients keep what, and what a client's failure does."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from raysim.attacks.cross_client import CrossClientSettings, attack_across
+from raysim.attacks.views import ClientView
+from raysim.data.configured import chat_format
+from raysim.data.similarity import details_found, largest_rouge_l
+from raysim.federation import loop
+from raysim.federation.loop import LocalClients, due
+from raysim.federation.setup import Experiment, prepare
+from raysim.federation.worker import Assignment, Worker
+from raysim.lora.layout import Vector
+from raysim.privacy.clipping import clip_and_sum
+from raysim.privacy.noise import gaussian
+from raysim.rng import seed_for
+from raysim.runs.run import Backend, Run, open_backend, run
+from tests.small_runs import small
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The tiny model in this process."""
+    with open_backend(small("fedit", out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@dataclasses.dataclass
+class Seam(Backend):
+    """A backend in this process whose clients are made by a function."""
+
+    make: Callable[[Assignment, Experiment], LocalClients]
+
+    def clients(self, assignment: Assignment, experiment: Experiment) -> LocalClients:
+        """The clients of a run."""
+        return self.make(assignment, experiment)
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds"),
+    [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [1, 3, 5, 6]), (3, [2, 5, 6]), (7, [6]), (100, [6]), (0, [6]), (-1, [])],
+)
+def test_what_is_done_every_so_many_rounds_is_also_done_after_the_last(every: int, rounds: list[int]) -> None:
+    assert [i for i in range(7) if due(every, round_index=i, num_rounds=7)] == rounds
+
+
+def test_utility_and_attack_are_measured_when_due_and_only_then(backend: Backend, tmp_path: Path) -> None:
+    settings = ["server.num_rounds=3", "evaluate.every=2", "attack.every=-1"]
+    records = finished("fedit", *settings, backend=backend, out=tmp_path / "run").records
+    assert [record["eval"] is not None for record in records] == [False, True, True]
+    assert [record["attack"] for record in records] == [None] * 3
+
+
+def test_traffic_is_an_adapter_each_way_for_each_client_of_the_cohort(backend: Backend, tmp_path: Path) -> None:
+    cohort = ["partition.num_clients=4", "server.cohort_size=2"]
+    done = finished("fedit", *cohort, backend=backend, out=tmp_path / "fedit")
+    adapter_bytes = 4 * done.summary["num_parameters"]
+    assert [record["uplink_bytes"] for record in done.records] == [2 * adapter_bytes] * 2
+    assert [record["downlink_bytes"] for record in done.records] == [2 * adapter_bytes] * 2
+    alone = finished("locit", *cohort, backend=backend, out=tmp_path / "locit")
+    assert alone.summary["uplink_bytes"] == alone.summary["downlink_bytes"] == 0
+    pooled = finished("cenit", backend=backend, out=tmp_path / "cenit").records
+    assert pooled[0]["uplink_bytes"] > 12 * 20, "twelve records as text, once"
+    assert pooled[1]["uplink_bytes"] == 0
+
+
+def test_private_adapters_are_measured_unless_not_asked_for(backend: Backend, tmp_path: Path) -> None:
+    whole = finished("fedpit", "evaluate.every=0", backend=backend, out=tmp_path / "whole")
+    release = finished("fedpit", "evaluate.every=0", "evaluate.private=false", backend=backend, out=tmp_path / "release")
+    assert whole.summary["private"]["eval"]["heldout_nll"] != whole.summary["eval"]["heldout_nll"]
+    assert release.summary["private"] is None
+    assert release.summary["eval"] == whole.summary["eval"]
+    alone = finished("locit", "evaluate.every=0", "evaluate.private=false", backend=backend, out=tmp_path / "locit")
+    assert alone.summary["eval"] is not None, "where they are the product there is nothing else to measure"
+
+
+@pytest.mark.parametrize("method", ["fedpit", "locit"])
+def test_a_client_that_sits_out_keeps_what_it_kept(backend: Backend, tmp_path: Path, method: str) -> None:
+    out = tmp_path / "run"
+    settings = ["partition.num_clients=4", "server.cohort_size=2", "server.num_rounds=3", "evaluate.every=0"]
+    done = finished(method, *settings, backend=backend, out=out)
+    cohorts = [set(record["cohort"]) for record in done.records]
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    assert len(set(map(frozenset, cohorts))) > 1, "the cohorts of this seed must differ for the test to say anything"
+    before, after = kept(out, 2), kept(out, 3)
+    assert set(before) == cohorts[0] | cohorts[1]
+    assert set(after) == set(before) | cohorts[2]
+    for client_id in before:
+        assert np.array_equal(before[client_id], after[client_id]) == (client_id not in cohorts[2])
+
+
+def test_a_round_in_which_no_client_takes_part_still_adds_its_noise_and_is_accounted(backend: Backend, tmp_path: Path) -> None:
+    settings = [
+        "partition.num_clients=4",
+        "server.cohort_size=1",
+        "server.num_rounds=6",
+        "evaluate.every=0",
+        "attack.every=-1",
+        "privacy.delta=1e-5",
+    ]
+    done = finished("fedit-client", *settings, backend=backend, out=tmp_path / "run")
+    empty = [record for record in done.records if not record["cohort"]]
+    assert empty, "the cohorts of this seed must include an empty one for the test to say anything"
+    assert len({len(record["cohort"]) for record in done.records}) > 1, "a Poisson cohort varies in size"
+    for record in empty:
+        assert record["empty_round"]
+        assert record["num_tokens"] == record["num_steps"] == record["uplink_bytes"] == 0
+        assert record["train_loss"] is record["update_norm_median"] is None
+        assert record["noise_std"] == 1.0
+    epsilons = [record["epsilon"] for record in done.records]
+    assert epsilons == sorted(set(epsilons)), "every round costs, also one without clients"
+    assert done.ledger["num_releases"] == 6
+
+
+QUICK = ["data.max_length=300", "evaluate.every=0", "evaluate.num_generated=1", "attack.every=-1", "privacy.delta=1e-5"]
+DISTRIBUTED = ["partition.num_clients=5", "privacy.noise_at=distributed", "server.dropout_prob=0.3", "privacy.dropout_tolerance=0.5"]
+
+
+def test_clients_that_fail_send_nothing_and_a_round_that_loses_too_many_releases_nothing(backend: Backend, tmp_path: Path) -> None:
+    done = finished("fedit-client", *QUICK, *DISTRIBUTED, "server.num_rounds=3", backend=backend, out=tmp_path / "run")
+    parameters = done.summary["num_parameters"]
+    for record in done.records:
+        assert record["cohort"] == [0, 1, 2, 3, 4]
+        sent = 5 - record["num_failed"]
+        assert (record["uplink_bytes"], record["downlink_bytes"]) == (8 * parameters * sent, 4 * parameters * 5)
+        assert record["aborted"] == (sent < 3)
+        assert record["num_contributed"] == (0 if record["aborted"] else sent)
+        assert record["noise_std"] == pytest.approx(0.0 if record["aborted"] else math.sqrt(sent / 3) / 5)
+        assert record["update_norm_median"] is record["clip_fraction"] is None, "secure aggregation shows the sum alone"
+    assert [record["aborted"] for record in done.records] == [False, False, True], "the failures of this seed must say something"
+    assert np.array_equal(released(tmp_path / "run", 2), released(tmp_path / "run", 3))
+    assert done.ledger["num_releases"] == 3, "a round that was aborted is counted"
+
+
+def test_the_bound_that_clipping_adapts_is_that_of_the_next_round(backend: Backend, tmp_path: Path) -> None:
+    """All three updates are far shorter or far longer than a bound, so that the count is known and the bound with it."""
+    z = 1e-4
+    for clip_norm, short in ((1e-4, 0), (20.0, 3)):
+        keys = [f"privacy.noise_multiplier={z}", f"privacy.clip_norm={clip_norm}", "privacy.clipping=adaptive"]
+        settings = [*QUICK, *keys, "server.num_rounds=3"]
+        done = finished("fedit-client", *settings, backend=backend, out=tmp_path / f"{short}")
+        bounds = [record["clip_norm"] for record in done.records]
+        assert [record["clip_fraction"] for record in done.records] == [1 - short / 3] * 3
+        assert bounds[0] == clip_norm
+        for round_index in (0, 1):
+            noise = gaussian(1, std=3 / 20, seed=seed_for(0, "count noise", round_index), secure=False)[0]
+            share = (short + noise) / 3
+            assert bounds[round_index + 1] == pytest.approx(bounds[round_index] * math.exp(-0.2 * (share - 0.5)), rel=1e-6)
+        stds = [record["noise_std"] for record in done.records]
+        assert stds == pytest.approx([bound * (z**-2 - (2 * 3 / 20) ** -2) ** -0.5 / 3 for bound in bounds])
+
+
+def test_a_run_stops_before_the_round_that_would_exceed_its_budget(backend: Backend, tmp_path: Path) -> None:
+    limit = 8.0
+    planned = finished("fedit-client", *QUICK, "server.num_rounds=4", backend=backend, out=tmp_path / "planned")
+    spent = [record["epsilon"] for record in planned.records]
+    assert spent[1] < limit < spent[2]
+    kept_to = finished(
+        "fedit-client", *QUICK, "server.num_rounds=4", f"privacy.max_epsilon={limit}", backend=backend, out=tmp_path / "kept_to"
+    )
+    assert [record["epsilon"] for record in kept_to.records] == spent[:2]
+    assert (kept_to.ledger["epsilon"], kept_to.summary["num_rounds"]) == (spent[1], 2)
+    assert kept_to.records[-1]["eval"] is not None, "what is measured after the last round is measured after the last that was run"
+
+
+def test_private_self_generation_is_run_as_it_is_accounted(backend: Backend, tmp_path: Path) -> None:
+    """As many records as releases, none looked at beside a private one, and a shared adapter that has seen nothing else."""
+    settings = [
+        *QUICK,
+        "privacy.unit=example",
+        "privacy.noise_multiplier=8",
+        "fedpit.scorer=none",
+        "fedpit.num_candidates=3",
+        "fedpit.num_subsets=2",
+        "fedpit.max_response_tokens=32",
+        "fedpit.top_k=8",
+    ]
+    done = finished("fedpit", *settings, backend=backend, out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    for client_id in range(3):
+        assert sum(row["client_id"] == client_id for row in rows) == done.ledger["num_releases"] == 2 * 3
+    assert all(row["score"] is None and row["max_rouge_l"] is None for row in rows)
+    assert {row["verdict"] for row in rows} <= {"kept", "format", "diversity", "response"}
+    assert any(row["kept"] for row in rows)
+    assert (done.ledger["unit"], done.ledger["noise_multiplier"]) == ("example", pytest.approx(8 / math.sqrt(8 + 32)))
+    assert done.summary["epsilon"] == done.ledger["epsilon"] > 0
+    assert "synthetic records are drawn from noised sums" in done.summary["guarantee"]
+    assert done.records[-1]["private"] is not None, "each client keeps an adapter of its own records, which is not released"
+
+
+def test_each_client_attacks_the_last_release_and_finds_what_the_attack_alone_finds(backend: Backend, tmp_path: Path) -> None:
+    settings = ["attack.cross_prefixes=2", "attack.cross_samples=3", "attack.cross_tokens=5", "evaluate.every=0"]
+    done = finished("fedit", *settings, backend=backend, out=tmp_path / "run")
+    assert [record.get("cross_client") is not None for record in done.records] == [False] * (len(done.records) - 1) + [True]
+    found = done.records[-1]["cross_client"]
+    assert found == done.summary["cross_client"]
+    lm = backend.worker.language_model(done.config.lora)
+    shards = prepare(done.config, lm).shards
+    attack = CrossClientSettings(num_prefixes=2, num_samples=3, max_new_tokens=5, batch_size=done.config.evaluate.batch_size)
+    for k, row in enumerate(found["by_attacker"]):
+        view = ClientView(own=shards[k], release=released(tmp_path / "run", len(done.records)))
+        seed = seed_for(done.config.seed, "across", k)
+        texts = attack_across(lm, view, settings=attack, chat=chat_format(done.config.data), seed=seed)
+        victims = {d for other in range(3) if other != k for e in shards[other] for d in e.record.details} - {
+            d for e in shards[k] for d in e.record.details
+        }
+        assert (row["client_id"], row["num_queries"], row["num_details"]) == (k, len(texts), len(victims)) == (k, 6, len(victims))
+        assert row["coverage"] == len([d for d in victims if any(details_found(text, [d]) for text in texts)]) / len(victims)
+    assert found["num_queries"] == 18
+
+
+def test_a_run_answers_the_questions_of_a_file(backend: Backend, tmp_path: Path) -> None:
+    questions = [{"question": f"What is {i}?", "options": ["this", "that"], "answer": "this"} for i in range(5)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    path = f"evaluate.choices_path={tmp_path / 'questions.jsonl'}"
+    done = finished("fedit", path, "evaluate.num_choices=4", "server.num_rounds=1", backend=backend, out=tmp_path / "run")
+    rows = [row for row in map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines()) if row["side"] == "choice"]
+    assert [row["question"] for row in rows] == [0, 1, 2, 3]
+    assert done.summary["eval"]["choice_accuracy"] == sum(row["right"] for row in rows) / 4
+    assert done.summary["eval"]["choice_accuracy_by_chance"] == 0.5
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "4 multiple-choice questions" in page
+
+
+def test_a_bad_file_of_questions_is_named_with_its_line(backend: Backend, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"question": "a", "options": ["b", "c"], "answer": "d"}\n')
+    with pytest.raises(ValueError, match=r"evaluate.choices_path=.*questions.jsonl: line 1: .*'d', which names none of the options"):
+        finished("fedit", f"evaluate.choices_path={tmp_path / 'questions.jsonl'}", backend=backend, out=tmp_path / "run")
+
+
+def test_a_question_that_is_too_long_is_refused_before_any_work(backend: Backend, tmp_path: Path) -> None:
+    questions = [{"question": "What " * times, "options": ["this", "that"], "answer": "this"} for times in (1, 4000)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    with pytest.raises(
+        ValueError, match=r"^evaluate.choices_path=.*jsonl: question 2 \('What What .*takes \d+ tokens .* context is .*=\d+;"
+    ):
+        finished("fedit", f"evaluate.choices_path={tmp_path / 'questions.jsonl'}", backend=backend, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_pooled_data_have_nobody_to_attack(backend: Backend, tmp_path: Path) -> None:
+    done = finished("cenit", "attack.cross_prefixes=2", "evaluate.every=0", backend=backend, out=tmp_path / "run")
+    assert done.summary["cross_client"] is None
+
+
+def test_synthetic_records_tell_how_near_they_come_to_private_ones(backend: Backend, tmp_path: Path) -> None:
+    done = finished("fedpit", "server.num_rounds=1", backend=backend, out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    shards = prepare(done.config, backend.worker.language_model(done.config.lora)).shards
+    for row in rows:
+        own = [example.record.response for example in shards[row["client_id"]]]
+        assert row["response_rouge_l"] == (largest_rouge_l(row["response"], own) if row["response"] else None)
+    kept = [row["response_rouge_l"] for row in rows if row["kept"] and row["response_rouge_l"] is not None]
+    assert done.records[0]["synthetic"]["response_rouge_l"] == {"median": statistics.median(kept), "max": max(kept)}
+
+
+def released(out: Path, num_rounds: int) -> Vector:
+    """The released adapter after so many rounds."""
+    adapter: Vector = load_file(out / "state" / f"round-{num_rounds:05d}" / "server.safetensors")["adapter"]
+    return adapter
+
+
+def test_a_record_adds_up_what_its_clients_did(backend: Backend, tmp_path: Path) -> None:
+    reports: list[Any] = []
+    wrapped = listening(reports)
+    other = Seam(backend.key, backend.worker, None, partial(wrapped, backend.worker))
+    done = finished("fedpit", "server.num_rounds=1", backend=other, out=tmp_path / "run")
+    [record] = done.records
+    stats = [report.stats for report in reports]
+    assert record["num_tokens"] == sum(s.num_tokens for s in stats) > 0
+    assert record["num_steps"] == sum(s.num_steps for s in stats) > 0
+    assert record["train_loss"] == pytest.approx(np.average([s.loss for s in stats], weights=[s.num_tokens for s in stats]))
+    assert record["tokens_per_s"] == pytest.approx(record["num_tokens"] / record["client_s"])
+    assert record["client_s"] <= record["wall_s"]
+    rows = [row for report in reports for row in report.synthetic]
+    assert record["synthetic"]["num_candidates"] == len(rows)
+    assert record["synthetic"]["num_kept"] == sum(row["kept"] for row in rows) > 0
+    assert record["synthetic"]["num_kept"] + sum(record["synthetic"]["num_rejected"].values()) == len(rows)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "synthetic.jsonl").read_text().splitlines()]
+    assert lines == [{"client_id": r.client_id, "round_index": 0, **row} for r in reports for row in r.synthetic]
+
+
+def listening(reports: list[Any]) -> type[LocalClients]:
+    """Local clients whose reports are also written down."""
+
+    class ListeningClients(LocalClients):
+        def run_round(
+            self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
+        ) -> list[Any]:
+            def both(chunk_reports: Sequence[Any]) -> None:
+                reports.extend(chunk_reports)
+                on_done(chunk_reports)
+
+            return super().run_round(chunks, round_index, adapter, clip_norm, both)
+
+    return ListeningClients
+
+
+@pytest.mark.parametrize(("method", "value"), [("fedit", np.nan), ("fedit-client", np.nan), ("fedit-client", -np.inf)])
+def test_an_update_that_is_not_finite_is_dropped_and_counted_and_costs_no_privacy(
+    backend: Backend, tmp_path: Path, method: str, value: float
+) -> None:
+    healthy = finished(method, backend=backend, out=tmp_path / "healthy")
+    other = Seam(backend.key, backend.worker, None, partial(Diverging, backend.worker, value=value))
+    done = finished(method, backend=other, out=tmp_path / "diverged")
+    assert [record["num_dropped"] for record in done.records] == [1, 1]
+    assert [record["num_contributed"] for record in done.records] == [2, 2]
+    assert done.summary["num_dropped"] == 2
+    assert healthy.summary["num_dropped"] == 0
+    assert done.ledger == healthy.ledger
+    assert (done.ledger["epsilon"] is None) == (method == "fedit")
+    assert done.summary["adapter_sha256"] != healthy.summary["adapter_sha256"]
+    assert np.isfinite(load_file(tmp_path / "diverged" / "state" / "round-00002" / "server.safetensors")["adapter"]).all()
+
+
+class Diverging(LocalClients):
+    """Local clients of which client 1 sends an update with one coordinate that is not a number."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment, *, value: float) -> None:
+        super().__init__(worker, assignment, experiment)
+        self._mechanism, self._assigned, self._value = experiment.mechanism, assignment, value
+
+    def run_round(
+        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
+    ) -> list[Any]:
+        """See `Clients`."""
+        sums = super().run_round(chunks, round_index, adapter, clip_norm, on_done)
+        spoilt = np.zeros_like(adapter)
+        spoilt[3] = self._value
+        weights = [self._assigned.weights[1]]
+        sums[chunks.index((1,))] = clip_and_sum([spoilt], weights=weights, clip_norm=self._mechanism.update_clip_norm)
+        return sums
+
+
+def test_an_error_in_a_client_names_round_and_client(backend: Backend, tmp_path: Path) -> None:
+    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
+        return LocalClients(backend.worker, assignment, broken(experiment))
+
+    with pytest.raises(RuntimeError, match="round 0, client 2: "):
+        finished("fedit", backend=Seam(backend.key, backend.worker, None, make), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def broken(experiment: Experiment) -> Experiment:
+    """The experiment with a token in client 2's shard that the model does not know."""
+    example = dataclasses.replace(experiment.shards[2][0], response_ids=(10**6,))
+    return dataclasses.replace(experiment, shards=(*experiment.shards[:2], (example,)))
+
+
+def kept(out: Path, num_rounds: int) -> dict[int, Vector]:
+    """The adapter that each client keeps after so many rounds."""
+    paths = sorted((out / "state" / f"round-{num_rounds:05d}").glob("client-*.safetensors"))
+    return {int(path.stem.removeprefix("client-")): load_file(path)["adapter"] for path in paths}
+
+
+def finished(method: str, *settings: str, backend: Backend, out: Path) -> Run:
+    """A small run to its end."""
+    return run(small(method, *settings, out=out), display=False, backend=backend)

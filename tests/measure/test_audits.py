@@ -1,0 +1,421 @@
+"""The audit inside a run: who gets which canary, what canaries leave as it was, and what is written of them."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom, kstest
+
+from raysim.attacks.canaries import exposures, secret_examples
+from raysim.attacks.membership import calibrated_scores, loss_scores, membership_report, token_nlls
+from raysim.config import load
+from raysim.federation.setup import Experiment, prepare
+from raysim.federation.worker import Worker
+from raysim.lora.layout import initial_adapter, load_adapter
+from raysim.measure.audits import CanaryPlan, canary_sums, dealt, exposure_record, plan_canaries, token_losses, verdict
+from raysim.methods.call import ClientCall
+from raysim.model.language_model import LanguageModel
+from raysim.privacy.audit_bounds import one_run_audit
+from raysim.privacy.canaries import canary_coins, canary_direction, canary_scores, canary_seed, present
+from raysim.privacy.clipping import l2_norm
+from raysim.privacy.mechanism import Mechanism
+from raysim.rng import seed_for
+from raysim.runs.run import Backend, Run, backend_key, open_backend, run
+from tests.conftest import SMALL
+from tests.small_runs import results, small
+from tests.tiny_models import ALL_LINEAR, sharp_base
+
+SECRETS = ["audit.multiplicities=[1,3]", "audit.num_secrets=2", "audit.num_references=15"]
+MEMBERS = ["audit.num_canaries=20", "audit.canary=record"]
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The tiny model in this process."""
+    with open_backend(small("fedit", out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lm(backend: Backend) -> LanguageModel:
+    return backend.worker.language_model(load("", SMALL).lora)
+
+
+# --- who gets which ---
+
+
+def test_nothing_is_planned_unless_asked_for() -> None:
+    assert plan_canaries(load("", SMALL), first_record_id=0) == CanaryPlan()
+    assert dealt(CanaryPlan(), 3, first_record_id=0) == [[], [], []]
+
+
+def test_canaries_are_those_that_the_configuration_asks_for() -> None:
+    plan = plan_canaries(load("", [*SMALL, *SECRETS, *MEMBERS]), first_record_id=100)
+    assert [canary.multiplicity for canary in plan.secrets] == [1, 1, 3, 3]
+    assert [canary.record.record_id for canary in [*plan.secrets, *plan.members]] == list(range(100, 124))
+    assert (plan.num_updates, plan.num_gradients, plan.num_one_run) == (0, 0, 20)
+    vectors = {"update": ["privacy.unit=client"], "gradient": ["method.name=dplora"]}
+    for kind, settings in vectors.items():
+        plan = plan_canaries(load("", [*SMALL, *settings, f"audit.canary={kind}", "audit.num_canaries=9"]), first_record_id=0)
+        assert (plan.num_updates, plan.num_gradients) == ((9, 0) if kind == "update" else (0, 9))
+        assert plan.secrets == plan.members == ()
+        assert plan.num_one_run == 9
+
+
+def test_the_units_own_canary_is_what_auto_means() -> None:
+    assert load("", [*SMALL, "privacy.unit=client"]).audit.canary == "update"
+    assert load("", [*SMALL, "method.name=dplora"]).audit.canary == "record"
+    assert load("", SMALL).audit.canary == "record"
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 50])
+def test_copies_go_to_one_client_each_with_an_id_of_its_own_and_what_is_left_out_goes_to_none(num_clients: int) -> None:
+    plan = plan_canaries(load("", [*SMALL, *SECRETS, *MEMBERS]), first_record_id=100)
+    hands = dealt(plan, num_clients, first_record_id=124)
+    assert len(hands) == num_clients
+    given = [(k, record) for k, hand in enumerate(hands) for record in hand]
+    assert sorted(record.record_id for _, record in given) == list(range(124, 124 + len(given)))
+    copies = Counter(record.instruction for _, record in given)
+    everyone = [*plan.secrets, *plan.members]
+    assert copies == Counter({c.record.instruction: c.num_copies for c in everyone if c.included})
+    for index, canary in enumerate(everyone):
+        assert {k for k, record in given if record.instruction == canary.record.instruction} == (
+            {index % num_clients} if canary.included else set()
+        )
+    assert 0 < sum(not canary.included for canary in plan.members) < 20
+
+
+def prepared(lm: LanguageModel, *settings: str) -> Experiment:
+    return prepare(load("", [*SMALL, *settings]), lm)
+
+
+@pytest.mark.parametrize("method", ["fedit", "cenit", "dplora"])
+def test_canaries_join_shards_and_change_nothing_else(lm: LanguageModel, method: str) -> None:
+    """The split, the records that are attacked and the manifest are those of the run without: the two runs compare."""
+    without, with_ = prepared(lm, f"method.name={method}"), prepared(lm, f"method.name={method}", *SECRETS, *MEMBERS)
+    added = []
+    for plain, mixed in zip(without.shards, with_.shards, strict=True):
+        assert mixed[: len(plain)] == plain
+        added.append(mixed[len(plain) :])
+    assert [len(hand) for hand in added] == with_.manifest["num_canary_records"]
+    assert all(example.record.label == "canary" for hand in added for example in hand)
+    assert sum(map(len, added)) == 8 + sum(canary.included for canary in with_.canaries.members)
+    assert with_.attacked == without.attacked
+    assert with_.heldout == without.heldout
+    assert with_.real_examples == without.real_examples == tuple(example for shard in without.shards for example in shard)
+    assert with_.manifest | {"num_canary_records": [0] * len(added)} == without.manifest
+    assert with_.mechanism.shard_sizes == tuple(len(shard) for shard in with_.shards)
+    known = [example.record.record_id for example in (*without.real_examples, *without.heldout)]
+    ids = [example.record.record_id for hand in added for example in hand]
+    assert len({*known, *ids}) == len(known) + len(ids)
+
+
+# --- coins and directions ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_coins_are_fair_and_know_nothing_of_the_directions(seed: int) -> None:
+    coins = canary_coins(4000, seed=seed)
+    low, high = binom.ppf([1e-4, 1 - 1e-4], 4000, 0.5)
+    assert low <= coins.sum() <= high
+    assert low <= (coins[1:] == coins[:-1]).sum() <= high, "neighbours agree as often as not"
+    first = np.array([canary_direction(canary_seed(i, seed=seed), size=8)[0] for i in range(4000)])
+    assert abs(np.corrcoef(coins, first)[0, 1]) < 4 / math.sqrt(4000)
+    assert low <= (coins == canary_coins(4000, seed=seed + 100)).sum() <= high, "another seed has coins of its own"
+
+
+def test_directions_are_uniform_on_the_sphere() -> None:
+    directions = np.array([canary_direction(canary_seed(i, seed=0), size=200) for i in range(400)], dtype=np.float64)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-6)
+    meetings = (directions @ directions.T)[np.triu_indices(400, k=1)]
+    assert abs(meetings).max() < 0.5
+    assert kstest(directions[:, 3] * math.sqrt(200), "norm").pvalue > 1e-4
+    np.testing.assert_allclose((meetings**2).mean(), 1 / 200, rtol=0.05)
+
+
+def test_scores_are_inner_products_with_the_movement() -> None:
+    movement = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    expected = [
+        math.fsum(float(a) * float(b) for a, b in zip(movement, canary_direction(canary_seed(i, seed=4), size=50), strict=True))
+        for i in range(7)
+    ]
+    np.testing.assert_allclose(canary_scores(movement, 7, seed=4), expected, rtol=1e-12)
+
+
+def test_the_sampler_draws_each_canary_as_often_as_a_client() -> None:
+    drawn = [present(range(50), sampling_prob=0.3, seed=1, round_index=r) for r in range(80)]
+    low, high = binom.ppf([1e-5, 1 - 1e-5], 80, 0.3)
+    counts = Counter(i for indices in drawn for i in indices)
+    assert all(low <= counts[i] <= high for i in range(50))
+    low, high = binom.ppf([1e-5, 1 - 1e-5], 4000, 0.3)
+    assert low <= sum(counts.values()) <= high
+    assert present(range(50), sampling_prob=1.0, seed=1, round_index=0) == list(range(50))
+
+
+def test_clients_mix_in_the_gradient_canaries_that_are_in_and_no_others(lm: LanguageModel) -> None:
+    settings = [*SMALL, "method.name=dplora", "audit.canary=gradient", "audit.num_canaries=40", "privacy.clip_norm=0.5"]
+    config = load("", settings)
+    mechanism = Mechanism.from_config(config, shard_sizes=[4, 4, 4])
+    start = initial_adapter(lm.layout, seed=0)
+    calls = [ClientCall(config, mechanism, k, 0, start, (), None).private_settings() for k in range(3)]
+    seeds = [seed for call in calls for seed in call.canary_seeds]
+    coins = canary_coins(40, seed=config.seed)
+    assert sorted(seeds) == sorted(canary_seed(i, seed=config.seed) for i in range(40) if coins[i])
+    assert all(len(call.canary_seeds) >= 2 for call in calls)
+    assert {call.canary_norm for call in calls} == {50.0}
+
+
+# --- canary updates in a round ---
+
+
+def updates_of_round(*settings: str, round_index: int = 0, size: int = 5000, clip_norm: float | None = 1.0) -> list[Any]:
+    config = load("", ["method.name=fedit", "audit.canary=update", "audit.num_canaries=40", *settings])
+    mechanism = Mechanism.from_config(config, shard_sizes=[4] * config.partition.num_clients)
+    plan = plan_canaries(config, first_record_id=0)
+    return canary_sums(plan, mechanism=mechanism, scale=100.0, round_index=round_index, size=size, clip_norm=clip_norm)
+
+
+def alignments(parts: list[Any], *, size: int = 5000) -> dict[int, float]:
+    """Which canary each sum is, by its direction, and how far it goes along it."""
+    directions = np.array([canary_direction(canary_seed(i, seed=0), size=size) for i in range(40)], dtype=np.float64)
+    along = [directions @ part.total for part in parts]
+    return {int(np.argmax(a)): float(a.max()) for a in along}
+
+
+def test_an_update_canary_is_clipped_like_a_client_and_present_only_if_it_is_in() -> None:
+    parts = updates_of_round("privacy.unit=client", clip_norm=0.7)
+    assert sorted(alignments(parts)) == np.flatnonzero(canary_coins(40, seed=0)).tolist()
+    for part in parts:
+        assert l2_norm(part.total) == pytest.approx(0.7, rel=1e-6)
+        assert l2_norm(part.total) <= 0.7
+        assert (part.weight, part.num_clipped, part.num_dropped, part.clip_norm) == (1.0, 1, 0, 0.7)
+        assert part.norms[0] == pytest.approx(70.0, rel=1e-5)
+
+
+def test_where_nothing_is_clipped_an_update_canary_is_of_norm_1() -> None:
+    parts = updates_of_round(clip_norm=None)
+    assert [l2_norm(part.total) for part in parts] == pytest.approx([1.0] * len(parts))
+
+
+def test_an_update_canary_carries_a_clients_own_noise_where_clients_add_it() -> None:
+    parts = updates_of_round("privacy.unit=client", "privacy.noise_at=client", "privacy.noise_multiplier=2", clip_norm=0.5)
+    noises = []
+    for index, part in zip(np.flatnonzero(canary_coins(40, seed=0)).tolist(), parts, strict=True):
+        noise = part.total - 0.5 * canary_direction(canary_seed(index, seed=0), size=5000).astype(np.float64)
+        assert kstest(noise, "norm", args=(0.0, 2 * 0.5)).pvalue > 1e-4
+        noises.append(noise)
+    meetings = np.corrcoef(noises)[np.triu_indices(len(noises), k=1)]
+    assert abs(meetings).max() < 5 / math.sqrt(5000), "each has noise of its own"
+
+
+def test_update_canaries_take_turns_where_clients_do() -> None:
+    settings = ["privacy.unit=client", "partition.num_clients=8", "server.cohort_size=2", "privacy.sampler=cyclic", "privacy.num_bands=3"]
+    took_part = [set(alignments(updates_of_round(*settings, round_index=r))) for r in range(8)]
+    included = set(np.flatnonzero(canary_coins(40, seed=0)).tolist())
+    assert took_part[:4] == took_part[4:]
+    assert sum(map(len, took_part[:4])) == len(included)
+    assert set().union(*took_part) == included
+
+
+def test_update_canaries_are_drawn_like_clients_of_poisson_cohorts() -> None:
+    settings = ["privacy.unit=client", "partition.num_clients=8", "server.cohort_size=2"]
+    included = int(canary_coins(40, seed=0).sum())
+    counts = [len(updates_of_round(*settings, round_index=r, size=20)) for r in range(100)]
+    low, high = binom.ppf([1e-5, 1 - 1e-5], 100 * included, 0.25)
+    assert low <= sum(counts) <= high
+    assert len(set(counts)) > 3
+
+
+def test_an_update_canary_is_as_small_as_a_client_of_the_cohort_that_is_simulated() -> None:
+    """Three clients with the noise of a cohort of thirty: each stands for ten, a canary for one."""
+    parts = updates_of_round("privacy.unit=client", "privacy.noise_cohort_size=30", clip_norm=1.0)
+    assert [l2_norm(part.total) for part in parts] == pytest.approx([0.1] * len(parts), rel=1e-5)
+    settings = ["privacy.unit=client", "privacy.noise_cohort_size=30", "privacy.population=300"]
+    counts = [len(updates_of_round(*settings, round_index=r, size=20)) for r in range(100)]
+    low, high = binom.ppf([1e-5, 1 - 1e-5], 100 * len(parts), 0.1)
+    assert low <= sum(counts) <= high
+
+
+# --- what a run writes ---
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory, backend: Backend) -> Run:
+    """A small run with secrets, record canaries and the membership attack."""
+    settings = [*SECRETS, *MEMBERS, "audit.membership=true", "server.num_rounds=3", "attack.every=2", "train.lr=0.02"]
+    return run(small("fedit", *settings, out=tmp_path_factory.mktemp("audited") / "run"), display=False, backend=backend)
+
+
+def test_a_run_without_an_audit_writes_nothing_of_one(tmp_path: Path, backend: Backend) -> None:
+    plain = run(small("fedit", out=tmp_path / "run"), display=False, backend=backend)
+    assert not (plain.out / "audit.json").exists()
+    assert all("exposure" not in record for record in plain.records)
+    assert "Audit:" not in (plain.out / "report.html").read_text()
+
+
+def test_exposure_is_recorded_when_the_attack_is_due(audited: Run) -> None:
+    assert [record.get("exposure") is not None for record in audited.records] == [False, True, True]
+    for record in audited.records[1:]:
+        assert set(record["exposure"]) == {"by_multiplicity", "max", "num_secrets"}
+        assert list(record["exposure"]["by_multiplicity"]) == ["1", "3"]
+        assert record["exposure"]["max"] == 4.0
+        assert record["exposure"]["num_secrets"] == 4
+        assert all(0.0 <= bits <= 4.0 for bits in record["exposure"]["by_multiplicity"].values())
+    assert [json.loads(line) for line in (audited.out / "rounds.jsonl").read_text().splitlines()] == audited.records
+
+
+def test_the_last_exposure_is_that_of_the_saved_adapter(audited: Run, lm: LanguageModel) -> None:
+    config = audited.config
+    plan = prepare(config, lm).canaries
+    adapter = load_adapter(audited.out / "adapter", lm.layout)
+    seed = seed_for(config.seed, "audit", "references")
+    bits = exposures(lm, adapter, plan.secrets, num_references=15, seed=seed, batch_size=16)
+    by_hand = {"1": (bits[0] + bits[1]) / 2, "3": (bits[2] + bits[3]) / 2}
+    assert audited.records[-1]["exposure"]["by_multiplicity"] == pytest.approx(by_hand)
+    assert exposure_record(plan, [[value] for value in bits], num_references=15)["by_multiplicity"] == pytest.approx(by_hand)
+
+
+def test_the_bound_is_that_of_scores_taken_from_the_saved_adapter(audited: Run, lm: LanguageModel) -> None:
+    """From the folder alone: losses of each canary's secret under the first and the last release, and its coin."""
+    found = json.loads((audited.out / "audit.json").read_text())["one_run"]
+    plan = prepare(audited.config, lm).canaries
+    examples = secret_examples(lm.tokenizer, plan.members)
+    first, last = initial_adapter(lm.layout, seed=audited.config.seed), load_adapter(audited.out / "adapter", lm.layout)
+    scores = calibrated_scores(*(token_nlls(lm, adapter, examples, batch_size=1) for adapter in (last, first)))
+    included = [canary.included for canary in plan.members]
+    expected = one_run_audit(scores, included, delta=1e-5, confidence=0.95)
+    assert {key: found[key] for key in dataclasses.asdict(expected)} == dataclasses.asdict(expected)
+    assert found["num_included"] == sum(included)
+    assert (found["canary"], found["unit"], found["delta"], found["confidence"]) == ("record", "example", 1e-5, 0.95)
+    assert found["epsilon_claimed"] is None
+
+
+def test_the_membership_entry_is_that_of_the_saved_adapter(audited: Run, lm: LanguageModel) -> None:
+    found = json.loads((audited.out / "audit.json").read_text())["membership"]
+    assert set(found) == {"loss", "reference", "zlib", "min_k"}
+    experiment = prepare(audited.config, lm)
+    last = load_adapter(audited.out / "adapter", lm.layout)
+    scores = [loss_scores(token_nlls(lm, last, examples, batch_size=1)) for examples in (experiment.real_examples, experiment.heldout)]
+    expected = membership_report(*scores)
+    assert (expected["num_in"], expected["num_out"]) == (12, 4), "canaries are neither members nor non-members here"
+    assert set(found["loss"]) == set(expected)
+    for key, value in expected.items():
+        assert found["loss"][key] == pytest.approx(value), key
+
+
+def test_token_losses_are_in_order_whatever_the_batch(backend: Backend, lm: LanguageModel) -> None:
+    examples = prepared(lm).real_examples
+    adapters = [initial_adapter(lm.layout, seed=seed) + np.float32(0.01) * seed for seed in (1, 2)]
+
+    def evaluate(work: Any) -> list[list[Any]]:
+        return [backend.worker.run_job(load("", SMALL).lora, adapter, job) for adapter, job in work]
+
+    for batch_size in (1, 5, 100):
+        losses = token_losses(examples, adapters, evaluate=evaluate, batch_size=batch_size)
+        assert [len(of_adapter) for of_adapter in losses] == [12, 12]
+        for adapter, of_adapter in zip(adapters, losses, strict=True):
+            for own, expected in zip(of_adapter, token_nlls(lm, adapter, examples, batch_size=1), strict=True):
+                np.testing.assert_allclose(own, expected, rtol=1e-4)
+
+
+def test_an_audit_alone_changes_no_result_of_a_run(tmp_path: Path, backend: Backend) -> None:
+    """The membership attack looks and leaves alone."""
+    plain = run(small("dplora-example", out=tmp_path / "plain"), display=False, backend=backend)
+    watched = run(small("dplora-example", "audit.membership=true", out=tmp_path / "watched"), display=False, backend=backend)
+    assert results(plain.out) == results(watched.out)
+    assert json.loads((watched.out / "audit.json").read_text())["one_run"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "canary", "unit"),
+    [
+        ("dplora-example", ["audit.canary=gradient"], "gradient", "example"),
+        ("dplora-literal", [], "record", "example"),
+        ("fedit-client", [], "update", "client"),
+    ],
+)
+def test_the_bound_stands_beside_what_the_ledger_claims_for_the_same_unit(
+    tmp_path: Path, backend: Backend, method: str, settings: list[str], canary: str, unit: str
+) -> None:
+    out = tmp_path / "run"
+    done = run(small(method, "audit.num_canaries=60", *settings, out=out), display=False, backend=backend)
+    found = json.loads((out / "audit.json").read_text())
+    assert found["membership"] is None
+    one_run = found["one_run"]
+    assert (one_run["canary"], one_run["unit"]) == (canary, unit) == (canary, done.ledger["unit"])
+    assert (one_run["epsilon_claimed"], one_run["delta"]) == (done.ledger["epsilon"], done.ledger["delta"])
+    assert one_run["epsilon_lower"] <= one_run["epsilon_claimed"]
+    assert ("gaussian_estimate" in one_run) == (canary != "record")
+    page = (out / "report.html").read_text()
+    assert "Audit:" in page
+    assert verdict(one_run) in page
+
+
+def test_a_model_that_learns_secrets_by_heart_is_found_out(tmp_path: Path) -> None:
+    """Without noise, a run on a model that can learn: four copies are exposed more than one, and the bound is above zero."""
+    backend = Backend((), Worker(sharp_base(), device="cpu", num_threads=1), None)
+    model = [f"lora.target_modules=[{','.join(ALL_LINEAR)}]", "lora.rank=16", "lora.alpha=16", "train.lr=0.01"]
+    few = ["data.num_train=2", "data.num_heldout=2", "partition.num_clients=1", "server.num_rounds=1", "evaluate.every=0"]
+
+    def finished(name: str, *settings: str) -> Run:
+        config = small("fedit", *model, *few, *settings, out=tmp_path / name)
+        return run(config, display=False, backend=dataclasses.replace(backend, key=backend_key(config)))
+
+    copies = ["audit.multiplicities=[1,4]", "audit.num_secrets=6", "train.num_epochs=8", "train.batch_size=8"]
+    bits = finished("copies", *copies).records[-1]["exposure"]["by_multiplicity"]
+    assert bits["4"] > bits["1"] + 0.5
+    members = ["audit.num_canaries=64", "train.num_epochs=60", "train.batch_size=4", "attack.every=-1"]
+    found = json.loads((finished("members", *members).out / "audit.json").read_text())["one_run"]
+    assert found["epsilon_lower"] > 0.3
+    assert found["num_correct"] > 0.8 * found["num_guesses"]
+
+
+# --- the line ---
+
+ONE_RUN = {"epsilon_claimed": 2.95, "epsilon_lower": 1.25, "confidence": 0.95, "num_correct": 40, "num_guesses": 50, "num_canaries": 100}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {},
+            "claimed at most 2.95 / audited at least 1.25 (95% confidence, 40 of 50 guesses right over 100 update canaries): not contradicted",
+        ),
+        (
+            {"epsilon_lower": 2.951},
+            "claimed at most 2.95 / audited at least 2.951 (95% confidence, 40 of 50 guesses right over 100 update canaries): contradicted",
+        ),
+        (
+            {"epsilon_claimed": None},
+            "no guarantee claimed / audited at least 1.25 (95% confidence, 40 of 50 guesses right over 100 update canaries)",
+        ),
+        (
+            {"confidence": 0.999},
+            "claimed at most 2.95 / audited at least 1.25 (99.9% confidence, 40 of 50 guesses right over 100 update canaries): not contradicted",
+        ),
+    ],
+)
+def test_the_verdict_says_what_was_claimed_and_what_was_found(changes: dict[str, Any], line: str) -> None:
+    assert verdict(ONE_RUN | {"canary": "update"} | changes) == line
+
+
+def test_a_configuration_asks_for_shadows_and_for_inversion(tmp_path: Path, backend: Backend) -> None:
+    settings = ["audit.num_shadows=2", "audit.inversion=true", "server.num_rounds=1", "lora.rank=4"]
+    done = run(small("fedit", *settings, out=tmp_path / "run"), display=False, backend=backend)
+    found = json.loads((done.out / "audit.json").read_text())
+    assert found["one_run"] is None
+    assert list(found["membership"]) == ["lira"]
+    assert found["membership"]["lira"]["num_shadows"] == 2
+    assert found["membership"]["lira"]["num_in"] == len(prepare(done.config, backend.worker.language_model(done.config.lora)).real_examples)
+    assert {row["rank"] for row in found["inversion"]} == {4, 16}
+    assert all(row["token_recall"] == 0.0 for row in found["inversion"] if row["noise"] >= 0.1), "noise hides the tokens"
+    page = (done.out / "report.html").read_text()
+    assert "Membership attacks on" in page
+    assert "gradient inversion" in page
