@@ -9,6 +9,7 @@ most 0.45 GB each.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ import torch
 from raysim.config import Config, load
 from raysim.data.tokens import Example
 from raysim.federation.loop import start
+from raysim.federation.server import begin
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment
 from raysim.model.language_model import build_language_model, load_base_model
@@ -76,7 +78,7 @@ def federated(config: Config, *, rounds: int) -> dict[str, Any]:
         experiment = prepare(config, lm)
         assert all(e.num_tokens == LENGTH for shard in experiment.shards for e in shard), "every example fills the length"
         clients = backend.clients(Assignment(config, experiment.mechanism, experiment.weights), experiment)
-        adapter = start(config, experiment, layout=lm.layout).adapter
+        first = begin(start(config, experiment, layout=lm.layout), experiment.mechanism)
         chunks = [(k,) for k in range(NUM_CLIENTS)]
         num_tokens = 0
 
@@ -84,10 +86,10 @@ def federated(config: Config, *, rounds: int) -> dict[str, Any]:
             nonlocal num_tokens
             num_tokens += sum(report.stats.num_tokens for report in reports)
 
-        clients.run_round(chunks, 0, adapter, None, lambda _: None)
+        clients.run_round(first, chunks, lambda _: None)
         started = time.perf_counter()
         for round_index in range(1, rounds + 1):
-            clients.run_round(chunks, round_index, adapter, None, count)
+            clients.run_round(dataclasses.replace(first, index=round_index), chunks, count)
         seconds = time.perf_counter() - started
         assert backend.ray is not None
         pids = ray.get([actor.pid.remote() for actor in backend.ray.actors])

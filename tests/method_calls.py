@@ -1,6 +1,6 @@
 """Client calls for the tests of methods: a small configuration, its mechanism, and a shard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 from raysim.config import load
 from raysim.data.records import Record
 from raysim.lora.layout import Vector
-from raysim.methods.call import ClientCall
+from raysim.methods.call import ClientCall, ClientResult, Method
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.mechanism import Mechanism
 from tests.conftest import SMALL
+from tests.rounds import make_round
 from tests.tiny_models import encode
 
 RECORDS = [
@@ -31,17 +32,33 @@ def make_call(
     """A call in round 0 to a client with these records, one of three clients of that size, and with these public records."""
     config = load("", [*SMALL, *overrides])
     mechanism = Mechanism.from_config(config, shard_sizes=[max(1, len(records))] * 3)
+    adapter = some_adapter(lm)
+    further = {"control": np.zeros_like(adapter)} if config.method.name == "scaffold" else {}
     return ClientCall(
         config=config,
         mechanism=mechanism,
+        round=make_round(mechanism, {"adapter": adapter} | further),
         client_id=client_id,
-        round_index=0,
-        adapter=some_adapter(lm),
+        adapter=adapter,
         shard=tuple(encode(lm, records)),
         state=None,
         public=tuple(encode(lm, public)),
-        control=np.zeros(lm.layout.num_parameters, dtype=np.float32) if config.method.name == "scaffold" else None,
     )
+
+
+def in_round(call: ClientCall, index: int) -> ClientCall:
+    """The same call in another round."""
+    return replace(call, round=replace(call.round, index=index))
+
+
+def alone(method: Method) -> Callable[[LanguageModel, ClientCall], ClientResult]:
+    """What the method does for a group of one client."""
+
+    def one(lm: LanguageModel, call: ClientCall) -> ClientResult:
+        [result] = method(lm, [call])
+        return result
+
+    return one
 
 
 def other_responses(records: Sequence[Record]) -> list[Record]:

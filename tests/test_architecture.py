@@ -63,6 +63,10 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.runs.run"): "help and refusals answer without importing torch and Ray",
     ("raysim.model.language_model", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.results.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",
+    (
+        "raysim.lora.rule",
+        "raysim.lora.rules.{name}",
+    ): "a rule is found by its name, so that a new one is a file and a name in the list of choices",
     ("raysim.data.partition", "sklearn.cluster"): "pandas and pyarrow come with it; only sets without labels are clustered",
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
@@ -194,7 +198,7 @@ def hidden(tree: ast.Module, module: str) -> list[tuple[int, str]]:
         found += [(node.lineno, name) for node, name in imports_of(function, module)]
         for call in calls(function):
             if dotted(call.func, aliases(tree)) in ("importlib.import_module", "__import__"):
-                found.append((call.lineno, ast.unparse(call.args[0]).strip("'\"") if call.args else "?"))
+                found.append((call.lineno, ast.unparse(call.args[0]).removeprefix("f").strip("'\"") if call.args else "?"))
     return sorted(set(found))
 
 

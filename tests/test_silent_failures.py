@@ -18,13 +18,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from raysim.config import load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.federation.faults import check_outcomes
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.methods import METHODS
 from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model, load_base_model
 from raysim.model.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
 from tests.conftest import SMALL
-from tests.method_calls import make_call
+from tests.method_calls import alone, make_call
+from tests.rounds import make_round
 from tests.tiny_models import sharp_base
 
 LOCAL = TrainSettings(num_epochs=1, max_steps=0, batch_size=4, lr=0.01, optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0, prox_mu=0.0)
@@ -368,7 +370,7 @@ def test_an_adapter_is_passed_through_as_it_is(lm: LanguageModel) -> None:
 def test_what_a_client_sends_is_an_adapter_and_nothing_more(overrides: tuple[str, ...]) -> None:
     lm = build_language_model(load_base_model("tiny"), rank=4, alpha=8.0, dropout=0.0, target_modules=TARGETS)
     call = make_call(lm, *overrides)
-    check_adapter(METHODS[call.config.method.name](lm, call).update, lm.layout)
+    check_adapter(alone(METHODS[call.config.method.name])(lm, call).upload["adapter"], lm.layout)
 
 
 # --- the client is named ---
@@ -380,7 +382,8 @@ def run_client(adapter_of: Callable[[LanguageModel], Vector]) -> None:
     lm = worker.language_model(config.lora)
     call = make_call(lm)
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
-    worker.run_chunk(assignment, (2,), 4, adapter_of(lm), [call.shard], [None], clip_norm=None)
+    round = make_round(call.mechanism, {"adapter": adapter_of(lm)}, index=4)
+    check_outcomes(worker.run_chunk(assignment, (2,), round, [call.shard], [None])[1], round_index=4)
 
 
 def test_a_client_that_fails_in_silence_is_named_with_its_round() -> None:

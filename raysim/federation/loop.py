@@ -1,4 +1,4 @@
-"""The loop over rounds, the two seams it runs through (`Clients`, `Server`), and both of them in this process, without Ray.
+"""The loop over rounds, and the two seams it runs through (`Clients`, `Server`).
 
 A round is: draw the cohort, let each chunk of it train, sum and send, step the server, measure, record, save. Because a
 client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
@@ -20,35 +20,30 @@ from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
 from raysim.federation import checkpoint
+from raysim.federation.adversary import canary_sums
 from raysim.federation.checkpoint import Snapshot
-from raysim.federation.server import ServerState, broadcast, clip_norm_of, step
-from raysim.federation.server_optimizer import ServerOptimizer
+from raysim.federation.faults import Outcome, check_outcomes
+from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
-from raysim.federation.worker import Assignment, ClientReport, Worker
-from raysim.lora.layout import Vector, initial_adapter
-from raysim.measure.audits import canary_sums, exposure_jobs, exposure_record
+from raysim.lora.layout import Vector
+from raysim.lora.rule import lora_rule
+from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, Plan, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState
-from raysim.privacy.aggregation import MaskedSum
-from raysim.privacy.clipping import ChunkSum
+from raysim.privacy.cohort import Round
 from raysim.rng import seed_for
 
 BYTES_PER_PARAMETER = 4
 BYTES_MASKED = 8
 """Of a parameter in a masked message."""
-OnDone = Callable[[Sequence[ClientReport]], None]
+OnDone = Callable[[Sequence[Outcome]], None]
 
 
 class Clients(Protocol):
     """Whoever runs the clients of a round. What `run_round` returns goes to `Server.step` unopened."""
 
-    def run_round(
-        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
-    ) -> list[Any]:
-        """The chunks' sums in the order of `chunks`, updates clipped to `clip_norm` if any; `on_done` hears of each chunk as it ends.
-
-        `adapter` is what the server sends, so it is followed by the control variate where there is one (see `server.broadcast`).
-        """
+    def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: OnDone) -> list[Any]:
+        """What the chunks send, in the order of `chunks`; `on_done` hears of the outcomes of each chunk as it ends, and may raise."""
 
     def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
         """What these clients keep; those that keep nothing are left out."""
@@ -63,61 +58,8 @@ class Clients(Protocol):
 class Server(Protocol):
     """Whoever steps the server's state."""
 
-    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
         """The next state, and the server's part of the round's record."""
-
-
-class LocalClients:
-    """All clients in turn, in this process."""
-
-    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment) -> None:
-        self._worker, self._assignment, self._shards = worker, assignment, experiment.shards
-        self._states: dict[int, ClientState] = {}
-
-    def run_round(
-        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: OnDone
-    ) -> list[ChunkSum | MaskedSum]:
-        """See `Clients`."""
-        sums = []
-        for chunk in chunks:
-            shards, states = [self._shards[k] for k in chunk], [self._states.get(k) for k in chunk]
-            total, reports, new_states = self._worker.run_chunk(
-                self._assignment, chunk, round_index, adapter, shards, states, clip_norm=clip_norm
-            )
-            self._states.update({k: state for k, state in zip(chunk, new_states, strict=True) if state is not None})
-            sums.append(total)
-            on_done(reports)
-        return sums
-
-    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
-        """See `Clients`."""
-        return {k: self._states[k] for k in client_ids if k in self._states}
-
-    def restore(self, states: dict[int, ClientState]) -> None:
-        """See `Clients`."""
-        self._states = dict(states)
-
-    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
-        """See `Clients`."""
-        results = []
-        for adapter, job in work:
-            results.append(self._worker.run_job(self._assignment.config.lora, adapter, job))
-            on_done()
-        return results
-
-
-@dataclass(frozen=True)
-class LocalServer:
-    """The server in this process."""
-
-    assignment: Assignment
-
-    def step(self, state: ServerState, sums: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
-        """See `Server`."""
-        config = self.assignment.config
-        server = config.server
-        optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
-        return step(state, sums, mechanism=self.assignment.mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer)
 
 
 @dataclass
@@ -143,9 +85,9 @@ class Simulation:
 
 def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
     """The state before the first round."""
-    adapter = initial_adapter(layout, seed=config.seed)
-    memory = {"control": np.zeros(len(adapter))} if config.method.name == "scaffold" else {}
-    return ServerState(round_index=0, adapter=adapter, memory=memory)
+    tensors: dict[str, Any] = lora_rule(config.lora.aggregation).start(layout, config.seed)
+    further = {"control": np.zeros(len(tensors["adapter"]))} if config.method.name == "scaffold" else {}
+    return ServerState(round_index=0, tensors=tensors | further)
 
 
 def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
@@ -167,41 +109,35 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     """Runs one round, appends its record, and returns the clients whose own state changed."""
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
-    mechanism, adapter = experiment.mechanism, simulation.state.adapter
-    cohort, clip_norm = mechanism.survivors(round_index), clip_norm_of(simulation.state, mechanism)
+    mechanism = experiment.mechanism
+    round = begin(simulation.state, mechanism)
     size = mechanism.chunk_size
-    chunks = [cohort[i : i + size] for i in range(0, len(cohort), size)]
-    reports: list[ClientReport] = []
+    chunks = [round.survivors[i : i + size] for i in range(0, len(round.survivors), size)]
+    outcomes: list[Outcome] = []
 
-    def on_done(chunk_reports: Sequence[ClientReport]) -> None:
-        reports.extend(chunk_reports)
-        for report in chunk_reports:
-            progress.client_done(report.client_id, report.stats.num_tokens)
+    def on_done(chunk: Sequence[Outcome]) -> None:
+        check_outcomes(chunk, round_index=round_index)
+        outcomes.extend(chunk)
+        for outcome in chunk:
+            progress.client_done(outcome.client_id, outcome.stats.num_tokens if outcome.stats else 0)
 
-    progress.round(round_index, cohort)
-    sums = simulation.clients.run_round(chunks, round_index, broadcast(simulation.state), clip_norm, on_done)
-    sums += canary_sums(
-        experiment.canaries,
-        mechanism=mechanism,
-        scale=simulation.config.audit.canary_scale,
-        round_index=round_index,
-        size=len(adapter),
-        clip_norm=clip_norm,
-    )
+    progress.round(round_index, round.survivors)
+    parts = simulation.clients.run_round(round, chunks, on_done)
+    scale = simulation.config.audit.canary_scale
+    parts += canary_sums(experiment.canaries.num_updates, mechanism=mechanism, scale=scale, round=round)
     trained_s = time.perf_counter() - started
-    simulation.state, server_record = simulation.server.step(simulation.state, sums)
-    changed = simulation.clients.states(cohort)
+    simulation.state, server_record = simulation.server.step(simulation.state, round, parts)
+    changed = simulation.clients.states(round.survivors)
     simulation.kept |= changed
 
-    reports.sort(key=lambda report: report.client_id)
-    drawn = mechanism.sample_cohort(round_index)
-    record = {"round_index": round_index, "cohort": list(drawn), "num_failed": len(drawn) - len(cohort)}
-    record |= {**_client_record(reports, trained_s), **server_record}
+    outcomes.sort(key=lambda outcome: outcome.client_id)
+    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - len(outcomes)}
+    record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
-    record |= _traffic(simulation, cohort, round_index)
+    record |= _traffic(simulation, round)
     simulation.synthetic += [
-        {"client_id": report.client_id, "round_index": round_index, **row} for report in reports for row in report.synthetic
+        {"client_id": outcome.client_id, "round_index": round_index, **row} for outcome in outcomes for row in outcome.synthetic
     ]
     record |= _measurements(simulation, round_index)
     record["wall_s"] = time.perf_counter() - started
@@ -377,22 +313,23 @@ def _measure_base(simulation: Simulation) -> Simulation:
     return simulation
 
 
-def _client_record(reports: Sequence[ClientReport], wall_s: float) -> dict[str, Any]:
+def _client_record(outcomes: Sequence[Outcome], wall_s: float) -> dict[str, Any]:
     """What the record says of the clients: tokens trained on, mean loss by tokens, speed, and the fate of synthetic records."""
-    num_tokens = sum(report.stats.num_tokens for report in reports)
-    all_losses = [(report.stats.loss, report.stats.num_tokens) for report in reports if report.stats.loss is not None]
+    trained = [outcome.stats for outcome in outcomes if outcome.stats]
+    num_tokens = sum(stats.num_tokens for stats in trained)
+    all_losses = [(stats.loss, stats.num_tokens) for stats in trained if stats.loss is not None]
     losses = [(loss, tokens) for loss, tokens in all_losses if math.isfinite(loss)]  # of a diverged client, whose update is dropped
     weight = sum(tokens for _, tokens in losses)
-    clipped = [report.stats.clip_fraction for report in reports if report.stats.clip_fraction is not None]
+    clipped = [stats.clip_fraction for stats in trained if stats.clip_fraction is not None]
     record: dict[str, Any] = {
         "num_tokens": num_tokens,
         "train_loss": sum(loss * tokens for loss, tokens in losses) / weight if weight else None,
-        "num_steps": sum(report.stats.num_steps for report in reports),
+        "num_steps": sum(stats.num_steps for stats in trained),
         "client_clip_fraction": sum(clipped) / len(clipped) if clipped else None,
         "client_s": wall_s,
         "tokens_per_s": num_tokens / wall_s,
     }
-    rows = [row for report in reports for row in report.synthetic]
+    rows = [row for outcome in outcomes for row in outcome.synthetic]
     return record | ({"synthetic": _fate(rows)} if rows else {})
 
 
@@ -412,22 +349,19 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _traffic(simulation: Simulation, cohort: Sequence[int], round_index: int) -> dict[str, int]:
-    """Bytes up and down in the round: an adapter each way and client, and as much again for a control variate; raw records, once, where
-    data are pooled; else none.
-    """
+def _traffic(simulation: Simulation, round: Round) -> dict[str, int]:
+    """Bytes up and down in the round: what is broadcast, each way and client; raw records, once, where data are pooled; else none."""
     method = simulation.config.method.name
-    sent_bytes = len(broadcast(simulation.state)) * BYTES_PER_PARAMETER
+    sent_bytes = sum(len(tensor) for tensor in round.broadcast.values()) * BYTES_PER_PARAMETER
     if method in SEPARATE_METHODS:
         return {"uplink_bytes": 0, "downlink_bytes": 0}
     if method == "cenit":
         records = [example.record for shard in simulation.experiment.shards for example in shard]
         texts = [text for r in records for text in (*(said for _, said in r.history), r.instruction, r.response)]
-        pooled = sum(len(text.encode()) for text in texts) if round_index == 0 else 0
+        pooled = sum(len(text.encode()) for text in texts) if round.index == 0 else 0
         return {"uplink_bytes": pooled, "downlink_bytes": 0}
-    drawn = len(simulation.experiment.mechanism.sample_cohort(round_index))
     sent = sent_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
-    return {"uplink_bytes": sent * len(cohort), "downlink_bytes": sent_bytes * drawn}
+    return {"uplink_bytes": sent * len(round.survivors), "downlink_bytes": sent_bytes * len(round.cohort)}
 
 
 def _resume(simulation: Simulation, state_dir: Path) -> None:
@@ -442,9 +376,10 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
         raise ValueError(
             f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
         )
-    assert snapshot.adapter.shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
-    adapter = np.asarray(snapshot.adapter, dtype=np.float32)
-    simulation.state = ServerState(snapshot.num_rounds, adapter, snapshot.clip_norm, snapshot.server_arrays)
+    arrays = {"adapter": np.asarray(snapshot.adapter, dtype=np.float32)} | snapshot.server_arrays
+    assert arrays["adapter"].shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
+    tensors = {name: arrays.pop(name) for name in simulation.state.tensors}
+    simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays)
     simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
@@ -452,12 +387,13 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
 
 
 def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
+    state = simulation.state
     snapshot = Snapshot(
-        num_rounds=simulation.state.round_index,
+        num_rounds=state.round_index,
         config_key=result_key(simulation.config),
-        adapter=simulation.state.adapter,
-        clip_norm=simulation.state.clip_norm,
-        server_arrays=dict(simulation.state.memory),
+        adapter=state.adapter,
+        clip_norm=state.clip_norm,
+        server_arrays={name: array for name, array in {**state.tensors, **state.memory}.items() if name != "adapter"},
         client_arrays={k: state.arrays for k, state in simulation.kept.items()},
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,

@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysim.federation.faults import survivors
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
-from raysim.privacy.aggregation import MaskedSum, open_sums
-from raysim.privacy.clipping import ChunkSum, Total, l2_norm, noise_and_divide
+from raysim.lora.layout import Vector
+from raysim.lora.rule import LoraRule, lora_rule
+from raysim.privacy.aggregation import Part, open_sums
+from raysim.privacy.clipping import ChunkStack, ChunkSum, Total, l2_norm, noise_and_divide
+from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.secagg import TooFewSurvivors
 from raysim.rng import seed_for
+
+AVERAGE = lora_rule("average")
 
 
 @dataclass(frozen=True)
@@ -27,24 +33,44 @@ class ServerState:
 
     round_index: int
     """Rounds done, and so the index of the next."""
-    adapter: npt.NDArray[np.float32]
-    """The released adapter, one flat vector."""
+    tensors: Mapping[str, npt.NDArray[Any]]
+    """What it sends, by name: the `adapter` (float32, one flat vector), and for SCAFFOLD the `control` variate (float64 here, float32 on its way)."""
     clip_norm: float | None = None
     """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
     memory: Mapping[str, Moments] = field(default_factory=dict)
-    """What else it remembers, float64 arrays of the adapter's length by name: the optimizer's `momentum` and `variance`, and SCAFFOLD's `control`."""
+    """What the server's optimizer remembers, float64 arrays of the adapter's length: `momentum` and `variance`."""
+
+    @property
+    def adapter(self) -> Vector:
+        """The adapter, as clients are sent it."""
+        adapter: Vector = self.tensors["adapter"]
+        return adapter
+
+
+def begin(state: ServerState, mechanism: Mechanism) -> Round:
+    """The state's next round: its cohort drawn, who drops out decided, its bound fixed."""
+    cohort = mechanism.sample_cohort(state.round_index)
+    return Round(
+        index=state.round_index,
+        cohort=cohort,
+        survivors=survivors(cohort, mechanism=mechanism, round_index=state.round_index),
+        clip_norm=mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm,
+        broadcast={name: np.asarray(tensor, dtype=np.float32) for name, tensor in state.tensors.items()},
+    )
 
 
 def step(
     state: ServerState,
-    parts: Sequence[ChunkSum | MaskedSum],
+    round: Round,
+    parts: Sequence[Part],
     *,
     mechanism: Mechanism,
     lr: float,
     seed: int,
     optimizer: ServerOptimizer = PLAIN,
+    rule: LoraRule = AVERAGE,
 ) -> tuple[ServerState, dict[str, Any]]:
-    """The state after a round whose updates were summed into `parts`, and the server's part of the round's record.
+    """The state after a round whose uploads came as `parts`, and the server's part of the round's record.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
@@ -53,86 +79,82 @@ def step(
     allows releases nothing (`aborted`).
     Errors: RuntimeError if the new adapter would not be finite.
     """
-    clip_norm = clip_norm_of(state, mechanism)
-    _check_parts(parts, state=state, clip_norm=clip_norm)
+    _check_parts(parts, round)
+    stacks = [part for part in parts if isinstance(part, ChunkStack)]
     aborted = False
     try:
-        sums = open_sums(parts, mechanism=mechanism, round_index=state.round_index, clip_norm=clip_norm)
+        sums = open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round)
     except TooFewSurvivors:
         sums, aborted = [], True
     total = np.zeros(len(state.adapter), dtype=np.float64)
     for part in sums:
         total += part.total
-    weight = sum(part.weight for part in sums)
-    record = _record(sums, state=state, mechanism=mechanism, clip_norm=clip_norm) | {
+    arrived: Sequence[ChunkSum | ChunkStack] = [*sums, *stacks]
+    weight = sum(part.weight for part in arrived)
+    bound = rule.sensitivity(round.clip_norm or 0.0)
+    record = _record(arrived, round=round, mechanism=mechanism, bound=bound) | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
-        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, clip_norm=clip_norm, round_index=state.round_index),
+        "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, bound=bound, round=round),
     }
-    num_kept = sum(len(part.norms) for part in sums)
-    num_short = num_kept - sum(part.num_clipped for part in sums)
-    new_clip = mechanism.next_clip_norm(state.clip_norm or clip_norm, num_short=num_short, num_kept=num_kept, round_index=state.round_index)
+    num_kept = sum(len(part.norms) for part in arrived)
+    num_short = num_kept - sum(part.num_clipped for part in arrived)
+    new_clip = mechanism.next_clip_norm(round.clip_norm, num_short=num_short, num_kept=num_kept, round_index=round.index)
     kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
-    if aborted or denominator == 0.0 or not (sums or mechanism.sum_noise_multiplier):
-        return dataclasses.replace(state, round_index=state.round_index + 1, clip_norm=kept_clip), record
-    mean = _noised_mean(total, denominator=denominator, round_index=state.round_index, mechanism=mechanism, clip_norm=clip_norm, seed=seed)
+    if aborted or denominator == 0.0 or not (arrived or mechanism.sum_noise_multiplier):
+        return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip), record
+    if stacks:
+        mean = rule.merge([upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights])
+    else:
+        noised = _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)
+        mean = rule.merge([{"adapter": noised}], [1.0])
     with np.errstate(over="ignore", invalid="ignore"):
         direction, memory = server_step(mean, state.memory, optimizer=optimizer)
         adapter = (state.adapter + lr * direction).astype(np.float32)
-    if "control" in state.memory:
-        memory["control"] = _next_control(state.memory["control"], sums, mechanism=mechanism)
     if not np.isfinite(adapter).all():
-        raise RuntimeError(f"round {state.round_index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    return ServerState(state.round_index + 1, adapter, kept_clip, memory), record
+        raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
+    return ServerState(round.index + 1, {"adapter": adapter} | _further(state, sums, mechanism=mechanism), kept_clip, memory), record
 
 
-def broadcast(state: ServerState) -> npt.NDArray[np.float32]:
-    """What the server sends to a client: the adapter, followed by the control variate where there is one."""
-    if "control" not in state.memory:
-        return state.adapter
-    return np.concatenate([state.adapter, state.memory["control"].astype(np.float32)])
+def _further(state: ServerState, sums: Sequence[ChunkSum], *, mechanism: Mechanism) -> dict[str, Moments]:
+    """Each tensor beside the adapter, moved by the sum of its changes over the weight of all clients, there or not.
+
+    So SCAFFOLD's control variate stays the mean of every client's own.
+    """
+    everybody = sum(weights_for(mechanism.shard_sizes, weighting=mechanism.weighting))
+    further = {name: tensor for name, tensor in state.tensors.items() if name != "adapter"}
+    return {
+        name: tensor + sum((part.further[name] for part in sums), start=np.zeros(len(tensor))) / everybody
+        for name, tensor in further.items()
+    }
 
 
-def _next_control(control: Moments, sums: Sequence[ChunkSum], *, mechanism: Mechanism) -> Moments:
-    """c plus the changes of the clients' control variates, over the weight of all clients: the mean of every c_k, as before."""
-    changes = sum((part.control for part in sums if part.control is not None), start=np.zeros(len(control)))
-    return control + changes / sum(weights_for(mechanism.shard_sizes, weighting=mechanism.weighting))
-
-
-def clip_norm_of(state: ServerState, mechanism: Mechanism) -> float | None:
-    """The bound on updates in the state's next round; None where they are not clipped."""
-    return mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm
-
-
-def _check_parts(parts: Sequence[ChunkSum | MaskedSum], *, state: ServerState, clip_norm: float | None) -> None:
-    assert all(part.clip_norm == clip_norm for part in parts), (
-        f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {clip_norm}"
+def _check_parts(parts: Sequence[Part], round: Round) -> None:
+    assert all(part.clip_norm == round.clip_norm for part in parts), (
+        f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {round.clip_norm}"
     )
+    expected = {name: len(tensor) for name, tensor in round.broadcast.items()}
     for part in parts:
-        size = len(part.total) if isinstance(part, ChunkSum) else len(part.messages)
-        if size != len(state.adapter):
+        if isinstance(part, ChunkStack):
+            continue
+        total = part.total if isinstance(part, ChunkSum) else part.messages
+        further = part.further if isinstance(part, ChunkSum) else {}
+        sizes = {"adapter": len(total)} | {name: len(tensor) for name, tensor in further.items()}
+        if sizes != expected:
             raise RuntimeError(
-                f"round {state.round_index}: a sum of {size} numbers came for an adapter of {len(state.adapter)}; an upload holds more, or less"
+                f"round {round.index}: sums of {sizes} numbers came where {expected} had been sent; an upload holds more, or less"
             )
-        control = part.control if isinstance(part, ChunkSum) else None
-        assert (control is not None) == ("control" in state.memory), (
-            "control variates come from clients that were sent one, and from all of them"
-        )
-        assert control is None or len(control) == size, f"a sum of {len(control)} changes came for a control variate of {size}"
 
 
-def _noised_mean(
-    total: Total, *, denominator: float, round_index: int, mechanism: Mechanism, clip_norm: float | None, seed: int
-) -> npt.NDArray[np.float32]:
-    earlier = [
-        (weight, seed_for(seed, "noise", index)) for index, weight in mechanism.noise_weights(round_index).items() if index != round_index
-    ]
+def _noised_mean(total: Total, *, denominator: float, round: Round, mechanism: Mechanism, bound: float, seed: int) -> Vector:
+    weights = mechanism.noise_weights(round.index).items()
+    earlier = [(weight, seed_for(seed, "noise", index)) for index, weight in weights if index != round.index]
     return noise_and_divide(
         total,
-        noise_std=mechanism.sum_noise_multiplier * (clip_norm or 0.0),
+        noise_std=mechanism.sum_noise_multiplier * bound,
         denominator=denominator,
-        seed=seed_for(seed, "noise", round_index),
+        seed=seed_for(seed, "noise", round.index),
         secure=mechanism.secure_noise,
         earlier=earlier,
     )
@@ -145,28 +167,30 @@ def weights_for(shard_sizes: Sequence[int], *, weighting: str) -> tuple[float, .
     return tuple(float(size) if weighting == "examples" else 1.0 for size in shard_sizes)
 
 
-def _record(sums: Sequence[ChunkSum], *, state: ServerState, mechanism: Mechanism, clip_norm: float | None) -> dict[str, Any]:
-    norms = [norm for part in sums for norm in part.norms]
-    clipped = sum(part.num_clipped for part in sums)
-    spent = mechanism.epsilon(state.round_index + 1)
-    num_contributed = round(sum(part.weight for part in sums)) if mechanism.is_masked else len(norms)
-    num_dropped = sum(part.num_dropped for part in sums)
-    std = mechanism.average_noise_std(clip_norm=clip_norm or 0.0, round_index=state.round_index, num_noisy=num_contributed + num_dropped)
+def _record(arrived: Sequence[ChunkSum | ChunkStack], *, round: Round, mechanism: Mechanism, bound: float) -> dict[str, Any]:
+    norms = [norm for part in arrived for norm in part.norms]
+    clipped = sum(part.num_clipped for part in arrived)
+    spent = mechanism.epsilon(round.index + 1)
+    num_contributed = int(sum(part.weight for part in arrived)) if mechanism.is_masked else len(norms)
+    num_dropped = sum(part.num_dropped for part in arrived)
+    num_noisy = num_contributed + num_dropped
     return {
         "update_norm_median": statistics.median(norms) if norms else None,
         "clip_fraction": clipped / len(norms) if norms and mechanism.update_clip_norm is not None else None,
-        "clip_norm": clip_norm,
+        "clip_norm": round.clip_norm,
         "num_contributed": num_contributed,
         "num_dropped": num_dropped,
-        "noise_std": std,
+        "noise_std": mechanism.average_noise_std(
+            sensitivity=bound, round_index=round.index, cohort_size=len(round.cohort), num_noisy=num_noisy
+        ),
         "epsilon": spent.quoted if spent else None,
         "epsilon_rdp": spent.rdp if spent else None,
     }
 
 
-def _signal_to_noise(total: Total, *, mechanism: Mechanism, clip_norm: float | None, round_index: int) -> float | None:
+def _signal_to_noise(total: Total, *, mechanism: Mechanism, bound: float, round: Round) -> float | None:
     """Norm of the average update before noise over the expected norm of the noise; None without noise at the server."""
     if mechanism.sum_noise_multiplier == 0.0:
         return None
-    std = mechanism.average_noise_std(clip_norm=clip_norm or 0.0, round_index=round_index, num_noisy=0)
+    std = mechanism.average_noise_std(sensitivity=bound, round_index=round.index, cohort_size=len(round.cohort), num_noisy=0)
     return l2_norm(total) / mechanism.expected_cohort / (std * float(np.sqrt(len(total))))

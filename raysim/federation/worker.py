@@ -1,37 +1,31 @@
 """Whoever does a client's work: one base model in one process, asked to run chunks of clients and evaluation jobs.
 
 A worker keeps nothing between calls that a result depends on, so any worker can do any call, again if need be.
-Plain Python: `LocalClients` holds one, `actors.py` makes Ray actors of it.
+Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 """
 
-import dataclasses
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
-from raysim.lora.layout import Vector, check_adapter
+from raysim.federation.faults import Outcome
+from raysim.lora.layout import Layout, Upload, Vector, check_adapter
+from raysim.lora.rule import lora_rule
 from raysim.measure.evaluate import Job, run_job
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.model.language_model import BaseModel, LanguageModel, build_language_model
-from raysim.model.train import TrainStats
-from raysim.privacy.aggregation import MaskedSum, sum_chunk
-from raysim.privacy.clipping import ChunkSum, Total
+from raysim.privacy.aggregation import Part, sum_chunk
+from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 
-
-@dataclass(frozen=True)
-class ClientReport:
-    """What the record of a round says of one client (the simulation's own view: a real server would not see it)."""
-
-    client_id: int
-    stats: TrainStats
-    synthetic: tuple[dict[str, Any], ...]
+GROUP_SIZE = 1
+"""Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
 
 
 @dataclass(frozen=True)
@@ -74,60 +68,55 @@ class Worker:
         self,
         assignment: Assignment,
         client_ids: Sequence[int],
-        round_index: int,
-        broadcast: Vector,
+        round: Round,
         shards: Sequence[tuple[Example, ...]],
         states: Sequence[ClientState | None],
-        *,
-        clip_norm: float | None,
-    ) -> tuple[ChunkSum | MaskedSum, list[ClientReport], list[ClientState | None]]:
-        """The clipped, weighted sum of the chunk's updates (masked under secure aggregation), a report and the new state of each client.
-
-        `broadcast` is what the server sends (see `server.broadcast`); `clip_norm` is the round's bound on updates, None for none.
-
-        Errors: RuntimeError naming the round and the client in which something failed.
-        """
+    ) -> tuple[Part | None, list[Outcome], list[ClientState | None]]:
+        """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client."""
         config, mechanism = assignment.config, assignment.mechanism
         lm = self.language_model(config.lora)
-        method = METHODS[config.method.name]
-        adapter, control = split_broadcast(broadcast, size=lm.layout.num_parameters)
-        results: list[ClientResult] = []
-        for client_id, shard, state in zip(client_ids, shards, states, strict=True):
-            call = ClientCall(config, mechanism, client_id, round_index, adapter, shard, state, control, assignment.public)
+        calls = [
+            ClientCall(config, mechanism, round, client_id, round.broadcast["adapter"], shard, state, assignment.public)
+            for client_id, shard, state in zip(client_ids, shards, states, strict=True)
+        ]
+        done: dict[int, ClientResult] = {}
+        outcomes: list[Outcome] = []
+        for group in (calls[i : i + GROUP_SIZE] for i in range(0, len(calls), GROUP_SIZE)):
             try:
-                result = method(lm, call)
-                check_adapter(result.update, lm.layout)
-                if result.control_change is not None:
-                    check_adapter(result.control_change, lm.layout)
+                results = METHODS[config.method.name](lm, group)
+                for call, result in zip(group, results, strict=True):
+                    check_upload(result.upload, lm.layout, broadcast=round.broadcast)
+                    done[call.client_id] = result
+                    outcomes.append(Outcome(call.client_id, result.stats, result.synthetic))
             except Exception as error:
-                raise RuntimeError(f"round {round_index}, client {client_id}: {type(error).__name__}: {error}") from error
-            results.append(result)
-        weights = [assignment.weights[k] if r.weight is None else r.weight for k, r in zip(client_ids, results, strict=True)]
-        assert mechanism.kind == "none" or all(r.weight is None for r in results), "a weight that the data decide bounds no client"
-        updates = [result.update for result in results]
-        total = sum_chunk(
-            updates, client_ids=client_ids, weights=weights, clip_norm=clip_norm, mechanism=mechanism, round_index=round_index
+                failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+                outcomes += [Outcome(call.client_id, None, failure=failure, trace=trace) for call in group]
+        new_states = [done[k].state if k in done else state for k, state in zip(client_ids, states, strict=True)]
+        return self._sent(done, assignment, round) if done else None, outcomes, new_states
+
+    def _sent(self, done: Mapping[int, ClientResult], assignment: Assignment, round: Round) -> Part:
+        mechanism = assignment.mechanism
+        assert mechanism.kind == "none" or all(r.weight is None for r in done.values()), "a weight that the data decide bounds no client"
+        return sum_chunk(
+            [result.upload for result in done.values()],
+            client_ids=list(done),
+            weights=[assignment.weights[k] if result.weight is None else result.weight for k, result in done.items()],
+            round=round,
+            mechanism=mechanism,
+            form=lora_rule(assignment.config.lora.aggregation).form,
         )
-        if control is not None:
-            assert isinstance(total, ChunkSum), "control variates are not masked"
-            total = dataclasses.replace(total, control=_control_sum(results, weights))
-        reports = [ClientReport(k, result.stats, result.synthetic) for k, result in zip(client_ids, results, strict=True)]
-        return total, reports, [result.state for result in results]
 
     def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """The results of one evaluation job on one adapter."""
         return run_job(self.language_model(lora), adapter, job)
 
 
-def split_broadcast(broadcast: Vector, *, size: int) -> tuple[Vector, Vector | None]:
-    """The adapter of `size` parameters and, if one follows it, the server's control variate."""
-    return (broadcast[:size], broadcast[size:]) if len(broadcast) == 2 * size else (broadcast, None)
+def check_upload(upload: Upload, layout: Layout, *, broadcast: Upload) -> None:
+    """Passes if the upload holds an update for each tensor that was sent, float32 and of its shape, and nothing more.
 
-
-def _control_sum(results: Sequence[ClientResult], weights: Sequence[float]) -> Total:
-    """The weighted sum of what changed in the clients' control variates, in float64."""
-    total = np.zeros(len(results[0].update), dtype=np.float64)
-    for result, weight in zip(results, weights, strict=True):
-        assert result.control_change is not None, "the method sends no change of a control variate"
-        total += weight * result.control_change.astype(np.float64)
-    return total
+    Errors: ValueError naming what is missing or wrong.
+    """
+    if set(upload) != set(broadcast):
+        raise ValueError(f"upload: {sorted(upload)} came where {sorted(broadcast)} had been sent")
+    for tensor in upload.values():
+        check_adapter(tensor, layout)

@@ -6,7 +6,7 @@ Left out: anything that knows a federated method. Shape legend: P = parameters o
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from raysim.rng import torch_rng
 
 Vector = NDArray[np.float32]
+Upload = Mapping[str, Vector]
+"""What goes over the wire, either way: float32 tensors by name, of which `adapter` is one. Nothing is told apart by its length."""
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,8 @@ from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job
 from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
 from raysim.model.train import TrainSettings
-from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.audit_bounds import gaussian_audit, one_run_audit
-from raysim.privacy.canaries import canary_coins, canary_direction, canary_scores, canary_seed, present
-from raysim.privacy.clipping import ChunkSum
-from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.canaries import canary_coins, canary_scores
 from raysim.rng import numpy_rng, seed_for
 
 Evaluate = Callable[[Sequence[tuple[Vector, Job]]], list[list[Any]]]
@@ -84,34 +81,6 @@ def dealt(plan: CanaryPlan, num_clients: int, *, first_record_id: int) -> list[l
             hands[index % num_clients].append(dataclasses.replace(canary.record, record_id=next_id))
             next_id += 1
     return hands
-
-
-def canary_sums(
-    plan: CanaryPlan, *, mechanism: Mechanism, scale: float, round_index: int, size: int, clip_norm: float | None
-) -> list[ChunkSum]:
-    """The bounded sums of the update canaries that take part in a round, one by one through what every client's update goes through.
-
-    Where the noise of a bigger cohort is simulated, a canary counts for as much as a client of that cohort would.
-    """
-    included = np.flatnonzero(canary_coins(plan.num_updates, seed=mechanism.seed)).tolist()
-    norm = 1.0 if clip_norm is None else scale * clip_norm
-    share = mechanism.cohort_size / mechanism.noise_cohort_size if mechanism.noise_cohort_size else 1.0
-    sums = []
-    for index in _taking_part(included, mechanism=mechanism, round_index=round_index):
-        update = np.asarray(norm * canary_direction(canary_seed(index, seed=mechanism.seed), size=size), dtype=np.float32)
-        ids = [mechanism.num_clients + index]  # its noise, where clients add it, is nobody else's
-        part = sum_chunk([update], client_ids=ids, weights=[1.0], clip_norm=clip_norm, mechanism=mechanism, round_index=round_index)
-        assert isinstance(part, ChunkSum), "no update canary fits into a masked sum; the configuration refuses them"
-        sums.append(dataclasses.replace(part, total=share * part.total))
-    return sums
-
-
-def _taking_part(canaries: Sequence[int], *, mechanism: Mechanism, round_index: int) -> list[int]:
-    """Those of the canaries that a round's sampler takes, as it takes clients: in turn where the order is fixed, else by chance."""
-    if mechanism.sampler == "cyclic":
-        return [i for i in canaries if i % mechanism.num_cohorts == round_index % mechanism.num_cohorts]
-    prob = mechanism.sampling_prob if mechanism.noise_cohort_size else mechanism.cohort_prob
-    return present(canaries, sampling_prob=prob, seed=mechanism.seed, round_index=round_index)
 
 
 # --- by round ---

@@ -1,10 +1,11 @@
 """What a client call is given and what it gives back: the seam between the simulation and the methods.
 
-A method is a function `(LanguageModel, ClientCall) -> ClientResult` that depends on its arguments only. It is the one
+A method is a function `(LanguageModel, calls) -> results` for a group of clients that depends on its arguments only. It is the one
 place where configuration becomes the plain values that algorithms take.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 
 from raysim.config import Config
 from raysim.data.tokens import Example
-from raysim.lora.layout import Vector
+from raysim.lora.layout import Upload, Vector
+from raysim.lora.rule import lora_rule
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import PrivateSettings, TrainSettings, TrainStats, scheduled_lr
 from raysim.privacy.canaries import canary_coins, canary_seed
+from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
@@ -34,22 +37,25 @@ class ClientCall:
 
     config: Config
     mechanism: Mechanism
+    round: Round
+    """The round, with all that the server sends."""
     client_id: int
-    round_index: int
     adapter: Vector
-    """The released adapter of the round before, shape (P,)."""
+    """The adapter that the work starts from, shape (P,): the released one."""
     shard: tuple[Example, ...]
     """The client's own examples."""
     state: ClientState | None
     """What it kept from its last round, if anything."""
-    control: Vector | None = None
-    """The server's control variate, shape (P,), where the method has one."""
     public: tuple[Example, ...] = ()
     """Public records from which synthetic ones are drawn, where they come from a file."""
 
     def seed(self, *key: str | int) -> int:
         """The seed of a random stream of this call."""
-        return seed_for(self.config.seed, "client", self.client_id, "round", self.round_index, *key)
+        return seed_for(self.config.seed, "client", self.client_id, "round", self.round.index, *key)
+
+    def upload(self, trained: Vector) -> dict[str, Vector]:
+        """What the run's LoRA rule sends of an adapter trained in this call."""
+        return lora_rule(self.config.lora.aggregation).upload(trained, self.adapter)
 
     def train_settings(self) -> TrainSettings:
         """Local training as configured, its learning rate scheduled for this round."""
@@ -91,24 +97,33 @@ class ClientCall:
 
     def _scheduled(self, lr: float) -> float:
         train, num_rounds = self.config.train, self.config.server.num_rounds
-        return scheduled_lr(train.lr_schedule, lr=lr, min_lr=train.min_lr, round_index=self.round_index, num_rounds=num_rounds)
+        return scheduled_lr(train.lr_schedule, lr=lr, min_lr=train.min_lr, round_index=self.round.index, num_rounds=num_rounds)
 
 
 @dataclass(frozen=True)
 class ClientResult:
     """What a client's work in a round came to."""
 
-    update: Vector
-    """Its adapter minus the one it was given: all that leaves the client, but for `control_change`."""
+    upload: Upload
+    """All that leaves the client: its part of the `adapter` (see `ClientCall.upload`), and a change to each other tensor that it was sent."""
     stats: TrainStats
     state: ClientState | None = None
     """What it keeps; never sent to the server."""
     synthetic: tuple[dict[str, Any], ...] = ()
     """Records it generated, with verdicts and scores, for inspection by whoever simulates."""
-    control_change: Vector | None = None
-    """What changed in its control variate, shape (P,); sent with the update by methods that have one."""
     weight: float | None = None
     """The weight it asks for in place of the one assigned to it (`server.weighting: adaptive`, never under privacy)."""
 
 
-Method = Callable[[LanguageModel, ClientCall], ClientResult]
+Method = Callable[[LanguageModel, Sequence[ClientCall]], list[ClientResult]]
+"""What the clients of a group do in a round, in order. They share a round; a method that can trains them in one pass."""
+
+
+def one_by_one(work: Callable[[LanguageModel, ClientCall], ClientResult]) -> Method:
+    """The method that does the work of each client of a group by itself."""
+
+    @functools.wraps(work)
+    def method(lm: LanguageModel, calls: Sequence[ClientCall]) -> list[ClientResult]:
+        return [work(lm, call) for call in calls]
+
+    return method

@@ -6,13 +6,14 @@ ledger carries what an accountant makes of it. The paper's own text was not avai
 sources that agree with one another.
 """
 
-from raysim.methods.call import ClientCall, ClientResult
+from raysim.methods.call import ClientCall, ClientResult, one_by_one
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_literal, train_private
 
 
+@one_by_one
 def dplora(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: private steps from the shared adapter, send the difference."""
     step = train_literal if call.mechanism.kind == "literal" else train_private
     adapter, stats = step(lm, call.adapter, call.shard, settings=call.private_settings(), seed=call.seed("train"))
-    return ClientResult(update=adapter - call.adapter, stats=stats)
+    return ClientResult(upload=call.upload(adapter), stats=stats)

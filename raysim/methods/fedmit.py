@@ -4,12 +4,13 @@ The records are made and chosen as in FEDPIT's later version: scored by an adapt
 else. What is sent has seen every real record, so it leaks as FEDIT's does.
 """
 
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
 from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, total, write
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainStats, train_adapter
 
 
+@one_by_one
 def fedmit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: write synthetic records with the shared model, train the shared adapter on them and the real ones."""
     settings, scorer = call.train_settings(), call.adapter
@@ -24,7 +25,7 @@ def fedmit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     adapter, stats = train_adapter(lm, call.adapter, mixed, settings=settings, seed=call.seed("train"))
 
     return ClientResult(
-        update=adapter - call.adapter,
+        upload=call.upload(adapter),
         stats=total(stats, scorer_stats),
         state=ClientState(arrays={}, records=pool),
         synthetic=as_rows(candidates, call=call),

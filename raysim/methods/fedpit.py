@@ -14,12 +14,13 @@ real enters what is sent (beta 0, no scorer), and the shared adapter, trained on
 import numpy as np
 
 from raysim.lora.layout import Vector
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
 from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, total, write
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
 
 
+@one_by_one
 def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: write synthetic records with the shared model, train one adapter on them and one on real ones."""
     fedpit_config = call.config.fedpit
@@ -39,9 +40,8 @@ def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     if not real_only:
         private, private_stats = train_adapter(lm, call.adapter, [*call.shard, *synthetic], settings=settings, seed=call.seed("train"))
 
-    update = mix(private, public, share=fedpit_config.share_mix) - call.adapter
     return ClientResult(
-        update=update,
+        upload=call.upload(mix(private, public, share=fedpit_config.share_mix)),
         stats=total(public_stats, private_stats),
         state=ClientState(arrays={"adapter": private}, records=pool),
         synthetic=as_rows(candidates, call=call),

@@ -26,7 +26,7 @@ from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, end_of_turn
 from raysim.data.written import written_text
 from raysim.lora.layout import Vector
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
 from raysim.methods.synthesis.pool import as_rows
 from raysim.methods.synthesis.write import Candidate
 from raysim.model.generate import Sampling, write_texts
@@ -35,6 +35,7 @@ from raysim.model.train import mean_nll, train_adapter
 from raysim.rng import numpy_rng, seed_for
 
 
+@one_by_one
 def fewfedweight(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: let the shared model answer its prompts, train on records and weighted answers, say how well it does."""
     ours = call.config.fewfedweight
@@ -56,7 +57,7 @@ def fewfedweight(lm: LanguageModel, call: ClientCall) -> ClientResult:
 
     losses = _losses(lm, adapter, held_back, call=call)
     return ClientResult(
-        update=adapter - call.adapter,
+        upload=call.upload(adapter),
         stats=stats,
         state=ClientState(arrays={"own": adapter}),
         synthetic=as_rows(_rows(written, energies, real=real), call=call, own_prompts=True),

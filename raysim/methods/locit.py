@@ -6,21 +6,21 @@ federation.
 
 import dataclasses
 
-import numpy as np
-
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
 from raysim.methods.synthesis.pool import as_rows, encode, pooled, select, write
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
 
 
+@one_by_one
 def locit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: train its own adapter on the real examples, keep it."""
     own = call.state.arrays["adapter"] if call.state else call.adapter
     adapter, stats = train_adapter(lm, own, call.shard, settings=call.train_settings(), seed=call.seed("train"))
-    return ClientResult(update=np.zeros_like(call.adapter), stats=stats, state=ClientState(arrays={"adapter": adapter}))
+    return ClientResult(upload=call.upload(call.adapter), stats=stats, state=ClientState(arrays={"adapter": adapter}))
 
 
+@one_by_one
 def locit_synthetic(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: its own model writes records and scores them; train its adapter on them and the real ones, keep it."""
     own = call.state.arrays["adapter"] if call.state else call.adapter
@@ -30,7 +30,7 @@ def locit_synthetic(lm: LanguageModel, call: ClientCall) -> ClientResult:
     mixed = [*call.shard, *encode(lm, pool, call=alone)]
     adapter, stats = train_adapter(lm, own, mixed, settings=call.train_settings(), seed=call.seed("train"))
     return ClientResult(
-        update=np.zeros_like(call.adapter),
+        upload=call.upload(call.adapter),
         stats=stats,
         state=ClientState(arrays={"adapter": adapter}, records=pool),
         synthetic=as_rows(candidates, call=call),

@@ -13,20 +13,21 @@ Left out: client-level privacy, for which the second vector would need a bound a
 import numpy as np
 
 from raysim.lora.layout import Vector
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
 
 
+@one_by_one
 def scaffold(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: corrected training from the shared adapter, send the difference and the change of its control variate."""
-    assert call.control is not None, "the server of SCAFFOLD sends its control variate with the adapter"
-    own = call.state.arrays["control"] if call.state else np.zeros_like(call.control)
+    control = call.round.broadcast["control"]
+    own = call.state.arrays["control"] if call.state else np.zeros_like(control)
     settings = call.train_settings()
-    adapter, stats = train_adapter(lm, call.adapter, call.shard, settings=settings, seed=call.seed("train"), correction=call.control - own)
-    update = adapter - call.adapter
-    change = control_change(update, call.control, num_steps=stats.num_steps, lr=settings.lr)
-    return ClientResult(update=update, stats=stats, state=ClientState(arrays={"control": own + change}), control_change=change)
+    adapter, stats = train_adapter(lm, call.adapter, call.shard, settings=settings, seed=call.seed("train"), correction=control - own)
+    change = control_change(adapter - call.adapter, control, num_steps=stats.num_steps, lr=settings.lr)
+    upload = call.upload(adapter) | {"control": change}
+    return ClientResult(upload=upload, stats=stats, state=ClientState(arrays={"control": own + change}))
 
 
 def control_change(update: Vector, control: Vector, *, num_steps: int, lr: float) -> Vector:

@@ -6,13 +6,17 @@ side by side, each given the mechanism, so that bound, noise and accountant cann
 Left out: what the server adds and divides by (`clipping.noise_and_divide`).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from raysim.lora.layout import Upload
 from raysim.privacy import secagg
-from raysim.privacy.clipping import ChunkSum, Vector, clip, clip_and_sum
+from raysim.privacy.clipping import ChunkStack, ChunkSum, Vector, clip, clip_and_sum, stack, weighted_sum
+from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
@@ -30,29 +34,39 @@ class MaskedSum:
     """The bound that was applied before masking."""
 
 
+Part = ChunkSum | ChunkStack | MaskedSum
+"""What a chunk of clients sends to the server."""
+
+
 def sum_chunk(
-    updates: Sequence[Vector],
+    uploads: Sequence[Upload],
     *,
     client_ids: Sequence[int],
     weights: Sequence[float],
-    clip_norm: float | None,
+    round: Round,
     mechanism: Mechanism,
-    round_index: int,
-) -> ChunkSum | MaskedSum:
-    """What leaves the place where these clients are: their bounded sum, each with its noise where clients add it.
+    form: Literal["sum", "stack"] = "sum",
+) -> Part:
+    """What leaves the place where these clients are: their bounded sum (or stack), each with its noise where clients add it.
 
     Under secure aggregation only masked integers leave. There an update that is not finite counts as zero and still carries
     its noise, and nothing says that it did.
     """
-    cohort = mechanism.sample_cohort(round_index)
+    clip_norm, cohort, updates = round.clip_norm, round.cohort, [upload["adapter"] for upload in uploads]
+    assert clip_norm is None or all(set(upload) == {"adapter"} for upload in uploads), "a second tensor would need a bound of its own"
     noises = [
-        client_noise(len(update), mechanism=mechanism, client_id=k, round_index=round_index, clip_norm=clip_norm, cohort_size=len(cohort))
-        for k, update in zip(client_ids, updates, strict=True)
+        client_noise(len(update), mechanism=mechanism, client_id=k, round=round) for k, update in zip(client_ids, updates, strict=True)
     ]
+    if form == "stack":
+        assert not mechanism.is_masked, "a stack opens every upload to the server"
+        assert all(noise is None for noise in noises), "noise at the clients goes into a sum"
+        return stack(uploads, weights=weights, clip_norm=clip_norm)
     if not mechanism.is_masked:
-        return clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
+        total = clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
+        further = {name: weighted_sum([upload[name] for upload in uploads], weights) for name in uploads[0] if name != "adapter"}
+        return dataclasses.replace(total, further=further)
     assert clip_norm is not None, "secure aggregation sums clipped updates"
-    grid, seed = _grid(mechanism, clip_norm, len(cohort)), _mask_seed(mechanism, round_index)
+    grid, seed = _grid(mechanism, clip_norm, len(cohort)), _mask_seed(mechanism, round.index)
     messages = []
     for client_id, update, noise in zip(client_ids, updates, noises, strict=True):
         finite = update if np.isfinite(update).all() else np.zeros_like(update)
@@ -63,18 +77,16 @@ def sum_chunk(
     return MaskedSum(secagg.add_messages(messages, size=len(updates[0])), tuple(client_ids), clip_norm)
 
 
-def client_noise(
-    size: int, *, mechanism: Mechanism, client_id: int, round_index: int, clip_norm: float | None, cohort_size: int
-) -> Vector | None:
+def client_noise(size: int, *, mechanism: Mechanism, client_id: int, round: Round) -> Vector | None:
     """The noise that this client adds to its update in this round (equal whenever it is asked for, unless `secure_noise`), if any."""
-    multiplier = mechanism.update_noise_multiplier(cohort_size)
-    if multiplier == 0.0 or clip_norm is None:
+    multiplier = mechanism.update_noise_multiplier(len(round.cohort))
+    if multiplier == 0.0 or round.clip_norm is None:
         return None
-    seed = seed_for(mechanism.seed, "client noise", round_index, client_id)
-    return gaussian(size, std=multiplier * clip_norm, seed=seed, secure=mechanism.secure_noise)
+    seed = seed_for(mechanism.seed, "client noise", round.index, client_id)
+    return gaussian(size, std=multiplier * round.clip_norm, seed=seed, secure=mechanism.secure_noise)
 
 
-def open_sums(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, round_index: int, clip_norm: float | None) -> list[ChunkSum]:
+def open_sums(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, round: Round) -> list[ChunkSum]:
     """The sums that the server works with; masked ones are added up and unmasked together.
 
     Errors: `secagg.TooFewSurvivors` where fewer clients sent than distributed noise or the unmasking needs.
@@ -82,14 +94,14 @@ def open_sums(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, ro
     plain = [part for part in parts if isinstance(part, ChunkSum)]
     masked = [part for part in parts if isinstance(part, MaskedSum)]
     assert not (plain if mechanism.is_masked else masked), "a round is masked or it is not"
-    cohort, survivors = mechanism.sample_cohort(round_index), sorted(k for part in masked for k in part.client_ids)
+    cohort, clip_norm, survivors = round.cohort, round.clip_norm, sorted(k for part in masked for k in part.client_ids)
     if not (mechanism.is_masked and cohort):
         return plain
     assert clip_norm is not None, "secure aggregation sums clipped updates"
     threshold = mechanism.min_survivors(len(cohort))
     if len(survivors) < threshold:
         raise secagg.TooFewSurvivors(f"{len(survivors)} of {len(cohort)} clients sent, and {threshold} are needed")
-    seed, size = _mask_seed(mechanism, round_index), len(masked[0].messages)
+    seed, size = _mask_seed(mechanism, round.index), len(masked[0].messages)
     shares = {k: secagg.unmasking_shares(k, cohort, survivors=survivors, threshold=threshold, seed=seed) for k in survivors}
     correction = secagg.unmasking_correction(
         shares, survivors=survivors, posted=secagg.public_keys(cohort, seed=seed), threshold=threshold, size=size

@@ -8,8 +8,8 @@ not depend on who came.
 Left out: how the bound is chosen (the mechanism's business), and weights under clipping (a weight is a second, unbounded factor).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,25 @@ class ChunkSum:
     """How many updates were not finite and count as zero."""
     clip_norm: float | None
     """The bound that was applied; None for none."""
-    control: Total | None = None
-    """Sum of weight times change of a client's control variate, for the method that has one (never under clipping)."""
+    further: Mapping[str, Total] = field(default_factory=dict)
+    """Sums of weight times each other tensor that clients sent, by name (never under clipping, which bounds the adapter's update alone)."""
+
+
+@dataclass(frozen=True)
+class ChunkStack:
+    """A chunk of clients each by itself, for rules that need every client's own upload; bounded as in `ChunkSum`."""
+
+    uploads: tuple[Mapping[str, Vector], ...]
+    weights: tuple[float, ...]
+    norms: tuple[float, ...]
+    num_clipped: int
+    num_dropped: int
+    clip_norm: float | None
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of the uploads that were kept."""
+        return sum(self.weights)
 
 
 def clip_and_sum(
@@ -73,6 +90,25 @@ def clip_and_sum(
         kept_weight += weight
         norms.append(norm)
     return ChunkSum(total, kept_weight, tuple(norms), num_clipped, len(updates) - len(norms), clip_norm)
+
+
+def weighted_sum(tensors: Sequence[Vector], weights: Sequence[float]) -> Total:
+    """The sum of weight times tensor, in float64 and in the order given."""
+    total = np.zeros(len(tensors[0]), dtype=np.float64)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total += weight * tensor.astype(np.float64)
+    return total
+
+
+def stack(uploads: Sequence[Mapping[str, Vector]], *, weights: Sequence[float], clip_norm: float | None) -> ChunkStack:
+    """A chunk's uploads in the order given, their adapters clipped to `clip_norm` unless that is None; what is not finite is left out and counted."""
+    finite = [(upload, w) for upload, w in zip(uploads, weights, strict=True) if all(np.isfinite(t).all() for t in upload.values())]
+    norms = tuple(l2_norm(upload["adapter"]) for upload, _ in finite)
+    if clip_norm is not None:
+        finite = [({**upload, "adapter": clip(upload["adapter"], clip_norm=clip_norm)}, w) for upload, w in finite]
+    num_clipped = 0 if clip_norm is None else sum(norm > clip_norm for norm in norms)
+    kept, kept_weights = tuple(upload for upload, _ in finite), tuple(w for _, w in finite)
+    return ChunkStack(kept, kept_weights, norms, num_clipped, len(uploads) - len(finite), clip_norm)
 
 
 def noise_and_divide(

@@ -206,14 +206,6 @@ class Mechanism:
             return tuple(int(k) for k in (rng.random(self.num_clients) < self.cohort_prob).nonzero()[0])
         return tuple(sorted(int(k) for k in rng.choice(self.num_clients, size=self.cohort_size, replace=False)))
 
-    def survivors(self, round_index: int) -> tuple[int, ...]:
-        """The clients of a round's cohort that do not fail, whatever their data."""
-        cohort = self.sample_cohort(round_index)
-        if self.dropout_prob == 0.0:
-            return cohort
-        draws = numpy_rng(self.seed, "dropout", round_index).random(self.num_clients)
-        return tuple(k for k in cohort if draws[k] >= self.dropout_prob)
-
     def min_survivors(self, cohort_size: int) -> int:
         """Clients of a cohort that must send for distributed noise to suffice: never fewer than unmasking needs."""
         return max(majority(cohort_size), math.ceil((1.0 - self.dropout_tolerance) * cohort_size - 1e-9))
@@ -287,14 +279,13 @@ class Mechanism:
         weights = factorization.noise_weights(round_index, num_bands=self.num_bands)
         return {index: float(weight) for index, weight in enumerate(weights) if weight != 0.0}
 
-    def average_noise_std(self, *, clip_norm: float, round_index: int, num_noisy: int) -> float:
-        """Standard deviation of the noise on the average update of a round to which `num_noisy` clients sent; 0 without noise on updates."""
+    def average_noise_std(self, *, sensitivity: float, round_index: int, cohort_size: int, num_noisy: int) -> float:
+        """Standard deviation of the noise on the average update of a round to which `num_noisy` clients of a cohort sent; 0 without noise on updates."""
         if self.kind != "client":
             return 0.0
         mixing = math.sqrt(sum(weight**2 for weight in self.noise_weights(round_index).values()))
-        cohort = len(self.sample_cohort(round_index))
-        shares = math.sqrt(num_noisy) * self.update_noise_multiplier(cohort) if num_noisy else 0.0
-        return clip_norm * math.hypot(self.sum_noise_multiplier * mixing, shares) / self.expected_cohort
+        shares = math.sqrt(num_noisy) * self.update_noise_multiplier(cohort_size) if num_noisy else 0.0
+        return sensitivity * math.hypot(self.sum_noise_multiplier * mixing, shares) / self.expected_cohort
 
     @property
     def step_noise_std(self) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.federation.on_ray import clients as actors
+from raysim.federation.on_ray import clients as actors, cluster
 from raysim.results import files as runfiles, inputs
 from raysim.runs import judged
 from raysim.measure.audits import final_audit
@@ -32,7 +32,8 @@ from raysim.federation.setup import EncodedData, Experiment, data_key, encode_da
 from raysim.console.progress import METHOD_NOTES, Progress, run_line
 from raysim.errors import plain_errors
 from raysim.reports.page import write_comparison_report, write_run_report
-from raysim.federation.loop import Clients, LocalClients, LocalServer, Server, Simulation, simulate, start
+from raysim.federation.in_process import LocalClients, LocalServer
+from raysim.federation.loop import Clients, Server, Simulation, simulate, start
 from raysim.federation.worker import Assignment, Worker
 
 LARGE_DELTA = 1e-3
@@ -269,9 +270,9 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     Errors: ValueError if the model or the resources cannot be had.
     """
     resources, on_ray = config.resources, config.resources.backend == "ray"
-    is_ours = on_ray and actors.start_ray()
+    is_ours = on_ray and cluster.start_ray()
     if on_ray:
-        num_actors = num_actors or actors.num_client_actors(config, num_clients=config.partition.num_clients)
+        num_actors = num_actors or cluster.num_client_actors(config, num_clients=config.partition.num_clients)
     if display is not False:
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
         print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
@@ -283,7 +284,7 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
         yield Backend(backend_key(config), worker, ray_backend)
     except KeyboardInterrupt:
         if is_ours:
-            actors.stop_ray()  # killed actors would have Ray tell of each task that was under way
+            cluster.stop_ray()  # killed actors would have Ray tell of each task that was under way
         raise
     finally:
         if ray_backend is not None:

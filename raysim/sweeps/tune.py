@@ -35,6 +35,7 @@ from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_ya
 from raysim.console.progress import MISSING, print_rows
 from raysim.errors import one_line, plain_errors
 from raysim.federation.on_ray import clients as actors
+from raysim.federation.on_ray import cluster, memory
 from raysim.federation.setup import EncodedData, data_key, encode_data
 from raysim.federation.worker import Worker
 from raysim.privacy.mechanism import Mechanism
@@ -360,7 +361,7 @@ def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -
         progress.add(point.name, point.settings, num_rounds=_trial(config, point).server.num_rounds, status=found)
     if not remaining or (searches and _all_suggested(config)):
         return {}
-    actors.start_ray()
+    cluster.start_ray()
     for point in remaining:
         _check_fits(_trial(config, point), point)
     if over:
@@ -416,8 +417,8 @@ def _settings_text(point: Point) -> str:
 def _num_actors(trial: Config) -> int:
     """The client actors of a trial: one for each client of a cohort while they fit into the cluster; one place if there are none."""
     if trial.resources.backend == "ray":
-        return actors.num_client_actors(trial, num_clients=trial.partition.num_clients)
-    return actors.num_client_actors(_with_actors(trial, "auto"), num_clients=1)
+        return cluster.num_client_actors(trial, num_clients=trial.partition.num_clients)
+    return cluster.num_client_actors(_with_actors(trial, "auto"), num_clients=1)
 
 
 def _with_actors(trial: Config, num_actors: str) -> Config:
@@ -427,7 +428,7 @@ def _with_actors(trial: Config, num_actors: str) -> Config:
 def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
     """The placement group of a trial: its own process, then its client actors; the process takes what a client takes if it is the client."""
     client = trial.resources.client
-    needs = {"CPU": client.num_cpus, "GPU": client.num_gpus, "memory": float(int(client.memory_gb * actors.GIB))}
+    needs = {"CPU": client.num_cpus, "GPU": client.num_gpus, "memory": float(int(client.memory_gb * cluster.GIB))}
     bundle = {key: value for key, value in needs.items() if value > 0} or {"CPU": 0.001}  # Ray has no empty placement groups
     if trial.resources.backend == "local":
         return [bundle]
@@ -728,7 +729,7 @@ def _report_again(trial: Config, *, rounds_before: int) -> None:
 
 def _report_round(records: Sequence[Mapping[str, Any]], trial: Config) -> None:
     """Reports a round; the last is reported at the end, so that no scheduler stops a trial that has only its report to write."""
-    actors.return_freed_memory()  # of a trial that is its own client
+    memory.return_freed_memory()  # of a trial that is its own client
     if records[-1]["round_index"] + 1 < trial.server.num_rounds:
         tune.report(_reported(records, trial) | {"status": "running"})
 

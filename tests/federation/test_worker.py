@@ -1,18 +1,22 @@
 """A worker's chunk is the clipped sum of its clients' own calls, whatever the worker did before; failures name their client."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from raysim.config import Config, load
+from raysim.federation.faults import check_outcomes
 from raysim.federation.worker import Assignment, Worker
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.model.language_model import LanguageModel, load_base_model
-from raysim.privacy.clipping import clip_and_sum
+from raysim.privacy.clipping import ChunkSum, clip_and_sum
 from tests.conftest import SMALL
-from tests.method_calls import make_call, some_adapter
+from tests.method_calls import alone, in_round, make_call, some_adapter
+from tests.rounds import make_round
 
 
 def make_worker() -> Worker:
@@ -33,13 +37,14 @@ def test_a_chunk_is_the_sum_of_its_clients_calls(overrides: tuple[str, ...]) -> 
     weights = (1.0, 1.0, 1.0) if overrides and "client" in overrides[0] else (2.0, 5.0, 3.0)
     assignment = Assignment(config, call.mechanism, weights)
     calls = [replace(call, client_id=k) for k in (0, 2)]
-    results = [METHODS[config.method.name](lm, one) for one in calls]
-    expected = clip_and_sum([r.update for r in results], weights=[weights[0], weights[2]], clip_norm=call.mechanism.update_clip_norm)
+    results = [alone(METHODS[config.method.name])(lm, one) for one in calls]
+    expected = clip_and_sum(
+        [r.upload["adapter"] for r in results], weights=[weights[0], weights[2]], clip_norm=call.mechanism.update_clip_norm
+    )
 
     for fresh in (worker, make_worker()):
-        total, reports, states = fresh.run_chunk(
-            assignment, (0, 2), 0, call.adapter, [call.shard, call.shard], [None, None], clip_norm=call.mechanism.update_clip_norm
-        )
+        total, reports, states = fresh.run_chunk(assignment, (0, 2), call.round, [call.shard, call.shard], [None, None])
+        assert isinstance(total, ChunkSum)
         assert total.total.tobytes() == expected.total.tobytes()
         assert (total.weight, total.norms, total.num_clipped) == (expected.weight, expected.norms, expected.num_clipped)
         assert [report.client_id for report in reports] == [0, 2]
@@ -69,8 +74,18 @@ def test_a_failure_names_round_and_client() -> None:
     call = make_call(worker.language_model(config.lora), "method.name=locit")
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
     broken = ClientState(arrays={})  # a state that lacks the adapter
-    with pytest.raises(RuntimeError, match=r"^round 4, client 2: KeyError: 'adapter'$"):
-        worker.run_chunk(assignment, (0, 2), 4, call.adapter, [call.shard, call.shard], [None, broken], clip_norm=None)
+    call = in_round(call, 4)
+    part, outcomes, states = worker.run_chunk(assignment, (0, 2), call.round, [call.shard, call.shard], [None, broken])
+    assert [(one.client_id, one.failure, one.stats is None) for one in outcomes] == [(0, "", False), (2, "KeyError: 'adapter'", True)]
+    assert isinstance(part, ChunkSum)
+    assert part.weight == 1.0, "the other client's upload stands by itself"
+    assert states[1] is broken, "who fails keeps what it had"
+    with pytest.raises(RuntimeError, match=r"^round 4, client 2: KeyError: 'adapter'$") as raised:
+        check_outcomes(outcomes, round_index=4)
+    assert "in locit" in "".join(raised.value.__notes__), "where it happened is told to who looks"
+    nobody, outcomes, _ = worker.run_chunk(assignment, (2,), call.round, [call.shard], [broken])
+    assert nobody is None
+    check_outcomes(worker.run_chunk(assignment, (0,), call.round, [call.shard], [None])[1], round_index=4)
 
 
 def test_a_diverged_client_is_dropped_and_the_others_count() -> None:
@@ -79,9 +94,12 @@ def test_a_diverged_client_is_dropped_and_the_others_count() -> None:
     call = make_call(lm)
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
     diverged = np.full_like(some_adapter(lm), np.inf)
-    total, reports, _ = worker.run_chunk(assignment, (0,), 0, diverged, [call.shard], [None], clip_norm=None)
+    round = make_round(call.mechanism, {"adapter": diverged})
+    total, reports, _ = worker.run_chunk(assignment, (0,), round, [call.shard], [None])
+    assert isinstance(total, ChunkSum)
     assert (total.num_dropped, total.weight) == (1, 0.0)
     assert not total.total.any()
+    assert reports[0].stats is not None
     assert reports[0].stats.loss is None
 
 
@@ -92,10 +110,14 @@ def test_an_upload_that_holds_more_than_the_adapter_is_refused(monkeypatch: pyte
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
     honest = METHODS["fedit"]
 
-    def generous(lm: LanguageModel, one: ClientCall) -> ClientResult:
-        result = honest(lm, one)
-        return replace(result, update=np.append(result.update, np.float32(1)))
+    longer = {"adapter": np.append(call.adapter, np.float32(1))}
+    another = {"adapter": call.adapter, "control": call.adapter}
+    for sent, reason in ((longer, "adapter: float32 of shape"), (another, r"upload: \['adapter', 'control'\] came where \['adapter'\]")):
 
-    monkeypatch.setitem(METHODS, "fedit", generous)
-    with pytest.raises(RuntimeError, match=r"^round 0, client 1: ValueError: adapter: float32 of shape"):
-        worker.run_chunk(assignment, (1,), 0, call.adapter, [call.shard], [None], clip_norm=None)
+        def generous(lm: LanguageModel, calls: Sequence[ClientCall], sent: dict[str, Any] = sent) -> list[ClientResult]:
+            return [replace(result, upload=sent) for result in honest(lm, calls)]
+
+        monkeypatch.setitem(METHODS, "fedit", generous)
+        _, outcomes, _ = worker.run_chunk(assignment, (1,), call.round, [call.shard], [None])
+        with pytest.raises(RuntimeError, match=f"^round 0, client 1: ValueError: {reason}"):
+            check_outcomes(outcomes, round_index=0)

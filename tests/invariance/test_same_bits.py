@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from raysim.federation.on_ray.clients import ServerActor
 from raysim.federation.server import ServerState
 from raysim.federation.worker import Assignment
+from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import results, small
 
@@ -241,10 +242,10 @@ def recording_server() -> type:
         def __init__(self) -> None:
             self._calls: list[tuple[list[str], bytes]] = []
 
-        def step(self, assignment: Assignment, state: ServerState, *sums: Any) -> tuple[ServerState, dict[str, Any]]:
-            given = (assignment, state, *sums)
+        def step(self, assignment: Assignment, state: ServerState, round: Round, *parts: Any) -> tuple[ServerState, dict[str, Any]]:
+            given = (assignment, state, round, *parts)
             self._calls.append(([type(value).__name__ for value in given], pickle.dumps(given, protocol=5)))
-            return super().step(assignment, state, *sums)
+            return super().step(assignment, state, round, *parts)
 
         def seen(self) -> list[tuple[list[str], bytes]]:
             return self._calls

@@ -15,10 +15,11 @@ from scipy.stats import binom, kstest
 from raysim.attacks.canaries import exposures, secret_examples
 from raysim.attacks.membership import calibrated_scores, loss_scores, membership_report, token_nlls
 from raysim.config import load
+from raysim.federation.adversary import canary_sums
 from raysim.federation.setup import Experiment, prepare
 from raysim.federation.worker import Worker
 from raysim.lora.layout import initial_adapter, load_adapter
-from raysim.measure.audits import CanaryPlan, canary_sums, dealt, exposure_record, plan_canaries, token_losses, verdict
+from raysim.measure.audits import CanaryPlan, dealt, exposure_record, plan_canaries, token_losses, verdict
 from raysim.methods.call import ClientCall
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.audit_bounds import one_run_audit
@@ -28,6 +29,7 @@ from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 from raysim.runs.run import Backend, Run, backend_key, open_backend, run
 from tests.conftest import SMALL
+from tests.rounds import make_round
 from tests.small_runs import results, small
 from tests.tiny_models import ALL_LINEAR, sharp_base
 
@@ -163,7 +165,8 @@ def test_clients_mix_in_the_gradient_canaries_that_are_in_and_no_others(lm: Lang
     config = load("", settings)
     mechanism = Mechanism.from_config(config, shard_sizes=[4, 4, 4])
     start = initial_adapter(lm.layout, seed=0)
-    calls = [ClientCall(config, mechanism, k, 0, start, (), None).private_settings() for k in range(3)]
+    round = make_round(mechanism, {"adapter": start})
+    calls = [ClientCall(config, mechanism, round, k, start, (), None).private_settings() for k in range(3)]
     seeds = [seed for call in calls for seed in call.canary_seeds]
     coins = canary_coins(40, seed=config.seed)
     assert sorted(seeds) == sorted(canary_seed(i, seed=config.seed) for i in range(40) if coins[i])
@@ -178,7 +181,9 @@ def updates_of_round(*settings: str, round_index: int = 0, size: int = 5000, cli
     config = load("", ["method.name=fedit", "audit.canary=update", "audit.num_canaries=40", *settings])
     mechanism = Mechanism.from_config(config, shard_sizes=[4] * config.partition.num_clients)
     plan = plan_canaries(config, first_record_id=0)
-    return canary_sums(plan, mechanism=mechanism, scale=100.0, round_index=round_index, size=size, clip_norm=clip_norm)
+    zeros = np.zeros(size, dtype=np.float32)
+    round = dataclasses.replace(make_round(mechanism, {"adapter": zeros}, index=round_index), clip_norm=clip_norm)
+    return canary_sums(plan.num_updates, mechanism=mechanism, scale=100.0, round=round)
 
 
 def alignments(parts: list[Any], *, size: int = 5000) -> dict[int, float]:

@@ -8,12 +8,15 @@ import pytest
 from raysim.config import CHOICES
 from raysim.methods import METHODS
 from raysim.methods.call import ClientState
-from raysim.methods.fedit import fedit
-from raysim.methods.locit import locit
+from raysim.methods.fedit import fedit as fedit_group
+from raysim.methods.locit import locit as locit_group
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainSettings, train_adapter
-from tests.method_calls import make_call, some_adapter
+from tests.method_calls import alone, in_round, make_call, some_adapter
 from tests.tiny_models import build, sharp_base
+
+fedit = alone(fedit_group)
+locit = alone(locit_group)
 
 SETTINGS = TrainSettings(
     num_epochs=1, max_steps=0, batch_size=4, lr=2e-3, optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0, prox_mu=0.0
@@ -29,17 +32,17 @@ def test_fedit_sends_what_training_changed(lm: LanguageModel) -> None:
     call = make_call(lm)
     result = fedit(lm, call)
     trained, stats = train_adapter(lm, call.adapter, call.shard, settings=SETTINGS, seed=call.seed("train"))
-    assert result.update.tobytes() == (trained - call.adapter).tobytes()
-    assert result.update.any()
+    assert result.upload["adapter"].tobytes() == (trained - call.adapter).tobytes()
+    assert result.upload["adapter"].any()
     assert (result.stats, result.state, result.synthetic) == (stats, None, ())
 
 
 def test_every_client_and_round_has_a_stream_of_its_own(lm: LanguageModel) -> None:
     call = make_call(lm, "train.batch_size=1")
-    calls = [call, replace(call, client_id=1), replace(call, round_index=1), replace(call, config=replace(call.config, seed=1))]
+    calls = [call, replace(call, client_id=1), in_round(call, 1), replace(call, config=replace(call.config, seed=1))]
     assert len({one.seed("train") for one in calls}) == 4
-    assert len({fedit(lm, one).update.tobytes() for one in calls}) == 4
-    assert fedit(lm, call).update.tobytes() == fedit(lm, call).update.tobytes()
+    assert len({fedit(lm, one).upload["adapter"].tobytes() for one in calls}) == 4
+    assert fedit(lm, call).upload["adapter"].tobytes() == fedit(lm, call).upload["adapter"].tobytes()
 
 
 def test_settings_are_the_configured_ones(lm: LanguageModel) -> None:
@@ -50,7 +53,7 @@ def test_settings_are_the_configured_ones(lm: LanguageModel) -> None:
 
 def test_the_learning_rate_follows_the_schedule(lm: LanguageModel) -> None:
     call = make_call(lm, "train.lr_schedule=cosine", "train.lr=0.4", "train.min_lr=0.2", "server.num_rounds=4")
-    rates = [replace(call, round_index=r).train_settings().lr for r in range(4)]
+    rates = [in_round(call, r).train_settings().lr for r in range(4)]
     assert rates[0] == pytest.approx(0.4)
     assert rates[2] == pytest.approx(0.3)
     assert sorted(rates, reverse=True) == rates
@@ -65,8 +68,10 @@ def test_cenit_is_fedit_and_every_method_with_training_is_listed() -> None:
 def test_fedprox_without_a_pull_is_fedit(lm: LanguageModel, optimizer: str) -> None:
     """Bit for bit with mu = 0, and with a mu so small that the proximal term is computed and rounds to nothing; not with mu = 1."""
     overrides = [f"train.optimizer={optimizer}", "train.batch_size=2", "train.lr=0.05"]
-    plain = fedit(lm, make_call(lm, *overrides)).update.tobytes()
-    assert [fedit(lm, make_call(lm, *overrides, f"train.prox_mu={mu}")).update.tobytes() == plain for mu in ("0", "1e-30", "1")] == [
+    plain = fedit(lm, make_call(lm, *overrides)).upload["adapter"].tobytes()
+    assert [
+        fedit(lm, make_call(lm, *overrides, f"train.prox_mu={mu}")).upload["adapter"].tobytes() == plain for mu in ("0", "1e-30", "1")
+    ] == [
         True,
         True,
         False,
@@ -76,25 +81,25 @@ def test_fedprox_without_a_pull_is_fedit(lm: LanguageModel, optimizer: str) -> N
 def test_locit_sends_nothing_and_goes_on_from_its_own_adapter(lm: LanguageModel) -> None:
     call = make_call(lm, "method.name=locit")
     first = locit(lm, call)
-    assert not first.update.any()
+    assert not first.upload["adapter"].any()
     assert first.state is not None
     own = first.state.arrays["adapter"]
     assert own.tobytes() == train_adapter(lm, call.adapter, call.shard, settings=SETTINGS, seed=call.seed("train"))[0].tobytes()
 
-    later = replace(call, round_index=1, state=first.state, adapter=some_adapter(lm, seed=8))  # whatever the server may hold
+    later = replace(in_round(call, 1), state=first.state, adapter=some_adapter(lm, seed=8))  # whatever the server may hold
     second = locit(lm, later)
     assert second.state is not None
     expected, _ = train_adapter(lm, own, call.shard, settings=SETTINGS, seed=later.seed("train"))
     assert second.state.arrays["adapter"].tobytes() == expected.tobytes()
-    assert not second.update.any()
+    assert not second.upload["adapter"].any()
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_an_empty_shard_sends_a_zero_update(lm: LanguageModel, name: str) -> None:
-    result = METHODS[name](lm, make_call(lm, f"method.name={name}", records=()))
-    assert result.update.dtype == np.float32
-    assert result.update.shape == (lm.layout.num_parameters,)
-    assert not result.update.any()
+    result = alone(METHODS[name])(lm, make_call(lm, f"method.name={name}", records=()))
+    assert result.upload["adapter"].dtype == np.float32
+    assert result.upload["adapter"].shape == (lm.layout.num_parameters,)
+    assert not result.upload["adapter"].any()
     assert (result.stats.num_tokens, result.stats.loss) == (0, None)
 
 
@@ -103,7 +108,7 @@ def test_a_call_writes_none_of_its_arguments(lm: LanguageModel, name: str) -> No
     """Arrays from another process are read-only."""
     call = make_call(lm, f"method.name={name}")
     kept = some_adapter(lm, seed=3)
-    for array in (call.adapter, kept, *([] if call.control is None else [call.control])):
+    for array in (*call.round.broadcast.values(), kept):
         array.setflags(write=False)
-    result = METHODS[name](lm, replace(call, state=ClientState(arrays={"adapter": kept, "own": kept, "control": kept})))
-    assert result.update.shape == call.adapter.shape
+    result = alone(METHODS[name])(lm, replace(call, state=ClientState(arrays={"adapter": kept, "own": kept, "control": kept})))
+    assert result.upload["adapter"].shape == call.adapter.shape

@@ -12,14 +12,18 @@ from hypothesis.extra.numpy import arrays
 
 from raysim.data.records import Record
 from raysim.methods.call import ClientState
-from raysim.methods.fedit import fedit
-from raysim.methods.fedpit import fedpit, mix
+from raysim.methods.fedit import fedit as fedit_group
+from raysim.methods.fedpit import fedpit as fedpit_group
+from raysim.methods.fedpit import mix
 from raysim.methods.synthesis.pool import select
 from raysim.methods.synthesis.write import Candidate, instruction_following_scores
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
-from tests.method_calls import RECORDS, make_call, other_responses, some_adapter
+from tests.method_calls import RECORDS, alone, in_round, make_call, other_responses, some_adapter
 from tests.tiny_models import build, encode, sharp_base, spelling_base
+
+fedit = alone(fedit_group)
+fedpit = alone(fedpit_group)
 
 # A model that writes the same pair whatever it is shown, each word with white space of its own.
 INSTRUCTION = [*".Do", "ĉ", *"my", "ċ", *"le", "Ċ"]
@@ -53,14 +57,14 @@ def test_all_private_and_real_only_is_fedit_bit_for_bit(speller: LanguageModel) 
     settings = ["fedpit.share_mix=1", "fedpit.num_candidates=0", "fedpit.local_train_on=real"]
     call = make_call(speller, *FEDPIT, *settings)
     result = fedpit(speller, call)
-    assert result.update.any()
-    assert result.update.tobytes() == fedit(speller, call).update.tobytes()
+    assert result.upload["adapter"].any()
+    assert result.upload["adapter"].tobytes() == fedit(speller, call).upload["adapter"].tobytes()
     assert result.synthetic == ()
 
 
 def test_without_synthetic_records_nothing_is_shared(speller: LanguageModel) -> None:
     result = fedpit(speller, make_call(speller, *FEDPIT, "fedpit.num_candidates=0"))
-    assert not result.update.any()
+    assert not result.upload["adapter"].any()
     assert result.state is not None
     assert result.state.arrays["adapter"].tobytes() != some_adapter(speller).tobytes(), "the private adapter was not trained"
 
@@ -76,11 +80,11 @@ def test_the_update_is_of_synthetic_records_and_the_private_adapter_stays(spelle
     public, _ = train_adapter(speller, call.adapter, synthetic, **options, seed=call.seed("synthetic"))
     local = [*call.shard, *(synthetic if train_on == "real+synthetic" else [])]
     private, _ = train_adapter(speller, call.adapter, local, **options, seed=call.seed("train"))
-    assert result.update.tobytes() == (public - call.adapter).tobytes()
-    assert result.update.any()
+    assert result.upload["adapter"].tobytes() == (public - call.adapter).tobytes()
+    assert result.upload["adapter"].any()
     assert result.state.arrays.keys() == {"adapter"}
     assert result.state.arrays["adapter"].tobytes() == private.tobytes()
-    assert (private - call.adapter).tobytes() != result.update.tobytes()
+    assert (private - call.adapter).tobytes() != result.upload["adapter"].tobytes()
 
 
 @pytest.mark.parametrize("train_on", ["real", "real+synthetic"])
@@ -94,10 +98,10 @@ def test_private_records_reach_the_update_through_what_is_written_only(speller: 
     assert first.state is not None
     assert second.state is not None
     assert first.state.records == second.state.records == [PAIR]
-    assert first.update.tobytes() == second.update.tobytes()
+    assert first.upload["adapter"].tobytes() == second.upload["adapter"].tobytes()
     assert first.state.arrays["adapter"].tobytes() != second.state.arrays["adapter"].tobytes()
     shared = [fedpit(speller, replace(c, config=replace(c.config, fedpit=replace(c.config.fedpit, share_mix=0.5)))) for c in (call, other)]
-    assert shared[0].update.tobytes() != shared[1].update.tobytes(), "with a mix, real updates are sent"
+    assert shared[0].upload["adapter"].tobytes() != shared[1].upload["adapter"].tobytes(), "with a mix, real updates are sent"
 
 
 @given(VECTORS, VECTORS, st.floats(0, 1))
@@ -113,7 +117,7 @@ def test_share_mix_mixes_both_adapters(speller: LanguageModel) -> None:
     updates = []
     for share in (0.0, 0.25, 1.0):
         call = spelling_call(speller, *FEDPIT, f"fedpit.share_mix={share}")
-        updates.append(fedpit(speller, call).update)
+        updates.append(fedpit(speller, call).upload["adapter"])
     np.testing.assert_allclose(updates[1], 0.75 * updates[0] + 0.25 * updates[2], rtol=1e-3, atol=1e-6)
 
 
@@ -123,7 +127,7 @@ def test_share_mix_mixes_both_adapters(speller: LanguageModel) -> None:
 def test_no_more_than_num_kept_are_kept_and_the_pool_holds_the_newest(speller: LanguageModel) -> None:
     past = [{"instruction": f"Old task number {i}", "response": f"Old answer number {i}"} for i in range(3)]
     call = spelling_call(speller, *REPEATING, "fedpit.num_kept=2", "fedpit.pool_size=4")
-    call = replace(call, round_index=1, state=ClientState(arrays={"adapter": some_adapter(speller)}, records=past))
+    call = replace(in_round(call, 1), state=ClientState(arrays={"adapter": some_adapter(speller)}, records=past))
     result = fedpit(speller, call)
     assert [row["verdict"] for row in result.synthetic].count("kept") == 2
     assert [row["verdict"] for row in result.synthetic].count("score") == 2
@@ -132,7 +136,7 @@ def test_no_more_than_num_kept_are_kept_and_the_pool_holds_the_newest(speller: L
     public, _ = train_adapter(
         speller, call.adapter, synthetic_of(speller, result.state.records), settings=call.train_settings(), seed=call.seed("synthetic")
     )
-    assert result.update.tobytes() == (public - call.adapter).tobytes()
+    assert result.upload["adapter"].tobytes() == (public - call.adapter).tobytes()
     assert past == [{"instruction": f"Old task number {i}", "response": f"Old answer number {i}"} for i in range(3)]
 
 
@@ -143,17 +147,17 @@ def test_the_pool_is_at_least_as_large_as_what_is_kept(speller: LanguageModel) -
     none = fedpit(speller, spelling_call(speller, *REPEATING, "fedpit.num_kept=0", "fedpit.pool_size=0"))
     assert none.state is not None
     assert none.state.records == []
-    assert not none.update.any()
+    assert not none.upload["adapter"].any()
 
 
 def test_what_an_earlier_round_wrote_is_not_written_again(speller: LanguageModel) -> None:
     first = fedpit(speller, spelling_call(speller, *FEDPIT))
     assert [row["verdict"] for row in first.synthetic] == ["kept"] + ["diversity"] * 3
-    again = fedpit(speller, replace(spelling_call(speller, *FEDPIT), round_index=1, state=first.state))
+    again = fedpit(speller, replace(in_round(spelling_call(speller, *FEDPIT), 1), state=first.state))
     assert {row["verdict"] for row in again.synthetic} == {"diversity"}
     assert again.state is not None
     assert again.state.records == [PAIR], "the pool of earlier rounds still serves"
-    assert again.update.any()
+    assert again.upload["adapter"].any()
 
 
 CANDIDATES = [Candidate(instruction=f"Task {i}: say {'very ' * i}much", response=f"{i} reply {'x' * (7 * i % 5)} done") for i in range(5)]

@@ -10,18 +10,22 @@ from scipy.special import softmax
 
 from raysim.config import load
 from raysim.console.progress import METHOD_NOTES
-from raysim.federation.server import ServerState, step
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.methods.call import ClientState
-from raysim.methods.fedit import fedit
-from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, fewfedweight, hold_back
+from raysim.methods.fedit import fedit as fedit_group
+from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, hold_back
+from raysim.methods.fewfedweight import fewfedweight as fewfedweight_group
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import mean_nll, response_nll, train_adapter
 from raysim.runs.run import notes, run
-from tests.method_calls import RECORDS, make_call, other_responses, some_adapter
+from tests.method_calls import RECORDS, alone, in_round, make_call, other_responses, some_adapter
+from tests.rounds import make_round, next_step, state_of
 from tests.small_runs import small
 from tests.tiny_models import build, sharp_base, spelling_base
+
+fedit = alone(fedit_group)
+fewfedweight = alone(fewfedweight_group)
 
 ANSWER = ["<|assistant|>", *"Big", "č", *"cat", "Ġ", *"runs", "<|end|>"]
 FEW = ["method.name=fewfedweight", "fewfedweight.max_response_tokens=24"]
@@ -65,7 +69,7 @@ def test_an_empty_answer_is_dropped_and_said_to_be() -> None:
     call = make_call(silent, *FEW, "fewfedweight.validation_share=0")
     result = fewfedweight(silent, call)
     assert [(row["verdict"], row["kept"], row["response"]) for row in result.synthetic] == [("response", False, "")] * 6
-    assert result.update.tobytes() == fedit(silent, call).update.tobytes()
+    assert result.upload["adapter"].tobytes() == fedit(silent, call).upload["adapter"].tobytes()
 
 
 def test_weights_of_answers_are_a_softmax_of_their_energies() -> None:
@@ -101,7 +105,7 @@ def test_training_is_on_real_records_and_weighted_answers(lm: LanguageModel) -> 
     """The energies are under the client's own adapter of the last round; what is held back is not trained on."""
     own = some_adapter(lm, seed=4)
     call = make_call(lm, *FEW, "fewfedweight.pseudo_weight=0.5", "fewfedweight.energy_temperature=0.2")
-    call = dataclasses.replace(call, round_index=1, state=ClientState(arrays={"own": own}))
+    call = dataclasses.replace(in_round(call, 1), state=ClientState(arrays={"own": own}))
     result = fewfedweight(lm, call)
     assert len(result.synthetic) == 5
     assert [row["instruction"] for row in result.synthetic] == [
@@ -116,10 +120,10 @@ def test_training_is_on_real_records_and_weighted_answers(lm: LanguageModel) -> 
     expected, stats = train_adapter(
         lm, call.adapter, [*real, *pairs], settings=call.train_settings(), seed=call.seed("train"), weights=[*[1.0] * 5, *weights.tolist()]
     )
-    np.testing.assert_allclose(result.update, expected - call.adapter, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(result.upload["adapter"], expected - call.adapter, rtol=1e-4, atol=1e-7)
     assert result.stats.num_tokens == stats.num_tokens
     assert result.state is not None
-    assert result.update.tobytes() == (result.state.arrays["own"] - call.adapter).tobytes()
+    assert result.upload["adapter"].tobytes() == (result.state.arrays["own"] - call.adapter).tobytes()
     [held_back] = [e for e in call.shard if e not in real]
     lm.set_adapter(result.state.arrays["own"])
     [(nll, count)] = mean_nll(lm, [held_back], batch_size=4)
@@ -130,9 +134,9 @@ def test_without_answers_validation_and_adaptive_weights_it_is_fedit(lm: Languag
     settings = ["fewfedweight.pseudo_weight=0", "fewfedweight.validation_share=0", "server.weighting=examples"]
     call = make_call(lm, *FEW, *settings)
     result = fewfedweight(lm, call)
-    assert result.update.tobytes() == fedit(lm, call).update.tobytes()
+    assert result.upload["adapter"].tobytes() == fedit(lm, call).upload["adapter"].tobytes()
     assert result.weight is None
-    assert result.update.tobytes() != fewfedweight(lm, make_call(lm, *FEW, *settings[1:])).update.tobytes()
+    assert result.upload["adapter"].tobytes() != fewfedweight(lm, make_call(lm, *FEW, *settings[1:])).upload["adapter"].tobytes()
 
 
 # --- the client's own weight ---
@@ -169,16 +173,13 @@ def test_a_release_is_the_softmax_average_of_the_updates(lm: LanguageModel) -> N
     results = [fewfedweight(model, call) for call in calls]
     losses = np.array([-0.05 * math.log(result.weight or 0.0) for result in results])
     assert np.ptp(losses) > 0.01, "equal weights would not tell a softmax from a mean"
-    expected = sum(a * r.update.astype(np.float64) for a, r in zip(softmax(-losses / 0.05), results, strict=True))
+    expected = sum(a * r.upload["adapter"].astype(np.float64) for a, r in zip(softmax(-losses / 0.05), results, strict=True))
     assignment = Assignment(config, calls[0].mechanism, (1.0, 1.0, 1.0))
     for chunks in ([(0, 1, 2)], [(0,), (1,), (2,)]):
         sums = [
-            worker.run_chunk(assignment, chunk, 0, calls[0].adapter, [calls[k].shard for k in chunk], [None] * len(chunk), clip_norm=None)[
-                0
-            ]
-            for chunk in chunks
+            worker.run_chunk(assignment, chunk, calls[0].round, [calls[k].shard for k in chunk], [None] * len(chunk))[0] for chunk in chunks
         ]
-        state, _ = step(ServerState(0, np.zeros_like(calls[0].adapter)), sums, mechanism=calls[0].mechanism, lr=1.0, seed=0)
+        state, _ = next_step(state_of(0, np.zeros_like(calls[0].adapter)), sums, mechanism=calls[0].mechanism, lr=1.0, seed=0)
         np.testing.assert_allclose(state.adapter, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -189,7 +190,7 @@ def test_a_weight_that_the_data_decide_is_refused_where_a_guarantee_is_claimed(l
     private = make_call(model, "privacy.unit=client", "privacy.noise_multiplier=0").mechanism
     call = make_call(model, *FEW)
     with pytest.raises(AssertionError, match="bounds no client"):
-        worker.run_chunk(Assignment(config, private, (1.0,) * 3), (0,), 0, call.adapter, [call.shard], [None], clip_norm=1.0)
+        worker.run_chunk(Assignment(config, private, (1.0,) * 3), (0,), make_round(private, call.round.broadcast), [call.shard], [None])
 
 
 # --- what is said of it ---

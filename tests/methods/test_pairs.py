@@ -10,7 +10,8 @@ import pytest
 
 from raysim.config import CHOICES, SEPARATE_METHODS, WRITING_METHODS, Config
 from raysim.console.progress import Progress
-from raysim.federation.loop import LocalClients, LocalServer, Simulation, run_round, start
+from raysim.federation.in_process import LocalClients, LocalServer
+from raysim.federation.loop import Simulation, run_round, start
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector

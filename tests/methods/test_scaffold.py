@@ -11,21 +11,25 @@ import pytest
 from safetensors.numpy import load_file
 
 from raysim.config import load
-from raysim.federation.server import ServerState, broadcast, step
-from raysim.federation.worker import split_broadcast
+from raysim.federation.server import begin
 from raysim.lora.layout import Vector
 from raysim.methods.call import ClientCall, ClientState
-from raysim.methods.fedit import fedit
-from raysim.methods.scaffold import control_change, scaffold
+from raysim.methods.fedit import fedit as fedit_group
+from raysim.methods.scaffold import control_change
+from raysim.methods.scaffold import scaffold as scaffold_group
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import grouped_batches, response_nll
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
 from raysim.runs.run import Backend, Run, open_backend, run
-from tests.method_calls import make_call, some_adapter
+from tests.method_calls import alone, in_round, make_call, some_adapter
+from tests.rounds import next_step, state_of
 from tests.small_runs import small
 from tests.tiny_models import build, sharp_base
+
+fedit = alone(fedit_group)
+scaffold = alone(scaffold_group)
 
 SGD = ["train.optimizer=sgd", "train.lr=0.1", "train.max_grad_norm=0"]
 
@@ -39,7 +43,8 @@ def call_of(lm: LanguageModel, *overrides: str, control: Vector | None = None, o
     """A call with these control variates, zeros unless given."""
     call = make_call(lm, "method.name=scaffold", *overrides)
     state = None if own is None else ClientState(arrays={"control": own})
-    return dataclasses.replace(call, control=call.control if control is None else control, state=state)
+    sent = call.round.broadcast if control is None else {**call.round.broadcast, "control": control}
+    return dataclasses.replace(call, round=dataclasses.replace(call.round, broadcast=sent), state=state)
 
 
 def variate(lm: LanguageModel, *, seed: int) -> Vector:
@@ -51,14 +56,14 @@ def test_zero_control_variates_are_fedit_bit_for_bit(lm: LanguageModel, optimize
     overrides = [f"train.optimizer={optimizer}", "train.batch_size=2"]
     plain = fedit(lm, call_of(lm, *overrides))
     same = scaffold(lm, call_of(lm, *overrides))
-    assert plain.update.any()
-    assert same.update.tobytes() == plain.update.tobytes()
+    assert plain.upload["adapter"].any()
+    assert same.upload["adapter"].tobytes() == plain.upload["adapter"].tobytes()
     assert same.stats == plain.stats
     equal = variate(lm, seed=1)
     also = scaffold(lm, call_of(lm, *overrides, control=equal, own=equal))
-    assert also.update.tobytes() == plain.update.tobytes(), "only the difference of the two counts"
+    assert also.upload["adapter"].tobytes() == plain.upload["adapter"].tobytes(), "only the difference of the two counts"
     other = scaffold(lm, call_of(lm, *overrides, control=equal))
-    assert other.update.tobytes() != plain.update.tobytes()
+    assert other.upload["adapter"].tobytes() != plain.upload["adapter"].tobytes()
 
 
 def gradient(lm: LanguageModel, adapter: Vector, call: ClientCall, batch: list[int]) -> np.ndarray:
@@ -82,11 +87,10 @@ def test_local_steps_and_the_new_variate_are_the_papers(lm: LanguageModel) -> No
     for batch in batches:
         gradients.append(gradient(lm, adapter.astype(np.float32), call, batch))
         adapter -= 0.1 * (gradients[-1] + control - own)
-    np.testing.assert_allclose(result.update, adapter - call.adapter, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(result.upload["adapter"], adapter - call.adapter, rtol=1e-3, atol=1e-5)
     assert result.state is not None
     np.testing.assert_allclose(result.state.arrays["control"], np.mean(gradients, axis=0), rtol=1e-3, atol=3e-5)
-    assert result.control_change is not None
-    np.testing.assert_array_equal(result.state.arrays["control"], own + result.control_change)
+    np.testing.assert_array_equal(result.state.arrays["control"], own + result.upload["control"])
     assert np.abs(np.mean(gradients, axis=0)).max() > 1e-2, "gradients too small to be told from the tolerance"
 
 
@@ -94,25 +98,23 @@ def test_the_correction_follows_adamw_with_the_rounds_learning_rate(lm: Language
     """One step: AdamW's own, then -lr (c - c_k), where the cosine schedule has halved the learning rate."""
     control, own = variate(lm, seed=1), variate(lm, seed=2)
     overrides = ["train.max_steps=1", "train.lr_schedule=cosine", "train.lr=0.02", "train.min_lr=0", "server.num_rounds=4"]
-    calls = [dataclasses.replace(call_of(lm, *overrides, **given), round_index=2) for given in ({}, {"control": control, "own": own})]
+    calls = [in_round(call_of(lm, *overrides, **given), 2) for given in ({}, {"control": control, "own": own})]
     plain, corrected = (scaffold(lm, call) for call in calls)
-    np.testing.assert_allclose(corrected.update - plain.update, -0.01 * (control - own), rtol=1e-3, atol=1e-7)
-    assert corrected.control_change is not None
-    np.testing.assert_allclose(corrected.control_change, -control - corrected.update / 0.01, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(corrected.upload["adapter"] - plain.upload["adapter"], -0.01 * (control - own), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(corrected.upload["control"], -control - corrected.upload["adapter"] / 0.01, rtol=1e-4, atol=1e-5)
 
 
 def test_a_client_without_records_or_with_an_update_that_is_no_number_keeps_its_variate(lm: LanguageModel) -> None:
     own = variate(lm, seed=2)
     empty = dataclasses.replace(call_of(lm, control=variate(lm, seed=1), own=own), shard=())
     result = scaffold(lm, empty)
-    assert not result.update.any()
+    assert not result.upload["adapter"].any()
     diverged = dataclasses.replace(call_of(lm, control=variate(lm, seed=1), own=own), adapter=np.full_like(some_adapter(lm), np.inf))
     dropped = scaffold(lm, diverged)
-    assert not np.isfinite(dropped.update).all()
+    assert not np.isfinite(dropped.upload["adapter"]).all()
     for one in (result, dropped):
-        assert one.control_change is not None
         assert one.state is not None
-        assert not one.control_change.any()
+        assert not one.upload["control"].any()
         assert one.state.arrays["control"].tobytes() == own.tobytes()
 
 
@@ -124,11 +126,11 @@ def quadratic_rounds(*, corrected: bool, num_rounds: int) -> float:
     curvatures, minima, lr, num_steps = (0.5, 5.0), (3.0, -1.0), 0.1, 20
     config = load("", ["partition.num_clients=2", "data.num_train=10"])
     mechanism = Mechanism.from_config(config, shard_sizes=[5, 5])
-    state = ServerState(0, np.zeros(1, dtype=np.float32), memory={"control": np.zeros(1)})
+    state = state_of(0, np.zeros(1, dtype=np.float32), control=np.zeros(1))
     own = [np.zeros(1, dtype=np.float32)] * 2
     for _ in range(num_rounds):
-        adapter, control = split_broadcast(broadcast(state), size=1)
-        assert control is not None
+        sent = begin(state, mechanism).broadcast
+        adapter, control = sent["adapter"], sent["control"]
         parts = []
         for k in (0, 1):
             w = adapter.copy()
@@ -137,8 +139,8 @@ def quadratic_rounds(*, corrected: bool, num_rounds: int) -> float:
             change = control_change(w - adapter, control, num_steps=num_steps, lr=lr)
             own[k] = own[k] + change
             part = clip_and_sum([w - adapter], weights=[5.0], clip_norm=None)
-            parts.append(dataclasses.replace(part, control=5.0 * change.astype(np.float64)))
-        state, _ = step(state, parts, mechanism=mechanism, lr=1.0, seed=0)
+            parts.append(dataclasses.replace(part, further={"control": 5.0 * change.astype(np.float64)}))
+        state, _ = next_step(state, parts, mechanism=mechanism, lr=1.0, seed=0)
     return float(state.adapter[0])
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from raysim.config import load
-from raysim.federation.server import ServerState, step
 from raysim.privacy.aggregation import MaskedSum, client_noise, open_sums, sum_chunk
 from raysim.privacy.clipping import ChunkSum, Total, clip, clip_and_sum, l2_norm
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.secagg import TooFewSurvivors
+from tests.rounds import make_round, next_step, state_of
 
 Vector = npt.NDArray[np.float32]
 Part = ChunkSum | MaskedSum
@@ -44,22 +44,16 @@ def summed(updates: Mapping[int, Vector], mechanism: Mechanism, *, chunk_size: i
     """The parts that reach the server when these clients send, in chunks of a size."""
     sent = list(updates)
     chunks = [sent[i : i + chunk_size] for i in range(0, len(sent), chunk_size)]
+    round = make_round(mechanism, index=round_index, clip_norm=CLIP)
     return [
-        sum_chunk(
-            [updates[k] for k in chunk],
-            client_ids=chunk,
-            weights=[1.0] * len(chunk),
-            clip_norm=CLIP,
-            mechanism=mechanism,
-            round_index=round_index,
-        )
+        sum_chunk([{"adapter": updates[k]} for k in chunk], client_ids=chunk, weights=[1.0] * len(chunk), round=round, mechanism=mechanism)
         for chunk in chunks
     ]
 
 
 def opened(parts: Sequence[Part], mechanism: Mechanism, *, round_index: int = 0) -> Total:
     """The total over the sums that the server works with."""
-    sums = open_sums(parts, mechanism=mechanism, round_index=round_index, clip_norm=CLIP)
+    sums = open_sums(parts, mechanism=mechanism, round=make_round(mechanism, index=round_index, clip_norm=CLIP))
     return np.sum([part.total for part in sums], axis=0, dtype=np.float64)
 
 
@@ -103,7 +97,7 @@ def test_a_client_moves_what_the_server_opens_by_at_most_the_bound(seed: int, sc
 
 def test_a_masked_sum_holds_the_updates_and_the_clients_own_noise() -> None:
     mechanism, sent = make(*TOLERANT), without(updates_of(5), [2])
-    noises = [client_noise(SIZE, mechanism=mechanism, client_id=k, round_index=7, clip_norm=CLIP, cohort_size=5) for k in sent]
+    noises = [client_noise(SIZE, mechanism=mechanism, client_id=k, round=make_round(mechanism, index=7, clip_norm=CLIP)) for k in sent]
     noise = np.sum([n for n in noises if n is not None], axis=0, dtype=np.float64)
     total = opened(summed(sent, mechanism, chunk_size=2, round_index=7), mechanism, round_index=7)
     assert np.abs(total - plain_sum(sent) - noise).max() <= 2 * len(sent) * CLIP / 2**31
@@ -123,7 +117,7 @@ def test_distributed_noise_is_whole_for_all_who_may_be_left(num_sent: int) -> No
         for wrong in (2 / 3, 3 / 2):
             assert kstest(coordinate, "norm", args=(0, expected * wrong)).pvalue < 1e-4
     assert np.abs(np.corrcoef(drawn.T)[0, 1:]).max() < 6 / math.sqrt(500)
-    stated = mechanism.average_noise_std(clip_norm=CLIP, round_index=0, num_noisy=num_sent)
+    stated = mechanism.average_noise_std(sensitivity=CLIP, round_index=0, cohort_size=5, num_noisy=num_sent)
     assert stated == pytest.approx(expected / 5)
 
 
@@ -142,9 +136,9 @@ def test_a_round_with_too_few_survivors_releases_nothing(num_sent: int) -> None:
     mechanism = make(*TOLERANT)
     parts = summed(without(updates_of(5), range(num_sent, 5)), mechanism, round_index=4)
     with pytest.raises(TooFewSurvivors, match=f"{num_sent} of 5 clients sent, and 3 are needed"):
-        open_sums(parts, mechanism=mechanism, round_index=4, clip_norm=CLIP)
-    before = ServerState(4, np.random.default_rng(1).standard_normal(SIZE).astype(np.float32))
-    after, record = step(before, parts, mechanism=mechanism, lr=1.0, seed=0)
+        open_sums(parts, mechanism=mechanism, round=make_round(mechanism, index=4, clip_norm=CLIP))
+    before = state_of(4, np.random.default_rng(1).standard_normal(SIZE).astype(np.float32))
+    after, record = next_step(before, parts, mechanism=mechanism, lr=1.0, seed=0)
     assert after.adapter.tobytes() == before.adapter.tobytes()
     assert (after.round_index, record["aborted"], record["empty_round"], record["noise_std"]) == (5, True, True, 0.0)
     spent = mechanism.epsilon(5)
@@ -155,8 +149,8 @@ def test_a_round_with_too_few_survivors_releases_nothing(num_sent: int) -> None:
 def test_one_more_survivor_and_the_round_counts() -> None:
     mechanism = make(*TOLERANT, "privacy.noise_multiplier=0", "privacy.dropout_tolerance=0.4")
     sent = without(updates_of(5), [0, 1])
-    before = ServerState(0, np.ones(SIZE, dtype=np.float32))
-    after, record = step(before, summed(sent, mechanism), mechanism=mechanism, lr=0.5, seed=0)
+    before = state_of(0, np.ones(SIZE, dtype=np.float32))
+    after, record = next_step(before, summed(sent, mechanism), mechanism=mechanism, lr=0.5, seed=0)
     np.testing.assert_allclose(after.adapter, 1.0 + 0.5 * plain_sum(sent) / 5, rtol=1e-6)
     assert (record["aborted"], record["empty_round"], record["num_contributed"]) == (False, False, 3)
 
@@ -164,8 +158,8 @@ def test_one_more_survivor_and_the_round_counts() -> None:
 def test_a_cohort_that_the_sampler_left_empty_is_no_aborted_round() -> None:
     mechanism = make(DISTRIBUTED, "privacy.sampler=poisson", "server.cohort_size=1")
     empty = next(r for r in range(100) if not mechanism.sample_cohort(r))
-    before = ServerState(empty, np.ones(SIZE, dtype=np.float32))
-    after, record = step(before, [], mechanism=mechanism, lr=1.0, seed=0)
+    before = state_of(empty, np.ones(SIZE, dtype=np.float32))
+    after, record = next_step(before, [], mechanism=mechanism, lr=1.0, seed=0)
     assert after.adapter.tobytes() == before.adapter.tobytes()
     assert (record["aborted"], record["empty_round"]) == (False, True)
 
@@ -182,8 +176,8 @@ def test_what_the_server_holds_says_nothing_of_an_update() -> None:
             assert kstest(part.messages / 2.0**64, "uniform").pvalue > 1e-6
         for few in combinations(parts, 2):
             with pytest.raises(TooFewSurvivors):
-                open_sums(few, mechanism=mechanism, round_index=0, clip_norm=CLIP)
-        _, record = step(ServerState(0, np.zeros(size, dtype=np.float32)), parts, mechanism=mechanism, lr=1.0, seed=0)
+                open_sums(few, mechanism=mechanism, round=make_round(mechanism, index=0, clip_norm=CLIP))
+        _, record = next_step(state_of(0, np.zeros(size, dtype=np.float32)), parts, mechanism=mechanism, lr=1.0, seed=0)
         assert (record["update_norm_median"], record["clip_fraction"], record["num_dropped"]) == (None, None, 0)
         assert record["num_contributed"] == 5
 
@@ -198,11 +192,11 @@ def test_a_masked_update_that_is_not_finite_counts_as_zero_and_still_carries_its
 def test_masked_and_open_rounds_are_not_mixed_up() -> None:
     masked, plain = make(DISTRIBUTED), make()
     with pytest.raises(AssertionError, match="masked or it is not"):
-        open_sums(summed(updates_of(5), plain), mechanism=masked, round_index=0, clip_norm=CLIP)
+        open_sums(summed(updates_of(5), plain), mechanism=masked, round=make_round(masked, index=0, clip_norm=CLIP))
     with pytest.raises(AssertionError, match="masked or it is not"):
-        open_sums(summed(updates_of(5), masked), mechanism=plain, round_index=0, clip_norm=CLIP)
+        open_sums(summed(updates_of(5), masked), mechanism=plain, round=make_round(plain, index=0, clip_norm=CLIP))
     parts = summed(updates_of(5), plain)
-    assert open_sums(parts, mechanism=plain, round_index=0, clip_norm=CLIP) == parts
+    assert open_sums(parts, mechanism=plain, round=make_round(plain, index=0, clip_norm=CLIP)) == parts
 
 
 # --- noise at each client ---
@@ -226,14 +220,14 @@ def test_local_noise_is_whole_and_its_own_for_each_client_and_round() -> None:
 
 def test_noise_at_the_server_is_not_added_by_clients() -> None:
     for mechanism in (make(), make("privacy.unit=none", "privacy.delta=0")):
-        assert client_noise(3, mechanism=mechanism, client_id=0, round_index=0, clip_norm=CLIP, cohort_size=5) is None
+        assert client_noise(3, mechanism=mechanism, client_id=0, round=make_round(mechanism, index=0, clip_norm=CLIP)) is None
     assert opened(summed(updates_of(5), make(), chunk_size=5), make()).tobytes() == plain_sum(updates_of(5)).tobytes()
 
 
 def test_a_dropped_update_is_noised_like_any_other() -> None:
     """Or its absence would be seen: the chunk without it differs by that update alone, and one of nothing else is its noise."""
     mechanism, updates = make(LOCAL), updates_of(5)
-    noises = [client_noise(SIZE, mechanism=mechanism, client_id=k, round_index=0, clip_norm=CLIP, cohort_size=5) for k in range(5)]
+    noises = [client_noise(SIZE, mechanism=mechanism, client_id=k, round=make_round(mechanism, index=0, clip_norm=CLIP)) for k in range(5)]
     noise = np.sum([n for n in noises if n is not None], axis=0, dtype=np.float64)
     updates[3][5] = np.nan
     [part] = summed(updates, mechanism, chunk_size=5)
@@ -241,8 +235,8 @@ def test_a_dropped_update_is_noised_like_any_other() -> None:
     np.testing.assert_allclose(part.total, plain_sum(without(updates, [3])) + noise, atol=1e-12)
     assert part.num_dropped == 1
     bad = {k: np.full(SIZE, np.nan, dtype=np.float32) for k in range(5)}
-    before = ServerState(0, np.zeros(SIZE, dtype=np.float32))
-    after, record = step(before, summed(bad, mechanism), mechanism=mechanism, lr=1.0, seed=0)
+    before = state_of(0, np.zeros(SIZE, dtype=np.float32))
+    after, record = next_step(before, summed(bad, mechanism), mechanism=mechanism, lr=1.0, seed=0)
     np.testing.assert_allclose(after.adapter, noise / 5, rtol=1e-5)
     assert (record["num_dropped"], record["num_contributed"], record["empty_round"]) == (5, 0, True)
     assert record["noise_std"] == pytest.approx(CLIP / math.sqrt(5))
@@ -252,8 +246,8 @@ def test_local_noise_of_the_average_is_what_the_record_says() -> None:
     """And the server adds none of its own."""
     mechanism, size = make(LOCAL, "privacy.noise_multiplier=2"), 3000
     nothing = {k: np.zeros(size, dtype=np.float32) for k in range(4)}  # the fifth failed before it sent
-    before = ServerState(0, np.zeros(size, dtype=np.float32))
-    after, record = step(before, summed(nothing, mechanism, chunk_size=2), mechanism=mechanism, lr=1.0, seed=0)
+    before = state_of(0, np.zeros(size, dtype=np.float32))
+    after, record = next_step(before, summed(nothing, mechanism, chunk_size=2), mechanism=mechanism, lr=1.0, seed=0)
     assert record["noise_std"] == pytest.approx(2 * CLIP * math.sqrt(4) / 5)
     assert kstest(after.adapter, "norm", args=(0, record["noise_std"])).pvalue > 1e-6
     for wrong in (2 / 3, 3 / 2):
@@ -266,16 +260,16 @@ def test_local_noise_of_the_average_is_what_the_record_says() -> None:
 @pytest.mark.parametrize("where", [LOCAL, DISTRIBUTED])
 def test_a_retried_round_gives_the_same_bits(where: str) -> None:
     mechanism = make(where)
-    before = ServerState(2, np.ones(SIZE, dtype=np.float32))
+    before = state_of(2, np.ones(SIZE, dtype=np.float32))
     outcomes = []
     for _ in range(2):
         parts = summed(updates_of(5), mechanism, chunk_size=2, round_index=2)
         for _ in range(2):  # the server's step alone is retried, too
-            after, record = step(before, parts, mechanism=mechanism, lr=1.0, seed=0)
+            after, record = next_step(before, parts, mechanism=mechanism, lr=1.0, seed=0)
             outcomes.append((after.adapter.tobytes(), record))
     assert all(outcome == outcomes[0] for outcome in outcomes)
     other = summed(updates_of(5), mechanism, chunk_size=2, round_index=3)
-    elsewhere, _ = step(dataclasses.replace(before, round_index=3), other, mechanism=mechanism, lr=1.0, seed=0)
+    elsewhere, _ = next_step(dataclasses.replace(before, round_index=3), other, mechanism=mechanism, lr=1.0, seed=0)
     assert elsewhere.adapter.tobytes() != outcomes[0][0], "another round has other noise"
 
 

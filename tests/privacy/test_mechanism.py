@@ -13,6 +13,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binomtest
 
 from raysim.config import load
+from raysim.federation.faults import survivors
 from raysim.privacy.accounting import analytic_epsilon, epsilon_pld
 from raysim.privacy.clipping import clip
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism
@@ -144,7 +145,7 @@ def test_noise_of_a_fixed_order_follows_the_rows_of_the_inverse() -> None:
     for round_index in range(5):
         weights = mechanism.noise_weights(round_index)
         np.testing.assert_allclose([weights.get(s, 0.0) for s in range(5)], inverse[round_index], atol=1e-12)
-        std = mechanism.average_noise_std(clip_norm=0.5, round_index=round_index, num_noisy=4)
+        std = mechanism.average_noise_std(sensitivity=0.5, round_index=round_index, cohort_size=4, num_noisy=4)
         assert std == pytest.approx(mechanism.sum_noise_multiplier * 0.5 * np.linalg.norm(inverse[round_index]) / 4)
     assert make(*CYCLIC, sizes=(5,) * 12).noise_weights(3) == {3: 1.0}
 
@@ -214,6 +215,10 @@ def test_all_and_fixed_and_cyclic_cohorts_are_drawn_as_the_ledger_says() -> None
         assert cycle == [cyclic.sample_cohort(first + 3 + r) for r in range(3)]
 
 
+def left_of(mechanism: Mechanism, round_index: int) -> tuple[int, ...]:
+    return survivors(mechanism.sample_cohort(round_index), mechanism=mechanism, round_index=round_index)
+
+
 def test_clients_fail_by_coins_of_their_own_whatever_their_data() -> None:
     """And whoever is drawn: the same cohorts as without failures, the same failures with other shards, and no two alike."""
     failing = (*CLIENT, "server.cohort_size=10", "server.dropout_prob=0.3")
@@ -221,15 +226,15 @@ def test_clients_fail_by_coins_of_their_own_whatever_their_data() -> None:
     whole = make(*CLIENT, "server.cohort_size=10", sizes=(5,) * 20)
     left, sizes = np.zeros(20), []
     for round_index in range(500):
-        cohort, survivors = mechanism.sample_cohort(round_index), mechanism.survivors(round_index)
-        assert cohort == whole.sample_cohort(round_index) == whole.survivors(round_index)
-        assert survivors == other.survivors(round_index)
-        assert [k for k in cohort if k in survivors] == list(survivors)
-        left[list(survivors)] += 1
-        sizes.append(len(survivors))
+        cohort, left_over = mechanism.sample_cohort(round_index), left_of(mechanism, round_index)
+        assert cohort == whole.sample_cohort(round_index) == left_of(whole, round_index)
+        assert left_over == left_of(other, round_index)
+        assert [k for k in cohort if k in left_over] == list(left_over)
+        left[list(left_over)] += 1
+        sizes.append(len(left_over))
     assert all(binomtest(int(count), 500, 0.5 * 0.7).pvalue > 1e-6 for count in left)
     assert 0.75 < np.var(sizes) / (20 * 0.35 * 0.65) < 1.3
-    assert mechanism.survivors(0) != replace(mechanism, seed=1).survivors(0)
+    assert left_of(mechanism, 0) != left_of(replace(mechanism, seed=1), 0)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +247,9 @@ def test_survivors_that_distributed_noise_needs(tolerance: float, cohort: int, n
     mechanism = make(*keys, sizes=(1,) * cohort)
     assert mechanism.min_survivors(cohort) == needed
     assert mechanism.update_noise_multiplier(cohort) * math.sqrt(needed) == pytest.approx(3.0)
-    assert mechanism.average_noise_std(clip_norm=2.0, round_index=0, num_noisy=needed) == pytest.approx(3.0 * 2.0 / cohort)
+    assert mechanism.average_noise_std(sensitivity=2.0, round_index=0, cohort_size=cohort, num_noisy=needed) == pytest.approx(
+        3.0 * 2.0 / cohort
+    )
     assert mechanism.sum_noise_multiplier == 0.0
 
 
@@ -250,7 +257,9 @@ def test_local_noise_is_whole_at_every_client() -> None:
     mechanism = make(*CLIENT, "privacy.noise_at=client", "privacy.noise_multiplier=3", sizes=(5,) * 4)
     assert mechanism.update_noise_multiplier(4) == 3.0
     assert mechanism.sum_noise_multiplier == 0.0
-    assert mechanism.average_noise_std(clip_norm=2.0, round_index=0, num_noisy=4) == pytest.approx(3.0 * 2.0 / math.sqrt(4))
+    assert mechanism.average_noise_std(sensitivity=2.0, round_index=0, cohort_size=4, num_noisy=4) == pytest.approx(
+        3.0 * 2.0 / math.sqrt(4)
+    )
     assert make(*CLIENT, sizes=(5,) * 4).update_noise_multiplier(4) == 0.0
 
 
@@ -261,7 +270,7 @@ def test_client_level_noise() -> None:
     mechanism = make(*CLIENT, "server.cohort_size=10", "privacy.noise_multiplier=1.5", "privacy.clip_norm=0.2", sizes=(5,) * 40)
     assert (mechanism.update_clip_norm, mechanism.denominator, mechanism.uniform_weights) == (0.2, 10.0, True)
     assert mechanism.sum_noise_multiplier == pytest.approx(1.5)
-    assert mechanism.average_noise_std(clip_norm=0.2, round_index=0, num_noisy=7) == pytest.approx(0.03)
+    assert mechanism.average_noise_std(sensitivity=0.2, round_index=0, cohort_size=7, num_noisy=7) == pytest.approx(0.03)
     assert mechanism.step_noise_std == 0.0
 
 
@@ -338,7 +347,7 @@ def test_noise_of_a_simulated_cohort() -> None:
     )
     mechanism = make(*CLIENT, *keys, sizes=(5,) * 20)
     assert mechanism.sum_noise_multiplier == pytest.approx(2 * 5 / 500)
-    assert mechanism.average_noise_std(clip_norm=0.3, round_index=0, num_noisy=5) == pytest.approx(2 * 0.3 / 500)
+    assert mechanism.average_noise_std(sensitivity=0.3, round_index=0, cohort_size=5, num_noisy=5) == pytest.approx(2 * 0.3 / 500)
     ledger = mechanism.ledger(2)
     assert (ledger["simulated"], ledger["sampling_prob"], ledger["expected_cohort"]) == (True, 0.05, 5.0)
     assert ledger["delta"] == pytest.approx(10000**-1.1)

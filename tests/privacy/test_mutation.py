@@ -15,19 +15,24 @@ import torch
 from raysim.config import Config, load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.federation.server import ServerState, clip_norm_of, step
+from raysim.federation.adversary import canary_sums
+from raysim.federation.server import begin
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.measure.audits import CanaryPlan, canary_sums, final_audit, plan_canaries, verdict
+from raysim.measure.audits import CanaryPlan, final_audit, plan_canaries, verdict
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientCall
-from raysim.methods.dplora import dplora
+from raysim.methods.dplora import dplora as dplora_group
 from raysim.model import train
 from raysim.model.language_model import LanguageModel
 from raysim.privacy import clipping
 from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
+from tests.method_calls import alone
+from tests.rounds import make_round, next_step, state_of
 from tests.tiny_models import build, encode, sharp_base
+
+dplora = alone(dplora_group)
 
 SEEDS = range(20)
 SIZE = 2048
@@ -80,29 +85,20 @@ CLIENTS = {
 
 
 def audit_of_clients(*settings: str, seed: int) -> dict[str, Any]:
-    """The audit of rounds as `simulate.run_round` makes them, with random updates, some of them beyond the bound, for training."""
+    """The audit of rounds as `loop.run_round` makes them, with random updates, some of them beyond the bound, for training."""
     config = load("", ["method.name=fedit", "privacy.unit=client", *AUDIT, *settings, f"seed={seed}"])
     mechanism = Mechanism.from_config(config, shard_sizes=[4] * config.partition.num_clients)
     plan = plan_canaries(config, first_record_id=0)
     first = (0.1 * numpy_rng(seed, "first").standard_normal(SIZE)).astype(np.float32)
-    state = ServerState(round_index=0, adapter=first)
+    state = state_of(0, first)
     for round_index in range(config.server.num_rounds):
-        clip_norm = clip_norm_of(state, mechanism)
-        parts = []
-        for k in mechanism.survivors(round_index):
+        round = begin(state, mechanism)
+        parts: list[Any] = []
+        for k in round.survivors:
             update = ((0.5 + k) * numpy_rng(seed, round_index, k).standard_normal(SIZE) / SIZE**0.5).astype(np.float32)
-            parts.append(
-                sum_chunk([update], client_ids=[k], weights=[1.0], clip_norm=clip_norm, mechanism=mechanism, round_index=round_index)
-            )
-        parts += canary_sums(
-            plan,
-            mechanism=mechanism,
-            scale=config.audit.canary_scale,
-            round_index=round_index,
-            size=SIZE,
-            clip_norm=clip_norm,
-        )
-        state, _ = step(state, parts, mechanism=mechanism, lr=config.server.lr, seed=seed)
+            parts.append(sum_chunk([{"adapter": update}], client_ids=[k], weights=[1.0], round=round, mechanism=mechanism))
+        parts += canary_sums(plan.num_updates, mechanism=mechanism, scale=config.audit.canary_scale, round=round)
+        state, _ = next_step(state, parts, mechanism=mechanism, lr=config.server.lr, seed=seed)
     return audited(config, plan, mechanism, first=first, last=state.adapter)
 
 
@@ -163,7 +159,8 @@ def audit_of_records(lm: LanguageModel, shard: tuple[Example, ...], *settings: s
     config = load("", ["method.name=dplora", "audit.canary=gradient", *client, *AUDIT, *settings, f"seed={seed}"])
     mechanism = Mechanism.from_config(config, shard_sizes=[len(shard)])
     first = initial_adapter(lm.layout, seed=seed)
-    update = dplora(lm, ClientCall(config, mechanism, client_id=0, round_index=0, adapter=first, shard=shard, state=None)).update
+    round = make_round(mechanism, {"adapter": first})
+    update = dplora(lm, ClientCall(config, mechanism, round, client_id=0, adapter=first, shard=shard, state=None)).upload["adapter"]
     return audited(config, plan_canaries(config, first_record_id=8), mechanism, first=first, last=first + update)
 
 

@@ -14,7 +14,6 @@ import pytest
 from scipy.stats import chi2, kstest
 
 from raysim.config import load
-from raysim.federation.server import ServerState, step
 from raysim.methods import METHODS
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import PrivateSettings, train_private
@@ -22,7 +21,8 @@ from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import BLOCK, gaussian
 from raysim.rng import seed_for
-from tests.method_calls import RECORDS, make_call, some_adapter
+from tests.method_calls import RECORDS, alone, in_round, make_call, some_adapter
+from tests.rounds import next_step, state_of
 from tests.tiny_models import build, encode
 
 Noise = npt.NDArray[np.float64]
@@ -81,8 +81,8 @@ def server_noise(mechanism: Mechanism, *, round_index: int, seed: int = 0, size:
     """What a step releases beyond the average of its clipped updates, on the scale of the average."""
     updates = list(np.random.default_rng(5).standard_normal((cohort, size)).astype(np.float32)) if cohort else []
     parts = [clip_and_sum([update], weights=[1.0], clip_norm=CLIP) for update in updates]
-    state = ServerState(round_index, np.zeros(size, dtype=np.float32))
-    released = step(state, parts, mechanism=mechanism, lr=1.0, seed=seed)[0].adapter.astype(float)
+    state = state_of(round_index, np.zeros(size, dtype=np.float32))
+    released = next_step(state, parts, mechanism=mechanism, lr=1.0, seed=seed)[0].adapter.astype(float)
     return np.asarray(released - sum((part.total for part in parts), np.zeros(size)) / EXPECTED)
 
 
@@ -150,10 +150,10 @@ def test_every_tensor_gets_noise_of_the_one_scale(lm: LanguageModel) -> None:
 
 def test_a_retried_client_adds_the_same_noise(lm: LanguageModel) -> None:
     call = make_call(lm, "method.name=dplora", f"privacy.noise_multiplier={Z}")
-    first = METHODS["dplora"](lm, call).update
-    METHODS["dplora"](lm, dataclasses.replace(call, client_id=1))
-    METHODS["dplora"](lm, dataclasses.replace(call, round_index=1))
-    assert METHODS["dplora"](lm, call).update.tobytes() == first.tobytes()
+    first = alone(METHODS["dplora"])(lm, call).upload["adapter"]
+    alone(METHODS["dplora"])(lm, dataclasses.replace(call, client_id=1))
+    alone(METHODS["dplora"])(lm, in_round(call, 1))
+    assert alone(METHODS["dplora"])(lm, call).upload["adapter"].tobytes() == first.tobytes()
 
 
 # --- independence ---
@@ -177,8 +177,8 @@ def drawn_alone(lm: LanguageModel, *, client_id: int, round_index: int, num_step
     keys = ["method.name=dplora", "dplora.optimizer=sgd", "dplora.lr=1", f"dplora.num_steps={num_steps}"]
     call = make_call(lm, *keys, f"privacy.noise_multiplier={Z}", f"privacy.clip_norm={CLIP}", "dplora.batch_size=1")
     nobody = dataclasses.replace(call.mechanism, shard_sizes=(10**9,) * 3)
-    call = dataclasses.replace(call, mechanism=nobody, client_id=client_id, round_index=round_index)
-    return METHODS["dplora"](lm, call).update.astype(float)
+    call = dataclasses.replace(in_round(call, round_index), mechanism=nobody, client_id=client_id)
+    return alone(METHODS["dplora"])(lm, call).upload["adapter"].astype(float)
 
 
 def test_noise_of_rounds_clients_steps_and_of_the_server_is_independent(lm: LanguageModel) -> None:

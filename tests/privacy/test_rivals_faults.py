@@ -22,7 +22,7 @@ from scipy.stats import binomtest, chi2, chisquare, kstest, norm
 from raysim.config import CHOICES, flatten_keys, load, to_dict
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.federation.server import ServerState, step, weights_for
+from raysim.federation.server import weights_for
 from raysim.lora.layout import initial_adapter, load_adapter, unflatten
 from raysim.methods import METHODS
 from raysim.model.language_model import LanguageModel, load_base_model
@@ -30,7 +30,8 @@ from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_priv
 from raysim.privacy.accounting import paper_sigma
 from raysim.privacy.clipping import clip, clip_and_sum, noise_and_divide
 from raysim.privacy.mechanism import Mechanism
-from tests.method_calls import RECORDS, make_call, some_adapter
+from tests.method_calls import RECORDS, alone, make_call, some_adapter
+from tests.rounds import next_step, state_of
 from tests.tiny_models import build, encode
 
 Vector = npt.NDArray[np.float32]
@@ -57,8 +58,8 @@ def released(
         for update, weight in zip(updates, weights or [1.0] * len(updates), strict=True)
     ]
     size = len(updates[0]) if updates else SIZE
-    state = ServerState(round_index, np.zeros(size, dtype=np.float32) if start is None else start)
-    return step(state, sums, mechanism=one, lr=1.0, seed=3)[0].adapter
+    state = state_of(round_index, np.zeros(size, dtype=np.float32) if start is None else start)
+    return next_step(state, sums, mechanism=one, lr=1.0, seed=3)[0].adapter
 
 
 SIZE = 3000
@@ -136,7 +137,7 @@ def test_the_update_is_clipped_and_not_the_weights(lm: LanguageModel) -> None:
     np.testing.assert_allclose(released(one, updates, start=start), start + np.mean(updates, axis=0), rtol=1e-6, atol=1e-6)
     call = make_call(build(load_base_model("tiny")), "method.name=fedit", *CLIENT)
     far = dataclasses.replace(call, adapter=some_adapter(lm) * np.float32(30))
-    update = METHODS["fedit"](lm, far).update
+    update = alone(METHODS["fedit"])(lm, far).upload["adapter"]
     assert 0 < np.linalg.norm(update) < 0.05 * np.linalg.norm(far.adapter)
 
 
@@ -165,7 +166,7 @@ def test_the_sensitivity_is_the_clip_norm_and_not_a_setting_of_its_own() -> None
     assert quoted(narrow, 5) == quoted(wide, 5)
     sums = [clip_and_sum(random_updates(1), weights=[1.0], clip_norm=2.0)]
     with pytest.raises(AssertionError, match=r"accounts for 0\.5"):
-        step(ServerState(0, np.zeros(SIZE, dtype=np.float32)), sums, mechanism=narrow, lr=1.0, seed=3)
+        next_step(state_of(0, np.zeros(SIZE, dtype=np.float32)), sums, mechanism=narrow, lr=1.0, seed=3)
 
 
 # --- 4: Flower's central DP ---
@@ -180,7 +181,7 @@ def test_noise_and_sampling_do_not_come_from_global_generators(lm: LanguageModel
         np.random.seed(seed)  # noqa: NPY002  # the global generator is what must not matter
         torch.manual_seed(seed)
         untouched = (np.random.get_state()[1].tobytes(), torch.get_rng_state())  # type: ignore[index]  # noqa: NPY002  # as above
-        outcomes.append((released(one, []).tobytes(), METHODS["dplora"](lm, call).update.tobytes(), one.sample_cohort(4)))
+        outcomes.append((released(one, []).tobytes(), alone(METHODS["dplora"])(lm, call).upload["adapter"].tobytes(), one.sample_cohort(4)))
         left.append(np.random.get_state()[1].tobytes() == untouched[0] and torch.equal(torch.get_rng_state(), untouched[1]))  # type: ignore[index]  # noqa: NPY002  # as above
     assert outcomes[0] == outcomes[1]
     assert left == [True, True]
@@ -206,8 +207,8 @@ def test_the_bound_of_adaptive_clipping_moves_by_a_noised_count() -> None:
     keys = [*CLIENT, "privacy.noise_multiplier=1.2", "privacy.clip_norm=0.5", "privacy.clipping=adaptive", "privacy.count_noise=0.9"]
     one, bounds = mechanism(*keys, "privacy.clip_quantile=0.5", "privacy.clip_lr=0.2"), []
     for seed in range(1000):
-        state = ServerState(0, np.zeros(2, dtype=np.float32))
-        bounds.append(step(state, [], mechanism=dataclasses.replace(one, seed=seed), lr=1.0, seed=seed)[0].clip_norm)
+        state = state_of(0, np.zeros(2, dtype=np.float32))
+        bounds.append(next_step(state, [], mechanism=dataclasses.replace(one, seed=seed), lr=1.0, seed=seed)[0].clip_norm)
     moves = [math.log(bound / 0.5) for bound in bounds if bound is not None]
     assert len(moves) == 1000
     assert kstest(moves, "norm", args=(0, 0.2 * 0.9 / 6)).pvalue > 1e-6
@@ -409,7 +410,7 @@ def test_every_client_is_in_the_average_and_not_the_first_alone(chunk_size: int)
     updates, one = random_updates(5), mechanism(sizes=(1, 2, 3, 4, 5))
     weights = [1.0, 2.0, 3.0, 4.0, 5.0]
     sums = [clip_and_sum(updates[i : i + chunk_size], weights=weights[i : i + chunk_size], clip_norm=None) for i in range(0, 5, chunk_size)]
-    new = step(ServerState(0, np.zeros(SIZE, dtype=np.float32)), sums, mechanism=one, lr=1.0, seed=0)[0].adapter
+    new = next_step(state_of(0, np.zeros(SIZE, dtype=np.float32)), sums, mechanism=one, lr=1.0, seed=0)[0].adapter
     np.testing.assert_allclose(new, np.average(updates, axis=0, weights=weights), rtol=1e-4, atol=1e-6)
     for left_out in range(5):
         others = [k for k in range(5) if k != left_out]

@@ -25,7 +25,8 @@ from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_lite
 from raysim.privacy.aggregation import open_sums, sum_chunk
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism
-from tests.method_calls import make_call
+from tests.method_calls import alone, make_call
+from tests.rounds import make_round
 
 Update = npt.NDArray[np.floating]
 Total = npt.NDArray[np.float64]
@@ -144,20 +145,19 @@ def test_a_client_whose_data_are_not_used_moves_the_sum_by_at_most_the_clip_norm
 
 def sum_at_server(updates: Sequence[Update], *, mechanism: Mechanism, chunk_size: int) -> Total:
     """The sum that the server steps with, from what left the places where the chunks' clients are."""
-    clip_norm, ids, parts = mechanism.update_clip_norm, range(len(updates)), []
+    round, ids, parts = make_round(mechanism), range(len(updates)), []
     for start in range(0, len(updates), chunk_size):
         chunk = slice(start, start + chunk_size)
         parts.append(
             sum_chunk(
-                updates[chunk],
+                [{"adapter": update} for update in updates[chunk]],
                 client_ids=ids[chunk],
                 weights=[1.0] * len(ids[chunk]),
-                clip_norm=clip_norm,
+                round=round,
                 mechanism=mechanism,
-                round_index=0,
             )
         )
-    opened = open_sums(parts, mechanism=mechanism, round_index=0, clip_norm=clip_norm)
+    opened = open_sums(parts, mechanism=mechanism, round=round)
     return sum((part.total for part in opened), np.zeros(len(updates[0])))
 
 
@@ -367,7 +367,7 @@ def test_a_client_of_fedit_adds_at_most_the_clip_norm(lm: LanguageModel, shard: 
     """Whatever it trains on and from, an adapter from which training diverges included."""
     call = call_for(lm, shard, case=("fedit", "client", "average"), clip_norm=clip_norm)
     call = dataclasses.replace(call, adapter=call.adapter * np.float32(scale))
-    update = METHODS["fedit"](lm, call).update
+    update = alone(METHODS["fedit"])(lm, call).upload["adapter"]
     assert np.isfinite(update).all() == math.isfinite(scale)
     total = clip_and_sum([update], weights=[1.0], clip_norm=call.mechanism.update_clip_norm).total
     assert distance(total, np.zeros_like(total)) <= clip_norm
@@ -380,7 +380,7 @@ def test_a_record_moves_a_client_of_dplora_by_at_most_the_clip_norm(lm: Language
     """The divisor is the expected batch and not the shard: what a step adds noise to moves by C / B."""
     steps = []
     for records in (shard, shard[:-1]):
-        METHODS["dplora"](lm, call_for(lm, records, case=("dplora-example", "example", "average"), clip_norm=clip_norm))
+        alone(METHODS["dplora"])(lm, call_for(lm, records, case=("dplora-example", "example", "average"), clip_norm=clip_norm))
         steps.append(BATCH * step_before_noise(lm))
     assert 0.0 < distance(*steps) <= clip_norm * (1 + ROUNDING)
 
@@ -392,6 +392,6 @@ def test_a_record_replaced_moves_a_client_of_literal_dplora_by_at_most_two_root_
 ) -> None:
     steps = []
     for records in (shard, [*shard[:-1], replacement]):
-        METHODS["dplora"](lm, call_for(lm, records, case=("dplora-literal", "literal", "average"), clip_norm=clip_norm))
+        alone(METHODS["dplora"])(lm, call_for(lm, records, case=("dplora-literal", "literal", "average"), clip_norm=clip_norm))
         steps.append(step_before_noise(lm))
     assert distance(*steps) <= LITERAL_SENSITIVITY * clip_norm * (1 + ROUNDING)

@@ -13,17 +13,24 @@ from raysim.data.configured import public_records
 from raysim.data.records import Record
 from raysim.methods import METHODS
 from raysim.methods.call import ClientState
-from raysim.methods.fedit import fedit
-from raysim.methods.fedmit import fedmit
-from raysim.methods.fedpit import fedpit
-from raysim.methods.locit import locit, locit_synthetic
+from raysim.methods.fedit import fedit as fedit_group
+from raysim.methods.fedmit import fedmit as fedmit_group
+from raysim.methods.fedpit import fedpit as fedpit_group
+from raysim.methods.locit import locit as locit_group
+from raysim.methods.locit import locit_synthetic as locit_synthetic_group
 from raysim.methods.synthesis.write import instruction_following_scores
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
 from raysim.runs.run import run
-from tests.method_calls import RECORDS, make_call, some_adapter
+from tests.method_calls import RECORDS, alone, in_round, make_call, some_adapter
 from tests.small_runs import WRITING, small
 from tests.tiny_models import build, encode, sharp_base, spelling_base
+
+fedit = alone(fedit_group)
+fedmit = alone(fedmit_group)
+fedpit = alone(fedpit_group)
+locit = alone(locit_group)
+locit_synthetic = alone(locit_synthetic_group)
 
 # A model that writes the same pair whatever it is shown.
 INSTRUCTION = [*".Do", "ĉ", *"my", "ċ", *"le", "Ċ"]
@@ -65,11 +72,11 @@ def test_fedmit_sends_one_adapter_trained_on_both(speller: LanguageModel) -> Non
     result = fedmit(speller, call)
     mixed = [*call.shard, *pairs(speller, PAIR)]
     expected, stats = train_adapter(speller, call.adapter, mixed, settings=call.train_settings(), seed=call.seed("train"))
-    assert result.update.tobytes() == (expected - call.adapter).tobytes()
+    assert result.upload["adapter"].tobytes() == (expected - call.adapter).tobytes()
     assert result.stats.loss == stats.loss
     assert result.state is not None
     assert (result.state.arrays, result.state.records) == ({}, [PAIR])
-    assert result.update.tobytes() != fedit(speller, call).update.tobytes()
+    assert result.upload["adapter"].tobytes() != fedit(speller, call).upload["adapter"].tobytes()
     score = [row["score"] for row in result.synthetic if row["kept"]]
     real, _ = train_adapter(speller, call.adapter, call.shard, settings=call.train_settings(), seed=call.seed("scorer"))
     assert score == instruction_following_scores(speller, real, pairs(speller, PAIR), batch_size=4)
@@ -78,13 +85,13 @@ def test_fedmit_sends_one_adapter_trained_on_both(speller: LanguageModel) -> Non
 def test_fedmit_is_fedpit_that_sends_all_of_an_adapter_for_both(speller: LanguageModel) -> None:
     same = ["fedpit.share_mix=1", "fedpit.local_train_on=real+synthetic", "fedpit.scorer=none"]
     mixed = fedmit(speller, spelling_call(speller, "fedmit", *same))
-    assert mixed.update.tobytes() == fedpit(speller, spelling_call(speller, "fedpit", *same)).update.tobytes()
-    assert mixed.update.any()
+    assert mixed.upload["adapter"].tobytes() == fedpit(speller, spelling_call(speller, "fedpit", *same)).upload["adapter"].tobytes()
+    assert mixed.upload["adapter"].any()
 
 
 def test_without_candidates_fedmit_is_fedit_and_locit_synthetic_is_locit(speller: LanguageModel) -> None:
     none = spelling_call(speller, "fedmit", "fedpit.num_candidates=0")
-    assert fedmit(speller, none).update.tobytes() == fedit(speller, none).update.tobytes()
+    assert fedmit(speller, none).upload["adapter"].tobytes() == fedit(speller, none).upload["adapter"].tobytes()
     assert fedmit(speller, none).stats == fedit(speller, none).stats
     kept = [method(speller, none).state for method in (locit, locit_synthetic)]
     assert kept[0] is not None
@@ -96,9 +103,9 @@ def test_locit_synthetic_writes_scores_and_trains_with_its_own_adapter(speller: 
     """Under the client's own adapter the model spells, under the server's it does not; nothing is sent."""
     call = spelling_call(speller, "locit_synthetic")
     own = call.adapter
-    later = replace(call, round_index=1, adapter=some_adapter(speller, seed=8), state=ClientState(arrays={"adapter": own}))
+    later = replace(in_round(call, 1), adapter=some_adapter(speller, seed=8), state=ClientState(arrays={"adapter": own}))
     result = locit_synthetic(speller, later)
-    assert not result.update.any()
+    assert not result.upload["adapter"].any()
     assert result.state is not None
     assert result.state.records == [PAIR]
     mixed = [*call.shard, *pairs(speller, PAIR)]
@@ -119,16 +126,16 @@ def file_call(lm: LanguageModel, method: str, *overrides: str, public: list[Reco
 @pytest.mark.parametrize("method", WRITING_METHODS)
 def test_public_records_take_the_place_of_written_ones(lm: LanguageModel, method: str) -> None:
     call = file_call(lm, method, "fedpit.num_candidates=4")
-    result = METHODS[method](lm, call)
+    result = alone(METHODS[method])(lm, call)
     drawn = [(row["instruction"], row["response"]) for row in result.synthetic]
     assert len(set(drawn)) == 4
     assert set(drawn) <= {(record.instruction, record.response) for record in PUBLIC}
     assert result.state is not None
     kept = [(record["instruction"], record["response"]) for record in result.state.records]
     assert kept == [pair for pair, row in zip(drawn, result.synthetic, strict=True) if row["kept"]] != []
-    other = METHODS[method](lm, replace(call, client_id=1))
+    other = alone(METHODS[method])(lm, replace(call, client_id=1))
     assert [row["instruction"] for row in other.synthetic] != [row["instruction"] for row in result.synthetic], "every client draws its own"
-    everything = METHODS[method](lm, file_call(lm, method, "fedpit.num_candidates=99"))
+    everything = alone(METHODS[method])(lm, file_call(lm, method, "fedpit.num_candidates=99"))
     assert len(everything.synthetic) == len(PUBLIC)
 
 
@@ -139,7 +146,7 @@ def test_fedpit_trains_what_it_shares_on_the_file_alone(lm: LanguageModel) -> No
     public, _ = train_adapter(
         lm, call.adapter, pairs(lm, *result.state.records), settings=call.train_settings(), seed=call.seed("synthetic")
     )
-    assert result.update.tobytes() == (public - call.adapter).tobytes()
+    assert result.upload["adapter"].tobytes() == (public - call.adapter).tobytes()
 
 
 def test_a_public_record_that_is_one_of_the_clients_is_no_candidate(lm: LanguageModel) -> None:

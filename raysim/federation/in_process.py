@@ -1,0 +1,67 @@
+"""Clients and server of a simulation in this process, without Ray."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysim.federation.loop import OnDone
+from raysim.federation.server import ServerState, step
+from raysim.federation.server_optimizer import ServerOptimizer
+from raysim.federation.setup import Experiment
+from raysim.federation.worker import Assignment, Worker
+from raysim.lora.layout import Vector
+from raysim.lora.rule import lora_rule
+from raysim.measure.evaluate import Job
+from raysim.methods.call import ClientState
+from raysim.privacy.aggregation import Part
+from raysim.privacy.cohort import Round
+
+
+class LocalClients:
+    """All clients in turn, in this process."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment) -> None:
+        self._worker, self._assignment, self._shards = worker, assignment, experiment.shards
+        self._states: dict[int, ClientState] = {}
+
+    def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: OnDone) -> list[Part]:
+        """See `Clients`."""
+        parts = []
+        for chunk in chunks:
+            shards, states = [self._shards[k] for k in chunk], [self._states.get(k) for k in chunk]
+            part, outcomes, new_states = self._worker.run_chunk(self._assignment, chunk, round, shards, states)
+            on_done(outcomes)
+            self._states.update({k: state for k, state in zip(chunk, new_states, strict=True) if state is not None})
+            parts += [part] if part is not None else []
+        return parts
+
+    def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        """See `Clients`."""
+        return {k: self._states[k] for k in client_ids if k in self._states}
+
+    def restore(self, states: dict[int, ClientState]) -> None:
+        """See `Clients`."""
+        self._states = dict(states)
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """See `Clients`."""
+        results = []
+        for adapter, job in work:
+            results.append(self._worker.run_job(self._assignment.config.lora, adapter, job))
+            on_done()
+        return results
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """The server in this process."""
+
+    assignment: Assignment
+
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+        """See `Server`."""
+        config = self.assignment.config
+        server, rule = config.server, lora_rule(config.lora.aggregation)
+        optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
+        mechanism = self.assignment.mechanism
+        return step(state, round, parts, mechanism=mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer, rule=rule)
