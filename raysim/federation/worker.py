@@ -16,8 +16,8 @@ from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector, check_adapter
 from raysim.measure.evaluate import Job, run_job
-from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.registry import method_of
 from raysim.model.language_model import BaseModel, LanguageModel, build_language_model
 from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import MaskedSum, sum_chunk
@@ -89,7 +89,7 @@ class Worker:
         """
         config, mechanism = assignment.config, assignment.mechanism
         lm = self.language_model(config.lora)
-        method = METHODS[config.method.name]
+        method = method_of(config.method.name)
         adapter, control = split_broadcast(broadcast, size=lm.layout.num_parameters)
         results: list[ClientResult] = []
         for client_id, shard, state in zip(client_ids, shards, states, strict=True):

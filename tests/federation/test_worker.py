@@ -7,8 +7,8 @@ import pytest
 
 from raysim.config import Config, load
 from raysim.federation.worker import Assignment, Worker
-from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.privacy.clipping import clip_and_sum
 from tests.conftest import SMALL
@@ -33,7 +33,7 @@ def test_a_chunk_is_the_sum_of_its_clients_calls(overrides: tuple[str, ...]) -> 
     weights = (1.0, 1.0, 1.0) if overrides and "client" in overrides[0] else (2.0, 5.0, 3.0)
     assignment = Assignment(config, call.mechanism, weights)
     calls = [replace(call, client_id=k) for k in (0, 2)]
-    results = [METHODS[config.method.name](lm, one) for one in calls]
+    results = [method_of(config.method.name)(lm, one) for one in calls]
     expected = clip_and_sum([r.update for r in results], weights=[weights[0], weights[2]], clip_norm=call.mechanism.update_clip_norm)
 
     for fresh in (worker, make_worker()):
@@ -90,12 +90,12 @@ def test_an_upload_that_holds_more_than_the_adapter_is_refused(monkeypatch: pyte
     worker, config = make_worker(), config_for()
     call = make_call(worker.language_model(config.lora))
     assignment = Assignment(config, call.mechanism, (1.0, 1.0, 1.0))
-    honest = METHODS["fedit"]
+    honest = method_of("fedit")
 
     def generous(lm: LanguageModel, one: ClientCall) -> ClientResult:
         result = honest(lm, one)
         return replace(result, update=np.append(result.update, np.float32(1)))
 
-    monkeypatch.setitem(METHODS, "fedit", generous)
+    monkeypatch.setattr("raysim.methods.fedit.fedit", generous)
     with pytest.raises(RuntimeError, match=r"^round 0, client 1: ValueError: adapter: float32 of shape"):
         worker.run_chunk(assignment, (1,), 0, call.adapter, [call.shard], [None], clip_norm=None)

@@ -15,7 +15,7 @@ from scipy.stats import chi2, kstest
 
 from raysim.config import load
 from raysim.federation.server import ServerState, step
-from raysim.methods import METHODS
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import PrivateSettings, train_private
 from raysim.privacy.clipping import clip_and_sum
@@ -150,10 +150,10 @@ def test_every_tensor_gets_noise_of_the_one_scale(lm: LanguageModel) -> None:
 
 def test_a_retried_client_adds_the_same_noise(lm: LanguageModel) -> None:
     call = make_call(lm, "method.name=dplora", f"privacy.noise_multiplier={Z}")
-    first = METHODS["dplora"](lm, call).update
-    METHODS["dplora"](lm, dataclasses.replace(call, client_id=1))
-    METHODS["dplora"](lm, dataclasses.replace(call, round_index=1))
-    assert METHODS["dplora"](lm, call).update.tobytes() == first.tobytes()
+    first = method_of("dplora")(lm, call).update
+    method_of("dplora")(lm, dataclasses.replace(call, client_id=1))
+    method_of("dplora")(lm, dataclasses.replace(call, round_index=1))
+    assert method_of("dplora")(lm, call).update.tobytes() == first.tobytes()
 
 
 # --- independence ---
@@ -178,7 +178,7 @@ def drawn_alone(lm: LanguageModel, *, client_id: int, round_index: int, num_step
     call = make_call(lm, *keys, f"privacy.noise_multiplier={Z}", f"privacy.clip_norm={CLIP}", "dplora.batch_size=1")
     nobody = dataclasses.replace(call.mechanism, shard_sizes=(10**9,) * 3)
     call = dataclasses.replace(call, mechanism=nobody, client_id=client_id, round_index=round_index)
-    return METHODS["dplora"](lm, call).update.astype(float)
+    return method_of("dplora")(lm, call).update.astype(float)
 
 
 def test_noise_of_rounds_clients_steps_and_of_the_server_is_independent(lm: LanguageModel) -> None:
