@@ -15,8 +15,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
+# `methods.spec` is data about methods, which the configuration reads; the methods themselves stand far above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors"),
+    ("rng", "errors", "methods.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),
@@ -61,6 +62,10 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.sweeps.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.reports.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runs.run"): "help and refusals answer without importing torch and Ray",
+    (
+        "raysim.methods.registry",
+        "raysim.methods.{spec.function or f'{name}:{name}'}",
+    ): "a new method is its own file and its entry in spec.py",
     ("raysim.model.language_model", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.results.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",
     (
@@ -155,8 +160,8 @@ def layer_name(module: str) -> str:
 
 
 def room(module: str) -> str:
-    """The package right below `raysim` in which a module lies, or its own name where it lies in none."""
-    return ".".join(module.split(".")[:2])
+    """The package right below `raysim` in which a module lies, or its own name where it lies in none; a floor within a package is a room of its own."""
+    return f"raysim.{name}" if (name := layer_name(module)) in LAYER_OF and module != "raysim" else ".".join(module.split(".")[:2])
 
 
 def wrong_directions(tree: ast.Module, module: str) -> list[str]:
@@ -197,7 +202,7 @@ def hidden(tree: ast.Module, module: str) -> list[tuple[int, str]]:
     for function in functions(tree):
         found += [(node.lineno, name) for node, name in imports_of(function, module)]
         for call in calls(function):
-            if dotted(call.func, aliases(tree)) in ("importlib.import_module", "__import__"):
+            if dotted(call.func, aliases(tree)) in ("importlib.import_module", "pkgutil.resolve_name", "__import__"):
                 found.append((call.lineno, ast.unparse(call.args[0]).removeprefix("f").strip("'\"") if call.args else "?"))
     return sorted(set(found))
 

@@ -21,7 +21,7 @@ from raysim.data.tokens import Example
 from raysim.federation.faults import check_outcomes
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
-from raysim.methods import METHODS
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model, load_base_model
 from raysim.model.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
 from tests.conftest import SMALL
@@ -370,7 +370,7 @@ def test_an_adapter_is_passed_through_as_it_is(lm: LanguageModel) -> None:
 def test_what_a_client_sends_is_an_adapter_and_nothing_more(overrides: tuple[str, ...]) -> None:
     lm = build_language_model(load_base_model("tiny"), rank=4, alpha=8.0, dropout=0.0, target_modules=TARGETS)
     call = make_call(lm, *overrides)
-    check_adapter(alone(METHODS[call.config.method.name])(lm, call).upload["adapter"], lm.layout)
+    check_adapter(alone(method_of(call.config.method.name))(lm, call).upload["adapter"], lm.layout)
 
 
 # --- the client is named ---

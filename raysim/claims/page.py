@@ -28,9 +28,10 @@ from raysim.claims.decide import (
 )
 from raysim.claims.papers import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
 from raysim.config import load
-from raysim.console.progress import METHOD_LABELS, METHOD_NOTES, MISSING, clock
+from raysim.console.progress import MISSING, clock
+from raysim.methods.spec import spec_of
 from raysim.reports import figures
-from raysim.reports.figures import METHOD_COLOURS, SPARE_COLOURS, Curve, Level, Line
+from raysim.reports.figures import SPARE_COLOURS, Curve, Level, Line
 from raysim.reports.page import Panel, page_environment, write_comparison_tables
 from raysim.results.files import read_json, write_json, write_text
 
@@ -167,7 +168,7 @@ def _control(run: RunData) -> float | None:
 def notes(runs: Runs) -> list[str]:
     """What must be said of methods and judges wherever their figures are shown."""
     methods = dict.fromkeys(str(run.summary["method"]) for members in runs.values() for run in members.values())
-    lines = [METHOD_NOTES[method] for method in methods if method in METHOD_NOTES]
+    lines = [note for method in methods if (note := spec_of(method).note)]
     judges = [(entry, seed, run.judge) for entry, members in runs.items() for seed, run in members.items() if run.judge]
     if any(judge["made_from"]["kind"] == "likelihood" for _, _, judge in judges):
         lines.append(WEAK_JUDGE)
@@ -349,7 +350,7 @@ def _epsilon_panel(runs: Runs) -> Panel | None:
     curves = []
     for number, rank in enumerate(RANKS):
         places = [(float(i), dplora(epsilon, rank)) for i, epsilon in enumerate(EPSILONS)]
-        colour = [METHOD_COLOURS["dplora"][0], *[light for light, _ in SPARE_COLOURS]][number]
+        colour = [*figures.colours_of(["dplora"]), *[light for light, _ in SPARE_COLOURS]][number]
         curves.append(_curve(runs, places, "nll", label=f"rank {rank}", number=number, colour=colour))
     note = "Held-out NLL (lower is better) of DP-LoRA by epsilon for one record, without noise at the right. Bars reach from the lowest to the highest seed."
     ticks = [(float(i), epsilon if epsilon != "none" else "no noise") for i, epsilon in enumerate(EPSILONS)]
@@ -381,7 +382,7 @@ def _against(
     drawn = [curve for curve in curves if curve is not None]
     if not drawn:
         return None
-    levels = [Level("base model", METHOD_COLOURS["base"][0], value) for value in _means(runs, "base", figure)]
+    levels = [Level(spec_of("base").label, figures.colours_of(["base"])[0], value) for value in _means(runs, "base", figure)]
     span = LEAST_NLL if figure == "nll" else LEAST_ROUGE
     return Panel(name, title, note, figures.against(drawn, axis=axis, label=label, ticks=ticks, least_span=span, levels=levels))
 
@@ -393,7 +394,7 @@ def _curve(runs: Runs, places: Sequence[tuple[float, str]], figure: str, *, labe
         if values:
             points.append((place, sum(values) / len(values), min(values), max(values)))
     marker = figures.MARKERS[number % len(figures.MARKERS)]
-    return Curve(METHOD_LABELS.get(label, label), colour or METHOD_COLOURS[label][0], marker, points) if points else None
+    return Curve(spec_of(label).label, colour or figures.colours_of([label])[0], marker, points) if points else None
 
 
 def _bytes_panel(runs: Runs) -> Panel | None:
@@ -405,7 +406,7 @@ def _bytes_panel(runs: Runs) -> Panel | None:
         if not up and not down:
             continue
         rank = run.factors[0][0] if run.factors else 0
-        label = f"{METHOD_LABELS.get(run.summary['method'], run.summary['method'])}, rank {rank}, {run.summary['num_rounds']} rounds"
+        label = f"{spec_of(run.summary['method']).label}, rank {rank}, {run.summary['num_rounds']} rounds"
         rows.setdefault((label, up), (label, _colour(entry, runs), up, down))
     if not rows:
         return None
@@ -425,7 +426,7 @@ def _means(runs: Runs, entry: str, figure: str) -> list[float]:
 
 def _label(entry: str, runs: Runs) -> str:
     method = str(next(iter(runs[entry].values())).summary["method"])
-    return entry if entry.startswith("dplora") else METHOD_LABELS.get(method, entry)
+    return entry if entry.startswith("dplora") else spec_of(method).label
 
 
 def _colour(entry: str, runs: Runs) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.config import SEPARATE_METHODS, Config, load, with_overrides
+from raysim.config import Config, load, with_overrides
 from raysim.console.progress import print_rows
 from raysim.data.tokens import Example
 from raysim.federation.loop import Clients, start
@@ -143,7 +143,7 @@ def _strongest_canary(config: Config) -> str:
     """The kind that tells most while it belongs to the unit that the ledger names, and leaves the mechanism as it was where it can."""
     if config.privacy.unit == "client":
         return "update"
-    return "gradient" if config.method.name == "dplora" and config.dplora.mode == "example" else "record"
+    return "gradient" if config.method.spec.steps_privately and config.dplora.mode == "example" else "record"
 
 
 # --- attacks on the release ---
@@ -227,9 +227,10 @@ def _is_masked(config: Config) -> bool:
 
 
 def _check(config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
-    method = config.method.name
-    if method in ("base", *SEPARATE_METHODS) and set(attacks) != {"inversion"}:
-        raise ValueError(f"method.name={method!r} releases nothing that was trained together; audit another run, or --attack inversion")
+    if not config.method.spec.trains_together and set(attacks) != {"inversion"}:
+        raise ValueError(
+            f"method.name={config.method.name!r} releases nothing that was trained together; audit another run, or --attack inversion"
+        )
     for option, value, least in (("canaries", arguments.canaries, 8), ("shadows", arguments.shadows, 2)):
         if value < least:
             raise ValueError(f"--{option}={value} must be at least {least}")

@@ -233,7 +233,7 @@ def write_figure(found: Answer, path: Path) -> None:
     from raysim.reports import figures  # matplotlib: a second to import, and only who asks for a picture draws one
 
     plan = found.plan
-    colours = figures.colours_of(("fedit", "fedpit", "dplora", "locit", "cenit"))  # five that stay apart, whatever they mean elsewhere
+    colours = [figures.COLOURS[name][0] for name in ("blue", "orange", "green", "pink", "amber")]  # five that stay apart
     last = 2 * plan.num_rounds
     rounds = sorted({0, 1, *(max(1, round(last * share)) for share in SHARES)})
     lines = []

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from raysim.errors import LONGEST_SHOWN, check_folder_name, check_path, one_line, shown
+from raysim.methods import spec as methods
 
 LONGEST_REASON = 300
 """Characters of what the parser says."""
@@ -132,9 +133,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: str = "fedit"
+    name: str = methods.DEFAULT
     """`fedit`, `scaffold`, `fedpit`, `fedmit` (real and synthetic records in one adapter), `fewfedweight` (a reconstruction), `dplora`,
     `locit` (no federation), `locit_synthetic` (the same, with records of its own writing), `cenit` (all data in one place) or `base` (no training)."""
+
+    @property
+    def spec(self) -> methods.MethodSpec:
+        """What the rest may know of the method."""
+        return methods.METHODS[self.name]
 
 
 @dataclass(frozen=True)
@@ -467,7 +473,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_schedule": ("constant", "cosine"),
     "train.optimizer": ("adamw", "sgd"),
     "train.dtype": ("auto", "float32", "bfloat16"),
-    "method.name": ("fedit", "scaffold", "fedpit", "fedmit", "fewfedweight", "dplora", "locit", "locit_synthetic", "cenit", "base"),
+    "method.name": tuple(methods.METHODS),
     "fedpit.local_train_on": ("real+synthetic", "real"),
     "fedpit.scorer": ("ifs", "none"),
     "synthesis.source": ("self", "file"),
@@ -605,11 +611,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 # Of keys whose 0 means none or another way: the least value above it. Accountants overflow below, or search for minutes.
 LEAST_ABOVE_ZERO = {"privacy.noise_multiplier": 1e-6, "privacy.count_noise": 1e-6, "privacy.target_epsilon": 1e-3, "privacy.delta": 1e-100}
-
-SEPARATE_METHODS = ("locit", "locit_synthetic")
-"""Methods in which nothing leaves a client: the adapters are the clients' own."""
-WRITING_METHODS = ("fedpit", "fedmit", "locit_synthetic")
-"""Methods that train on synthetic records, as `fedpit.*` and `synthesis.*` say."""
 
 # Keys whose value is a dictionary with keys of its own, which are no settings of this run.
 WHOLE_KEYS = ("data.template_args", "sweep.space", "sweep.private_selection", "sweep.objectives")
@@ -921,7 +922,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_combinations(config: Config) -> None:
-    method, num_clients = config.method.name, config.partition.num_clients
+    method, num_clients = config.method, config.partition.num_clients
     if not config.lora.target_modules:
         raise ValueError("lora.target_modules=[] adapts nothing; name at least one linear layer, such as q_proj")
     if config.server.cohort_size > num_clients:
@@ -932,8 +933,8 @@ def _check_combinations(config: Config) -> None:
             f"partition.min_examples={config.partition.min_examples}; lower num_clients or raise num_train"
         )
     _check_privacy(config)
-    if method == "dplora" and config.train.prox_mu > 0:
-        raise ValueError("train.prox_mu > 0 has no place in dplora's private step; set it to 0")
+    if method.spec.steps_privately and config.train.prox_mu > 0:
+        raise ValueError(f"train.prox_mu > 0 has no place in {method.name}'s private step; set it to 0")
     if config.server.optimizer in ("adam", "yogi", "adagrad") and config.server.lr >= 1:
         raise ValueError(
             f"server.lr={config.server.lr:g} with server.optimizer={config.server.optimizer!r} moves every parameter by about that much in a round; "
@@ -944,8 +945,9 @@ def _check_combinations(config: Config) -> None:
             f"data.path is empty but data.source={config.data.source!r} needs {'a file' if config.data.source == 'jsonl' else 'a data set id'}"
         )
     _check_synthesis(config)
-    if config.server.weighting == "adaptive" and method != "fewfedweight":
-        raise ValueError(f"server.weighting='adaptive' is for method.name='fewfedweight', not {method!r}; use examples or uniform")
+    if config.server.weighting == "adaptive" and not method.spec.adapts_weights:
+        those = methods.named(lambda spec: spec.adapts_weights)
+        raise ValueError(f"server.weighting='adaptive' is for method.name={those}, not {method.name!r}; use examples or uniform")
     actors = config.resources.num_actors
     if actors != "auto" and not re.fullmatch(r"[1-9][0-9]{0,5}", actors):
         raise ValueError(f"resources.num_actors={shown(actors)} must be 'auto' or a number of at least 1")
@@ -968,7 +970,7 @@ def _check_synthesis(config: Config) -> None:
         raise ValueError(
             "synthesis.path and synthesis.preset mean nothing with synthesis.source='self'; set it to 'file', or leave them out"
         )
-    if synthesis.source == "file" and config.privacy.unit == "example" and config.method.name == "fedpit":
+    if synthesis.source == "file" and config.privacy.unit == "example" and config.method.spec.writes:
         raise ValueError(
             "synthesis.source='file' writes nothing from private records, so privacy.unit='example' has nothing to protect; use 'none'"
         )
@@ -976,28 +978,26 @@ def _check_synthesis(config: Config) -> None:
 
 def _check_privacy(config: Config) -> None:
     """What a method, a unit, a place of the noise, a sampler and the rest can be together."""
-    method, privacy = config.method.name, config.privacy
-    unit = privacy.unit
-    if unit == "example" and method not in ("dplora", "fedpit"):
+    method, spec, unit = config.method.name, config.method.spec, config.privacy.unit
+    if unit == "example" and unit not in spec.units:
+        those = methods.named(lambda spec: "example" in spec.units)
+        raise ValueError(f"privacy.unit='example' needs method.name={those} (method.name={method!r} does not bound what one record does)")
+    if unit not in spec.units and "none" not in spec.units:
         raise ValueError(
-            f"privacy.unit='example' needs method.name='dplora' or 'fedpit' (method.name={method!r} does not bound what one record does)"
+            f"privacy.unit={unit!r} does not fit method.name={method!r}, whose unit is {spec.units[0]!r}; for client-level privacy use method.name=fedit"
         )
-    if method == "dplora" and unit != "example":
+    if unit == "client" and spec.has_control_variate:
         raise ValueError(
-            f"privacy.unit={unit!r} does not fit method.name='dplora', whose unit is 'example'; for client-level privacy use method.name=fedit"
-        )
-    if unit == "client" and method == "scaffold":
-        raise ValueError(
-            "privacy.unit='client' does not cover method.name='scaffold': control variates are a second upload, neither clipped nor noised; "
+            f"privacy.unit='client' does not cover method.name={method!r}: control variates are a second upload, neither clipped nor noised; "
             "use method.name=fedit"
         )
-    if unit == "client" and method != "fedit":
-        raise ValueError(f"privacy.unit='client' is a guarantee for method.name='fedit' only, not {method!r}")
+    if unit not in spec.units:
+        raise ValueError(f"privacy.unit='client' is a guarantee for method.name={_client_methods()} only, not {method!r}")
     if unit == "client" and config.server.weighting == "examples":
         raise ValueError(
             "server.weighting='examples' is unbounded in one client and has no guarantee with privacy.unit='client'; use uniform"
         )
-    if unit == "example" and method == "fedpit" and (config.fedpit.share_mix > 0 or config.fedpit.scorer != "none"):
+    if unit == "example" and spec.writes and (config.fedpit.share_mix > 0 or config.fedpit.scorer != "none"):
         raise ValueError(
             "fedpit.share_mix and fedpit.scorer use private records: privacy.unit='example' needs share_mix=0 and scorer='none'"
         )
@@ -1006,6 +1006,10 @@ def _check_privacy(config: Config) -> None:
         raise ValueError(f"{key} is set but means nothing with privacy.unit={unit!r} (method.name={method!r}); {_remedy(key, unit)}")
     _check_client_privacy(config)
     _check_audit(config)
+
+
+def _client_methods() -> str:
+    return methods.named(lambda spec: "client" in spec.units)
 
 
 def unused_privacy(config: Config) -> dict[str, Any]:
@@ -1061,21 +1065,24 @@ def _check_client_privacy(config: Config) -> None:
 
 
 def _check_audit(config: Config) -> None:
-    audit, unit, method = config.audit, config.privacy.unit, config.method.name
+    audit, unit, spec = config.audit, config.privacy.unit, config.method.spec
     if audit.num_shadows == 1:
         raise ValueError(
             "audit.num_shadows=1 leaves half of the records in every shadow's training set, and no score for them; use 0, or 2 or more"
         )
     if not audit.num_canaries:
         return
-    if audit.canary == "update" and (method != "fedit" or config.privacy.noise_at == "distributed"):
-        raise ValueError("audit.canary='update' needs method.name='fedit' and updates that reach the server one by one; use 'record'")
-    if audit.canary == "gradient" and (method != "dplora" or config.dplora.mode != "example"):
-        raise ValueError("audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'; use 'record'")
+    if audit.canary == "update" and ("client" not in spec.units or config.privacy.noise_at == "distributed"):
+        raise ValueError(
+            f"audit.canary='update' needs method.name={_client_methods()} and updates that reach the server one by one; use 'record'"
+        )
+    if audit.canary == "gradient" and not (spec.steps_privately and config.dplora.mode == "example"):
+        those = methods.named(lambda spec: spec.steps_privately)
+        raise ValueError(f"audit.canary='gradient' needs method.name={those} with dplora.mode='example'; use 'record'")
     if audit.canary == "record" and unit == "client":
         raise ValueError("audit.canary='record' audits a record where privacy.unit='client' protects a client; use 'update'")
-    if method == "base":
-        raise ValueError("audit.num_canaries needs a method that trains; method.name='base' does not")
+    if not spec.trains:
+        raise ValueError(f"audit.num_canaries needs a method that trains; method.name={spec.name!r} does not")
 
 
 def unresolved(config: Config) -> dict[str, Any]:
@@ -1092,8 +1099,9 @@ def _with_auto(config: Config, key: str) -> Config:
 def resolve_auto(config: Config) -> Config:
     """The configuration with every `auto` decided by the others."""
     privacy, cohort = config.privacy, config.server.cohort_size
-    unit = _auto_unit(config.method.name) if privacy.unit == "auto" else privacy.unit
-    weighting = _auto_weighting(unit, config.method.name) if config.server.weighting == "auto" else config.server.weighting
+    spec = methods.spec_of(config.method.name)  # which may be none of the choices: that is refused when all is decided
+    unit = spec.units[0] if privacy.unit == "auto" else privacy.unit
+    weighting = _auto_weighting(unit, spec) if config.server.weighting == "auto" else config.server.weighting
     noise_at = _auto_noise_at(unit) if privacy.noise_at == "auto" else privacy.noise_at
     sampler = privacy.sampler
     if sampler == "auto" and unit == "client":
@@ -1111,18 +1119,14 @@ AUTOMATIC = ("privacy.unit", "privacy.noise_at", "privacy.sampler", "server.weig
 """Keys whose `auto` is decided by the others."""
 
 
-def _auto_unit(method: str) -> str:
-    return "example" if method == "dplora" else "none"
-
-
 def _auto_noise_at(unit: str) -> str:
     return {"client": "server", "example": "client"}.get(unit, "auto")
 
 
-def _auto_weighting(unit: str, method: str) -> str:
+def _auto_weighting(unit: str, spec: methods.MethodSpec) -> str:
     if unit != "none":
         return "uniform"
-    return "adaptive" if method == "fewfedweight" else "examples"
+    return "adaptive" if spec.adapts_weights else "examples"
 
 
 FLAT_DEFAULTS = flatten_keys(dataclasses.asdict(Config()))

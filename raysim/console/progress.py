@@ -20,22 +20,6 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-METHOD_LABELS = {
-    "base": "base model",
-    "fedit": "FEDIT",
-    "scaffold": "SCAFFOLD",
-    "fedpit": "FEDPIT",
-    "fedmit": "FedMIT",
-    "fewfedweight": "FewFedWeight",
-    "dplora": "DP-LoRA",
-    "locit": "LOCIT",
-    "locit_synthetic": "LOCIT+SG",
-    "cenit": "CENIT",
-}
-METHOD_NOTES = {
-    "fewfedweight": "FewFedWeight is a reconstruction: its published formulas were not available, so these figures say nothing certain of the original.",
-}
-"""What must be said of a method wherever its results are shown."""
 NO_GUARANTEE = "no guarantee"
 MISSING = "—"
 

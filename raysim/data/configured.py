@@ -80,8 +80,8 @@ def configured_questions(evaluate: EvaluateConfig) -> list[ChoiceQuestion]:
 
 
 def configured_shards(labels: list[str], config: Config) -> list[list[int]]:
-    """The positions of each client's records, given every training record's label; one shard where data are pooled (CENIT)."""
-    if config.method.name == "cenit":
+    """The positions of each client's records, given every training record's label; one shard where data are pooled ."""
+    if config.method.spec.pools:
         return [list(range(len(labels)))]
     partition = config.partition
     return partition_records(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raysim.attacks.cross_client import CrossClientSettings, score_across
-from raysim.config import FLAT_DEFAULTS, SEPARATE_METHODS, Config, asks_for_labels, result_key
+from raysim.config import FLAT_DEFAULTS, Config, asks_for_labels, result_key
 from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
@@ -86,7 +86,7 @@ class Simulation:
 def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
     """The state before the first round."""
     tensors: dict[str, Any] = lora_rule(config.lora.aggregation).start(layout, config.seed)
-    further = {"control": np.zeros(len(tensors["adapter"]))} if config.method.name == "scaffold" else {}
+    further = {"control": np.zeros(len(tensors["adapter"]))} if config.method.spec.has_control_variate else {}
     return ServerState(round_index=0, tensors=tensors | further)
 
 
@@ -96,7 +96,7 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
     Errors: RuntimeError naming round and client; ValueError if the checkpoint belongs to another configuration.
     """
     _resume(simulation, state_dir)
-    if simulation.config.method.name == "base":
+    if not simulation.config.method.spec.trains:
         return _measure_base(simulation)
     for round_index in range(simulation.state.round_index, simulation.num_rounds):
         changed = run_round(simulation, round_index)
@@ -183,7 +183,7 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
         return {"eval": None, "attack": None}
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
-    released = [] if config.method.name in SEPARATE_METHODS else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    released = [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
     owners = [None for _ in released] + [k for k, _, _ in private]
     plans = [(simulation.state.adapter, released_plan) for released_plan in released] + [(adapter, plan_) for _, adapter, plan_ in private]
     measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
@@ -241,7 +241,7 @@ def _across(simulation: Simulation) -> dict[str, Any] | None:
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
     """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last, if asked for."""
     at_the_end = round_index == simulation.num_rounds - 1 and simulation.config.evaluate.private
-    if not (at_the_end or simulation.config.method.name in SEPARATE_METHODS):
+    if not (at_the_end or simulation.config.method.spec.separates):
         return []
     owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
     return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
@@ -351,11 +351,11 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _traffic(simulation: Simulation, round: Round) -> dict[str, int]:
     """Bytes up and down in the round: what is broadcast, each way and client; raw records, once, where data are pooled; else none."""
-    method = simulation.config.method.name
+    method = simulation.config.method.spec
     sent_bytes = sum(len(tensor) for tensor in round.broadcast.values()) * BYTES_PER_PARAMETER
-    if method in SEPARATE_METHODS:
+    if method.separates:
         return {"uplink_bytes": 0, "downlink_bytes": 0}
-    if method == "cenit":
+    if method.pools:
         records = [example.record for shard in simulation.experiment.shards for example in shard]
         texts = [text for r in records for text in (*(said for _, said in r.history), r.instruction, r.response)]
         pooled = sum(len(text.encode()) for text in texts) if round.index == 0 else 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raysim.attacks.extraction import attackable
-from raysim.config import WRITING_METHODS, Config, asks_for_labels
+from raysim.config import Config, asks_for_labels
 from raysim.data.chat import turn_shape
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.configured import (
@@ -195,7 +195,7 @@ def check_tokens(lm: LanguageModel, examples: Sequence[Example], *, name: str) -
 def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) -> None:
     """That the model can do what the method asks of it, as far as that can be known before the first round."""
     kind, fedpit, needed = experiment.mechanism.kind, config.fedpit, 0
-    if config.method.name in WRITING_METHODS and config.synthesis.source == "self":
+    if config.method.spec.writes and config.synthesis.source == "self":
         longest = max(fedpit.max_instruction_tokens, fedpit.max_response_tokens)
         bare = response_prompt(lm, [], instruction=instruction_opening(config.data), chat=chat_format(config.data))
         needed = max(len(bare), len(encode_text(lm.tokenizer, instruction_prompt([])))) + fedpit.max_instruction_tokens + longest
@@ -213,7 +213,7 @@ def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) 
 
 def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:
     """The public records, if the method trains on such (`synthesis.source: file`)."""
-    if config.method.name not in WRITING_METHODS:
+    if not config.method.spec.writes:
         return ()
     records = public_records(config.synthesis)
     try:

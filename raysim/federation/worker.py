@@ -17,8 +17,8 @@ from raysim.federation.faults import Outcome
 from raysim.lora.layout import Layout, Upload, Vector, check_adapter
 from raysim.lora.rule import lora_rule
 from raysim.measure.evaluate import Job, run_job
-from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.registry import method_of
 from raysim.model.language_model import BaseModel, LanguageModel, build_language_model
 from raysim.privacy.aggregation import Part, sum_chunk
 from raysim.privacy.cohort import Round
@@ -83,7 +83,7 @@ class Worker:
         outcomes: list[Outcome] = []
         for group in (calls[i : i + GROUP_SIZE] for i in range(0, len(calls), GROUP_SIZE)):
             try:
-                results = METHODS[config.method.name](lm, group)
+                results = method_of(config.method.name)(lm, group)
                 for call, result in zip(group, results, strict=True):
                     check_upload(result.upload, lm.layout, broadcast=round.broadcast)
                     done[call.client_id] = result

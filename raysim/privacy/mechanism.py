@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysim.config import Config
+from raysim.methods.spec import METHODS
 from raysim.privacy import factorization, promises
 from raysim.privacy.accounting import Epsilon, Release, default_delta, epsilon_of, paper_epsilon, solve_noise_multiplier
 from raysim.privacy.noise import gaussian
@@ -393,7 +394,7 @@ class Mechanism:
     def guarantee(self, num_rounds: int) -> str:
         """One plain sentence: who is protected against whom, by how much, and under which assumptions."""
         if self.kind == "none":
-            return promises.NO_GUARANTEE[self.method]
+            return METHODS[self.method].no_guarantee
         spent = self.epsilon(num_rounds)
         if spent is None:
             return (
@@ -490,7 +491,7 @@ def _check_config(config: Config, shard_sizes: Sequence[int]) -> None:
 def _kind(config: Config) -> str:
     if config.privacy.unit != "example":
         return config.privacy.unit
-    if config.method.name == "fedpit":
+    if config.method.spec.writes:
         return "synthesis"
     return "literal" if config.dplora.mode == "literal" else "example"
 

@@ -3,22 +3,6 @@
 Left out: any number. The mechanism fills those in.
 """
 
-NO_GUARANTEE = {
-    "fedit": "No differential-privacy guarantee: FEDIT releases averages of unclipped, unnoised updates.",
-    "fedpit": "No differential-privacy guarantee: FEDPIT's protection is empirical only, since the synthetic records it trains the "
-    "shared adapter on are written from private demonstrations.",
-    "scaffold": "No differential-privacy guarantee: SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control "
-    "variates beside them.",
-    "fedmit": "No differential-privacy guarantee: FedMIT releases averages of unclipped, unnoised updates from real and synthetic records.",
-    "fewfedweight": "No differential-privacy guarantee: FewFedWeight releases averages of unclipped, unnoised updates, weighted by how well each "
-    "client's adapter does on its own records.",
-    "locit": "No differential-privacy guarantee: each client's adapter is trained on its own records without noise, and stays with it.",
-    "locit_synthetic": "No differential-privacy guarantee: each client's adapter is trained on its own records, and on what it writes from them, "
-    "without noise, and stays with it.",
-    "cenit": "No differential-privacy guarantee: all records are pooled in one place and trained on without noise.",
-    "base": "Nothing is learned from the clients' records: the base model is released as it was. No mechanism is needed or claimed.",
-}
-
 RELATIONS = {
     "none": None,
     "client": "add or remove one client",

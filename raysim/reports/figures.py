@@ -26,21 +26,22 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raysim.console.progress import human_bytes
+from raysim.methods.spec import spec_of
 
 logger = logging.getLogger(__name__)
 
-# Colour on paper and on a dark page, by method; runs of other methods take the spare ones in order.
-METHOD_COLOURS: dict[str, tuple[str, str]] = {
-    "base": ("#74797f", "#a3a9b1"),
-    "fedit": ("#0072b2", "#56b4e9"),
-    "fedpit": ("#d55e00", "#f08a3c"),
-    "dplora": ("#00896a", "#2fc69c"),
-    "scaffold": ("#5b4fa3", "#a79bee"),
-    "fedmit": ("#4d7300", "#a5cf4c"),
-    "fewfedweight": ("#8c3b3b", "#e08080"),
-    "locit": ("#b0588c", "#e295c0"),
-    "locit_synthetic": ("#7a2f5c", "#f2bcd9"),
-    "cenit": ("#a87400", "#e6b422"),
+# Each colour on paper and on a dark page. A method says which is its own; runs of methods without one take the spare ones in order.
+COLOURS: dict[str, tuple[str, str]] = {
+    "grey": ("#74797f", "#a3a9b1"),
+    "blue": ("#0072b2", "#56b4e9"),
+    "orange": ("#d55e00", "#f08a3c"),
+    "green": ("#00896a", "#2fc69c"),
+    "violet": ("#5b4fa3", "#a79bee"),
+    "olive": ("#4d7300", "#a5cf4c"),
+    "brown": ("#8c3b3b", "#e08080"),
+    "pink": ("#b0588c", "#e295c0"),
+    "plum": ("#7a2f5c", "#f2bcd9"),
+    "amber": ("#a87400", "#e6b422"),
 }
 SPARE_COLOURS = (("#3d5a80", "#9bb6d8"), ("#6b4f3a", "#c9a98c"), ("#00707f", "#4fc3d4"))
 INK, MUTED, GRID, SURFACE = "#1c2530", "#5d6772", "#dfe3e8", "#fffffe"
@@ -129,9 +130,10 @@ def label_text(text: str) -> str:
 
 def colours_of(methods: Sequence[str]) -> list[str]:
     """The light-page colour of each method, the same for the same method."""
-    unknown = [method for method in dict.fromkeys(methods) if method not in METHOD_COLOURS]
+    names = {method: spec_of(method).colour for method in methods}
+    unknown = [method for method, name in names.items() if not name]
     spare = {method: SPARE_COLOURS[i % len(SPARE_COLOURS)][0] for i, method in enumerate(unknown)}
-    return [METHOD_COLOURS[method][0] if method in METHOD_COLOURS else spare[method] for method in methods]
+    return [COLOURS[names[method]][0] if names[method] else spare[method] for method in methods]
 
 
 def markers_of(methods: Sequence[str]) -> list[str]:
@@ -345,7 +347,7 @@ def _characters(path: str) -> frozenset[str]:
 
 def themed_colours() -> dict[str, str]:
     """Every colour that changes on a dark page, with its replacement there."""
-    return {**dict(METHOD_COLOURS.values()), **dict(SPARE_COLOURS), **DARK}
+    return {**dict(COLOURS.values()), **dict(SPARE_COLOURS), **DARK}
 
 
 def _canvas(*, height: float) -> tuple[Figure, Axes]:

@@ -22,10 +22,11 @@ from omegaconf import OmegaConf
 
 from raysim import config as configuration
 from raysim.attacks.views import ATTACKS, PUBLIC, SEES
-from raysim.console.progress import COLUMNS, METHOD_LABELS, METHOD_NOTES, MISSING, NO_GUARANTEE, clock, human_bytes
+from raysim.console.progress import COLUMNS, MISSING, NO_GUARANTEE, clock, human_bytes
 from raysim.data.configured import responses_are_labels
 from raysim.data.similarity import MEASURE
 from raysim.measure.audits import verdict
+from raysim.methods.spec import METHODS, spec_of
 from raysim.reports import figures
 from raysim.results.files import json_lines, read_json, write_json, write_text
 
@@ -122,7 +123,7 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         values = _values(summary)
         row: dict[str, Any] = {"label": label, "method": summary["method"], **values, "best": set()}
         row["text"] = {"label": label + ("" if summary.get("finished", True) else " (unfinished)"), **_texts(values)}
-        if summary["method"] == "base":
+        if not spec_of(str(summary["method"])).trains:
             row["text"]["epsilon"] = MISSING  # it has seen no record, so there is nothing to guarantee
         private = summary.get("private")
         if private:
@@ -147,7 +148,7 @@ def read_run(run_dir: Path) -> Run:
     records = _read_lines(folder / "rounds.jsonl", notes)
     ledger = _read_json(folder / "ledger.json", notes)
     summary = _summary(folder, config=config, records=records, ledger=ledger, notes=notes)
-    notes += [METHOD_NOTES[method] for method in (str(summary["method"]),) if method in METHOD_NOTES]
+    notes += filter(None, [spec_of(str(summary["method"])).note])
     return Run(
         folder=folder,
         summary=summary,
@@ -231,7 +232,7 @@ def _read_lines(path: Path, notes: list[str], *, optional: bool = False) -> list
 
 def _labels(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run that no other has: its method, else its name, else with its seed, else with its number."""
-    methods = [METHOD_LABELS.get(str(summary["method"]), str(summary["method"])) for summary in summaries]
+    methods = [spec_of(str(summary["method"])).label for summary in summaries]
     names = [str(summary["name"]) for summary in summaries]
     seeded = [f"{name} seed {summary['seed']}" for name, summary in zip(names, summaries, strict=True)]
     numbered = [f"{name} #{i}" for i, name in enumerate(names, start=1)]
@@ -294,7 +295,7 @@ def _mark_best(rows: Sequence[dict[str, Any]], summaries: Sequence[Mapping[str, 
     guarantees = {(s.get("unit"), s.get("delta")) for s in summaries if s.get("epsilon") is not None}
     comparable = len(guarantees) == 1 and all(unit is not None for unit, _ in guarantees)  # a run whose unit is unknown is not ranked
     for key in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
-        trained = [row for row in rows if row["method"] != "base" and row[key] is not None]
+        trained = [row for row in rows if spec_of(row["method"]).trains and row[key] is not None]
         printed = {_printed(row, key) for row in trained}
         if len(printed) < 2 or (key == "epsilon" and not comparable):
             continue
@@ -368,7 +369,7 @@ def _write_page(out_dir: Path, runs: Sequence[Run], *, title: str) -> Path:
 
 
 def _run_title(run: Run) -> str:
-    label, name = METHOD_LABELS.get(run.method, run.method), str(run.summary["name"])
+    label, name = spec_of(run.method).label, str(run.summary["name"])
     return label if name.lower() in (run.method, label.lower()) else f"{name} ({label})"
 
 
@@ -379,8 +380,8 @@ def _fictional(runs: Sequence[Run]) -> bool:
 def _cards(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, str]]:
     """The four answers of the headline: how good, what leaks, at what epsilon, at what cost."""
     rows = comparison_rows([run.summary for run in runs])
-    base = next((row for row in rows if row["method"] == "base"), None)
-    trained = [row for row in rows if row["method"] != "base"] or rows
+    base = next((row for row in rows if not spec_of(row["method"]).trains), None)
+    trained = [row for row in rows if spec_of(row["method"]).trains] or rows
     return [_utility_card(trained, base), _leakage_card(trained, base), _guarantee_card(runs, labels), _cost_card(runs, labels)]
 
 
@@ -429,7 +430,7 @@ def _leakage_card(trained: Sequence[Mapping[str, Any]], base: Mapping[str, Any] 
 
 def _guarantee_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str]:
     question = "At what epsilon?"
-    named = [(label, run) for label, run in zip(labels, runs, strict=True) if run.method != "base"]
+    named = [(label, run) for label, run in zip(labels, runs, strict=True) if spec_of(run.method).trains]
     given = [(label, run) for label, run in named if _values(run.summary)["epsilon"] is not None]
     without = [label for label, run in named if _values(run.summary)["epsilon"] is None]
     if not given:
@@ -450,7 +451,7 @@ def _guarantee_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str
 
 def _cost_card(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, str]:
     question = "At what cost?"
-    trained = [(label, run.summary) for label, run in zip(labels, runs, strict=True) if run.method != "base"]
+    trained = [(label, run.summary) for label, run in zip(labels, runs, strict=True) if spec_of(run.method).trains]
     seconds = sum(run.summary.get("wall_s") or 0.0 for run in runs)
     if not trained:
         return {"question": question, "value": _duration(seconds), "text": "No training, nothing sent."}
@@ -530,10 +531,10 @@ def _lines(
 ) -> list[figures.Line]:
     """A line for each run that has values; where there is a base run, every line starts from it at 0 completed rounds."""
     methods = [run.method for run in runs]
-    base = next((run.records for run in runs if run.method == "base"), [])
+    base = next((run.records for run in runs if not spec_of(run.method).trains), [])
     lines = []
     for label, run, colour, marker in zip(labels, runs, figures.colours_of(methods), figures.markers_of(methods), strict=True):
-        records = run.records if run.method == "base" else [*base, *run.records]
+        records = [*base, *run.records] if spec_of(run.method).trains else run.records
         own = _series(run.records, key)
         if not own:
             continue
@@ -627,7 +628,7 @@ def _partition_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]
     """One picture for each different split."""
     splits: dict[str, list[tuple[str, Run]]] = {}
     for label, run in zip(labels, runs, strict=True):
-        if run.partition.get("clients") and run.method != "base":
+        if run.partition.get("clients") and spec_of(run.method).trains:
             splits.setdefault(run.partition["sha256"], []).append((label, run))
     if not splits:
         splits = {run.partition["sha256"]: [(label, run)] for label, run in zip(labels, runs, strict=True) if run.partition.get("clients")}
@@ -647,7 +648,7 @@ def _traffic_panel(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
     rows = []
     for label, run, colour in zip(labels, runs, colours, strict=True):
         up, down = run.summary.get("uplink_bytes") or 0, run.summary.get("downlink_bytes") or 0
-        if run.method != "base":
+        if spec_of(run.method).trains:
             rows.append((label, colour, float(up), float(down)))
     if not any(up or down for _, _, up, down in rows):
         return []
@@ -695,7 +696,7 @@ def _nearness_panels(runs: Sequence[Run], labels: Sequence[str]) -> list[Panel]:
 def _by_instruction(config: Mapping[str, Any]) -> bool:
     """Whether synthetic records were held against private ones by their instructions (see `synthesis.nearest_to_private`)."""
     data = configuration.DataConfig(**{key.removeprefix("data."): value for key, value in config.items() if key.startswith("data.")})
-    return config["method.name"] in configuration.WRITING_METHODS and responses_are_labels(data)
+    return spec_of(config["method.name"]).writes and responses_are_labels(data)
 
 
 def _copy_bound(config: Mapping[str, Any]) -> float | None:
@@ -703,7 +704,7 @@ def _copy_bound(config: Mapping[str, Any]) -> float | None:
 
     FewFedWeight drops none, and private self-generation may not look at private records for that.
     """
-    filters = config["method.name"] in configuration.WRITING_METHODS and config["privacy.unit"] != "example"
+    filters = spec_of(config["method.name"]).writes and config["privacy.unit"] != "example"
     return float(config["fedpit.max_rouge_l"]) if filters else None
 
 
@@ -775,7 +776,7 @@ def _shortened(text: str | None) -> str:
 def _settings(runs: Sequence[Run]) -> list[tuple[str, list[str], str]]:
     """(key, value in each run, default) of the settings that differ between runs; of a single run, from the defaults."""
     method = runs[0].config.get("method.name")
-    known = method in configuration.CHOICES["method.name"]  # a single run is compared with its own method's defaults
+    known = method in METHODS  # a single run is compared with its own method's defaults
     defaults = configuration.flatten_keys(
         configuration.to_dict(configuration.load("", [f"method.name={method}"] if known and len(runs) == 1 else []))
     )

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from raysim import __version__
-from raysim.config import SEPARATE_METHODS, Config, load, result_key, to_yaml
+from raysim.config import Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
 from raysim.lora.layout import Layout, Vector, adapter_sha256, save_adapter
 
@@ -159,7 +159,7 @@ def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector,
         "dropout": config.lora.dropout,
         "target_modules": list(config.lora.target_modules),
     }
-    if config.method.name in SEPARATE_METHODS:
+    if config.method.spec.separates:
         for client_id, vector in sorted(owned.items()):
             save_adapter(out / "adapter" / f"client-{client_id:03d}", vector, layout, **settings)
         digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
@@ -178,7 +178,7 @@ def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
         if attack
         else "The extraction attack was not run."
     )
-    where = "adapter/client-000" if config.method.name in SEPARATE_METHODS else "adapter"
+    where = "adapter/client-000" if config.method.spec.separates else "adapter"
     name = OmegaConf.to_yaml({"base_model": config.model.name}).strip()  # quoted where YAML would read something else
     return f"""---
 {name}

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy.stats import binom, chi2
 
-from raysim.config import SEPARATE_METHODS, Config, load
+from raysim.config import Config, load
 from raysim.data.configured import configured_records, configured_shards
 from raysim.data.partition import partition_manifest
 from raysim.data.sources import split_records
@@ -275,7 +275,7 @@ def check_records(run: RunFolder) -> str:
 
 def _adapter_folders(run: RunFolder) -> list[str]:
     """Folders of the released adapters: one, or one for each client where nothing is shared."""
-    if run.config.method.name not in SEPARATE_METHODS:
+    if not run.config.method.spec.separates:
         return ["adapter"]
     return [f"adapter/{path.name}" for path in sorted((run.out / "adapter").glob("client-*"))] or ["adapter/client-000"]
 
@@ -411,7 +411,7 @@ def check_releases(run: RunFolder) -> str:
     listed = sum(release["count"] for release in _releases(ledger))
     if ledger["unit"] != "none" and run.mechanism.sampler != "cyclic" and listed != expected:  # in a fixed order, all turns are one release
         raise Violation(f"{num_rounds} rounds make {expected} releases, the ledger lists {listed}")
-    if run.config.method.name == "dplora":
+    if run.config.method.spec.steps_privately:
         for record in run.rounds:
             if record["num_steps"] * num_rounds > len(record["cohort"]) * expected:
                 raise Violation(

@@ -29,7 +29,7 @@ from raysim.config import (
 from raysim.data.configured import chat_format
 from raysim.data.tokens import describe_chat
 from raysim.federation.setup import EncodedData, Experiment, data_key, encode_data, prepare
-from raysim.console.progress import METHOD_NOTES, Progress, run_line
+from raysim.console.progress import Progress, run_line
 from raysim.errors import plain_errors
 from raysim.reports.page import write_comparison_report, write_run_report
 from raysim.federation.in_process import LocalClients, LocalServer
@@ -186,7 +186,7 @@ def time_left_s(done: Sequence[Run], waiting: Sequence[Config]) -> float | None:
     by_name: dict[str, list[float]] = {}
     for finished in done:
         by_name.setdefault(finished.config.name, []).append(finished.summary["wall_s"])
-    trained = [finished.summary["wall_s"] for finished in done if finished.config.method.name != "base"]
+    trained = [finished.summary["wall_s"] for finished in done if finished.config.method.spec.trains]
     if not trained:
         return None
     usual = sum(trained) / len(trained)
@@ -354,7 +354,7 @@ def rounds_to_run(experiment: Experiment, config: Config) -> int:
 
 def notes(experiment: Experiment, config: Config) -> list[str]:
     """What a user should know before the run: of its method, responses that were cut, noise solved for, a budget that ends it, a large delta."""
-    lines, mechanism = [METHOD_NOTES[config.method.name]] if config.method.name in METHOD_NOTES else [], experiment.mechanism
+    lines, mechanism = [config.method.spec.note] if config.method.spec.note else [], experiment.mechanism
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")
@@ -421,7 +421,7 @@ def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any],
     return {
         "name": config.name,
         "method": config.method.name,
-        "method_note": METHOD_NOTES.get(config.method.name),
+        "method_note": config.method.spec.note or None,
         "seed": config.seed,
         "num_rounds": simulation.state.round_index,
         "eval": last["eval"],

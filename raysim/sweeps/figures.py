@@ -23,10 +23,10 @@ from matplotlib.ticker import MaxNLocator
 
 from raysim.console.progress import human_bytes
 from raysim.reports.figures import (
+    COLOURS,
     GRID,
     INK,
     MARKERS,
-    METHOD_COLOURS,
     MUTED,
     SPARE_COLOURS,
     STYLE,
@@ -36,8 +36,8 @@ from raysim.reports.figures import (
     label_text,
 )
 
-PALETTE = [light for name, (light, _) in METHOD_COLOURS.items() if name != "base"] + [light for light, _ in SPARE_COLOURS]
-ACCENT = METHOD_COLOURS["fedit"][0]
+PALETTE = [light for name, (light, _) in COLOURS.items() if name != "grey"] + [light for light, _ in SPARE_COLOURS]
+ACCENT = COLOURS["blue"][0]
 SHADES = LinearSegmentedColormap.from_list("shades", ["#dcebf5", "#7db3d8", "#0b5c93"])
 ON_LIGHT, ON_DARK = "#14181d", "#ffffff"  # on the shades, which are the same on a dark page
 MOST_STEPS = 12  # more different values of a key than this are a range, not a list

@@ -26,8 +26,6 @@ from raysim.config import (
     FLAT_DEFAULTS,
     MOST_POINTS,
     RESULT_NEUTRAL,
-    SEPARATE_METHODS,
-    WRITING_METHODS,
     Config,
     SweepConfig,
     flatten_keys,
@@ -39,6 +37,7 @@ from raysim.config import (
     validate,
 )
 from raysim.errors import LONGEST_SHOWN, shown
+from raysim.methods.spec import METHODS
 
 DISTRIBUTIONS = ("loguniform", "uniform", "randint")
 OBJECTIVES = ("heldout_nll", "heldout_rouge_l", "leakage", "epsilon", "uplink_bytes")
@@ -436,7 +435,7 @@ def _check_reported(config: Config, points: Sequence[Point], trials: Sequence[Co
     key = {"heldout_nll": "evaluate.every", "heldout_rouge_l": "evaluate.every", "leakage": "attack.every"}.get(first, "")
     for point, trial in zip(points, trials, strict=True):
         every = {"evaluate.every": trial.evaluate.every, "attack.every": trial.attack.every}.get(key, 1)
-        if every < 1 and trial.method.name != "base":
+        if every < 1 and trial.method.spec.trains:
             raise ValueError(
                 f"point {point.index} ({_described(point.settings)}): sweep.scheduler={config.sweep.scheduler!r} compares {first} by round, "
                 f"which {key}={every} does not report; set {key}=1"
@@ -514,11 +513,15 @@ def _fedpit(*names: str) -> tuple[str, ...]:
     return tuple(f"fedpit.{name}" for name in names)
 
 
+def _read_by_some(section: str) -> Idle:
+    return Idle((f"{section}.",), lambda c: section not in c.method.spec.sections, "method.name={method}")
+
+
+SOME_METHODS = tuple(dict.fromkeys(section for spec in METHODS.values() for section in spec.sections))
+"""Sections that not every method reads."""
 IDLE = (
-    Idle(("fedpit.",), lambda c: c.method.name not in WRITING_METHODS, "method.name={method}"),
-    Idle(("synthesis.",), lambda c: c.method.name not in WRITING_METHODS, "method.name={method}"),
-    Idle(("fewfedweight.",), lambda c: c.method.name != "fewfedweight", "method.name={method}"),
-    Idle(_fedpit("share_mix", "local_train_on"), lambda c: c.method.name in ("fedmit", "locit_synthetic"), "method.name={method}"),
+    *(_read_by_some(section) for section in SOME_METHODS),
+    Idle(_fedpit("share_mix", "local_train_on"), lambda c: not c.method.spec.has_private_adapter, "method.name={method}"),
     Idle(
         _fedpit(
             "num_demonstrations", "num_response_demonstrations", "temperature", "repetition_penalty", "min_instruction_words", "num_retries"
@@ -526,17 +529,16 @@ IDLE = (
         lambda c: c.synthesis.source == "file",
         "synthesis.source=file",
     ),
-    Idle(("dplora.",), lambda c: c.method.name != "dplora", "method.name={method}"),
-    Idle(("train.", "lora.", "server.", "partition."), lambda c: c.method.name == "base", "method.name={method}"),
+    Idle(("train.", "lora.", "server.", "partition."), lambda c: not c.method.spec.trains, "method.name={method}"),
     Idle(
         tuple(f"train.{name}" for name in ("num_epochs", "max_steps", "batch_size", "lr", "optimizer", "weight_decay", "max_grad_norm")),
-        lambda c: c.method.name == "dplora" and not (c.audit.num_shadows or c.audit.inversion),
+        lambda c: c.method.spec.steps_privately and not (c.audit.num_shadows or c.audit.inversion),
         "method.name={method}, which has dplora.*",
     ),
-    Idle(("partition.", "server.cohort_size", "server.weighting"), lambda c: c.method.name == "cenit", "method.name={method}"),
+    Idle(("partition.", "server.cohort_size", "server.weighting"), lambda c: c.method.spec.pools, "method.name={method}"),
     Idle(
         tuple(f"server.{name}" for name in ("lr", "weighting", "optimizer", "beta1", "beta2", "tau")),
-        lambda c: c.method.name in SEPARATE_METHODS,
+        lambda c: c.method.spec.separates,
         "method.name={method}",
     ),
     Idle(("server.beta1",), lambda c: c.server.optimizer == "none", "server.optimizer={optimizer}"),
@@ -562,19 +564,21 @@ IDLE = (
     Idle(
         ("privacy.clip_quantile", "privacy.clip_lr", "privacy.count_noise"), lambda c: c.privacy.clipping == "flat", "privacy.clipping=flat"
     ),
-    Idle(("privacy.clip_norm",), lambda c: c.method.name == "fedpit" and c.privacy.unit == "example", "method.name={method}"),
+    Idle(("privacy.clip_norm",), lambda c: c.method.spec.writes and c.privacy.unit == "example", "method.name={method}"),
     Idle(("privacy.noise_multiplier",), lambda c: c.privacy.target_epsilon > 0, "privacy.target_epsilon set"),
     Idle(("audit.num_secrets", "audit.num_references"), lambda c: not c.audit.multiplicities, "no audit.multiplicities"),
     Idle(("audit.canary", "audit.canary_scale", "audit.confidence"), lambda c: not c.audit.num_canaries, "audit.num_canaries=0"),
     Idle(("attack.num_examples", "attack.prefix_tokens", "attack.long_prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
     Idle(("evaluate.choices_form", "evaluate.num_choices"), lambda c: not c.evaluate.choices_path, "evaluate.choices_path=''"),
     Idle(
-        ("evaluate.private",), lambda c: c.method.name != "fedpit", "method.name={method}, which keeps no adapter beside what is released"
+        ("evaluate.private",),
+        lambda c: not c.method.spec.has_private_adapter,
+        "method.name={method}, which keeps no adapter beside what is released",
     ),
     Idle(("attack.cross_samples", "attack.cross_tokens"), lambda c: not c.attack.cross_prefixes, "attack.cross_prefixes=0"),
     Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
 )
-UNREAD = (("fedpit.",), ("synthesis.",), ("fewfedweight.",), ("dplora.",), ("privacy.",))
+UNREAD = (*((f"{section}.",) for section in SOME_METHODS), ("privacy.",))
 """Of these, whole sections that a run does not read: what differs in them alone is one run."""
 NEVER_IDLE = ("privacy.unit", "train.dtype")
 """Keys of a section above that count all the same."""

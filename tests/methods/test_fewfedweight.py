@@ -9,13 +9,13 @@ import pytest
 from scipy.special import softmax
 
 from raysim.config import load
-from raysim.console.progress import METHOD_NOTES
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit as fedit_group
 from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, hold_back
 from raysim.methods.fewfedweight import fewfedweight as fewfedweight_group
+from raysim.methods.spec import METHODS
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import mean_nll, response_nll, train_adapter
 from raysim.runs.run import notes, run
@@ -199,9 +199,9 @@ def test_a_weight_that_the_data_decide_is_refused_where_a_guarantee_is_claimed(l
 def test_a_run_says_that_it_is_a_reconstruction(tmp_path: Path) -> None:
     config = small("fewfedweight", "server.num_rounds=1", "evaluate.every=0", "attack.every=-1", out=tmp_path / "run")
     done = run(config, display=False)
-    assert METHOD_NOTES["fewfedweight"] in (tmp_path / "run" / "report.html").read_text()
+    assert METHODS["fewfedweight"].note in (tmp_path / "run" / "report.html").read_text()
     assert "reconstruction" in done.summary["method_note"]
     assert done.summary["private"] is None, "the clients' adapters are what they sent, not kept from anyone"
     experiment = prepare(config, build(load_base_model("tiny")))
-    assert METHOD_NOTES["fewfedweight"] in notes(experiment, config)
+    assert METHODS["fewfedweight"].note in notes(experiment, config)
     assert notes(experiment, dataclasses.replace(config, method=dataclasses.replace(config.method, name="fedit"))) == []

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysim.config import CHOICES, SEPARATE_METHODS, WRITING_METHODS, Config
+from raysim.config import CHOICES, Config
 from raysim.console.progress import Progress
 from raysim.federation.in_process import LocalClients, LocalServer
 from raysim.federation.loop import Simulation, run_round, start
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
+from raysim.methods.spec import METHODS as SPECS
 from raysim.model.language_model import load_base_model
 from tests.small_runs import METHODS, small
 
@@ -77,7 +78,7 @@ def simulated(data: Path, worker: Worker) -> Callable[..., tuple[Simulation, Vec
             "evaluate.every=0",
             "attack.every=0",
             "privacy.delta=1e-5",
-            *(public if method in WRITING_METHODS else []),
+            *(public if SPECS[method.partition("-")[0]].writes else []),
             *settings,
             out=data / "unused",
         )
@@ -121,21 +122,23 @@ def test_a_method_works_with_a_partition_a_cohort_and_a_server_step(
     simulated: Callable[..., tuple[Simulation, Vector]], method: str, scheme: str, cohort: int, optimizer: list[str]
 ) -> None:
     done, first = simulated(method, f"partition.scheme={scheme}", f"server.cohort_size={cohort}", *optimizer)
-    name = done.config.method.name
+    name, spec = done.config.method.name, done.config.method.spec
     size = 1 if name == "cenit" else cohort or NUM_CLIENTS
     cohorts = [record["cohort"] for record in done.records]
     if done.experiment.mechanism.sampler != "poisson":
         assert [len(one) for one in cohorts] == [size] * NUM_ROUNDS
     assert np.isfinite(done.state.adapter).all()
-    assert (done.state.adapter.tobytes() == first.tobytes()) == (name in SEPARATE_METHODS or not any(cohorts))
-    vectors = {"scaffold": 2, "cenit": 0} | dict.fromkeys(SEPARATE_METHODS, 0)
-    sent = [len(one) * 4 * len(first) * vectors.get(name, 1) for one in cohorts]
+    assert (done.state.adapter.tobytes() == first.tobytes()) == (spec.separates or not any(cohorts))
+    vectors = 0 if spec.separates or spec.pools else 2 if spec.has_control_variate else 1
+    sent = [len(one) * 4 * len(first) * vectors for one in cohorts]
     assert [record["downlink_bytes"] for record in done.records] == sent
     assert set(done.kept) <= set().union(*cohorts)
-    keep = {"scaffold": {"control"}, "fewfedweight": {"own"}, "fedmit": set()} | {key: {"adapter"} for key in ("fedpit", *SEPARATE_METHODS)}
+    keep = {"scaffold": {"control"}, "fewfedweight": {"own"}, "fedmit": set()} | {
+        key: {"adapter"} for key in ("fedpit", "locit", "locit_synthetic")
+    }
     assert all(set(state.arrays) == keep[name] for state in done.kept.values())
     assert bool(done.kept) == (name in keep)
-    assert bool(done.synthetic) == (name in (*WRITING_METHODS, "fewfedweight"))
+    assert bool(done.synthetic) == (spec.writes or name == "fewfedweight")
 
 
 @pytest.mark.parametrize("train_on", ["real", "real+synthetic"])

@@ -79,7 +79,7 @@ def test_a_masked_round_is_the_plain_sum_to_the_grid_in_any_chunks_and_with_drop
     assert backwards.tobytes() == totals[0].tobytes()
     assert np.abs(totals[0] - plain_sum(sent)).max() <= len(sent) * CLIP / 2**31
     assert np.abs(totals[0] - plain_sum(updates_of(5))).max() > 0.01 or not dropped
-    [part] = open_sums(summed(sent, mechanism, chunk_size=5), mechanism=mechanism, round_index=0, clip_norm=CLIP)
+    [part] = open_sums(summed(sent, mechanism, chunk_size=5), mechanism=mechanism, round=make_round(mechanism, clip_norm=CLIP))
     assert part.weight == len(sent)
 
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chi2, kstest
 
 from raysim.config import load
-from raysim.methods import METHODS
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import PrivateSettings, train_private
 from raysim.privacy.clipping import clip_and_sum
@@ -150,10 +150,10 @@ def test_every_tensor_gets_noise_of_the_one_scale(lm: LanguageModel) -> None:
 
 def test_a_retried_client_adds_the_same_noise(lm: LanguageModel) -> None:
     call = make_call(lm, "method.name=dplora", f"privacy.noise_multiplier={Z}")
-    first = alone(METHODS["dplora"])(lm, call).upload["adapter"]
-    alone(METHODS["dplora"])(lm, dataclasses.replace(call, client_id=1))
-    alone(METHODS["dplora"])(lm, in_round(call, 1))
-    assert alone(METHODS["dplora"])(lm, call).upload["adapter"].tobytes() == first.tobytes()
+    first = alone(method_of("dplora"))(lm, call).upload["adapter"]
+    alone(method_of("dplora"))(lm, dataclasses.replace(call, client_id=1))
+    alone(method_of("dplora"))(lm, in_round(call, 1))
+    assert alone(method_of("dplora"))(lm, call).upload["adapter"].tobytes() == first.tobytes()
 
 
 # --- independence ---
@@ -178,7 +178,7 @@ def drawn_alone(lm: LanguageModel, *, client_id: int, round_index: int, num_step
     call = make_call(lm, *keys, f"privacy.noise_multiplier={Z}", f"privacy.clip_norm={CLIP}", "dplora.batch_size=1")
     nobody = dataclasses.replace(call.mechanism, shard_sizes=(10**9,) * 3)
     call = dataclasses.replace(in_round(call, round_index), mechanism=nobody, client_id=client_id)
-    return alone(METHODS["dplora"])(lm, call).upload["adapter"].astype(float)
+    return alone(method_of("dplora"))(lm, call).upload["adapter"].astype(float)
 
 
 def test_noise_of_rounds_clients_steps_and_of_the_server_is_independent(lm: LanguageModel) -> None:

@@ -24,7 +24,7 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.federation.server import weights_for
 from raysim.lora.layout import initial_adapter, load_adapter, unflatten
-from raysim.methods import METHODS
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, load_base_model
 from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_private
 from raysim.privacy.accounting import paper_sigma
@@ -137,7 +137,7 @@ def test_the_update_is_clipped_and_not_the_weights(lm: LanguageModel) -> None:
     np.testing.assert_allclose(released(one, updates, start=start), start + np.mean(updates, axis=0), rtol=1e-6, atol=1e-6)
     call = make_call(build(load_base_model("tiny")), "method.name=fedit", *CLIENT)
     far = dataclasses.replace(call, adapter=some_adapter(lm) * np.float32(30))
-    update = alone(METHODS["fedit"])(lm, far).upload["adapter"]
+    update = alone(method_of("fedit"))(lm, far).upload["adapter"]
     assert 0 < np.linalg.norm(update) < 0.05 * np.linalg.norm(far.adapter)
 
 
@@ -181,7 +181,9 @@ def test_noise_and_sampling_do_not_come_from_global_generators(lm: LanguageModel
         np.random.seed(seed)  # noqa: NPY002  # the global generator is what must not matter
         torch.manual_seed(seed)
         untouched = (np.random.get_state()[1].tobytes(), torch.get_rng_state())  # type: ignore[index]  # noqa: NPY002  # as above
-        outcomes.append((released(one, []).tobytes(), alone(METHODS["dplora"])(lm, call).upload["adapter"].tobytes(), one.sample_cohort(4)))
+        outcomes.append(
+            (released(one, []).tobytes(), alone(method_of("dplora"))(lm, call).upload["adapter"].tobytes(), one.sample_cohort(4))
+        )
         left.append(np.random.get_state()[1].tobytes() == untouched[0] and torch.equal(torch.get_rng_state(), untouched[1]))  # type: ignore[index]  # noqa: NPY002  # as above
     assert outcomes[0] == outcomes[1]
     assert left == [True, True]

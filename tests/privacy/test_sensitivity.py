@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from raysim.config import CHOICES, load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.methods import METHODS
 from raysim.methods.call import ClientCall
+from raysim.methods.registry import method_of
 from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
 from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
 from raysim.privacy.aggregation import open_sums, sum_chunk
@@ -367,7 +367,7 @@ def test_a_client_of_fedit_adds_at_most_the_clip_norm(lm: LanguageModel, shard: 
     """Whatever it trains on and from, an adapter from which training diverges included."""
     call = call_for(lm, shard, case=("fedit", "client", "average"), clip_norm=clip_norm)
     call = dataclasses.replace(call, adapter=call.adapter * np.float32(scale))
-    update = alone(METHODS["fedit"])(lm, call).upload["adapter"]
+    update = alone(method_of("fedit"))(lm, call).upload["adapter"]
     assert np.isfinite(update).all() == math.isfinite(scale)
     total = clip_and_sum([update], weights=[1.0], clip_norm=call.mechanism.update_clip_norm).total
     assert distance(total, np.zeros_like(total)) <= clip_norm
@@ -380,7 +380,7 @@ def test_a_record_moves_a_client_of_dplora_by_at_most_the_clip_norm(lm: Language
     """The divisor is the expected batch and not the shard: what a step adds noise to moves by C / B."""
     steps = []
     for records in (shard, shard[:-1]):
-        alone(METHODS["dplora"])(lm, call_for(lm, records, case=("dplora-example", "example", "average"), clip_norm=clip_norm))
+        alone(method_of("dplora"))(lm, call_for(lm, records, case=("dplora-example", "example", "average"), clip_norm=clip_norm))
         steps.append(BATCH * step_before_noise(lm))
     assert 0.0 < distance(*steps) <= clip_norm * (1 + ROUNDING)
 
@@ -392,6 +392,6 @@ def test_a_record_replaced_moves_a_client_of_literal_dplora_by_at_most_two_root_
 ) -> None:
     steps = []
     for records in (shard, [*shard[:-1], replacement]):
-        alone(METHODS["dplora"])(lm, call_for(lm, records, case=("dplora-literal", "literal", "average"), clip_norm=clip_norm))
+        alone(method_of("dplora"))(lm, call_for(lm, records, case=("dplora-literal", "literal", "average"), clip_norm=clip_norm))
         steps.append(step_before_noise(lm))
     assert distance(*steps) <= LITERAL_SENSITIVITY * clip_norm * (1 + ROUNDING)

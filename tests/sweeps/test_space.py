@@ -231,7 +231,7 @@ def test_200_points_are_checked_in_two_seconds_without_torch_or_ray() -> None:
     code = """
 import sys, time
 from raysim.config import load
-from raysim.sweep_space import check_points, grid_points, idle_keys
+from raysim.sweeps.space import check_points, grid_points, idle_keys
 config = load("", ["sweep.space={partition.alpha: [0.1, 1, 10, 100, 1000], partition.num_clients: [2, 3, 4, 5, 6], "
     "method.name: [fedit, dplora], lora.rank: [1, 2, 4, 8]}"])
 started = time.process_time()

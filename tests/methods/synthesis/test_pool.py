@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysim.config import WRITING_METHODS, load
+from raysim.config import load
 from raysim.data.configured import public_records
 from raysim.data.records import Record
-from raysim.methods import METHODS
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit as fedit_group
 from raysim.methods.fedmit import fedmit as fedmit_group
 from raysim.methods.fedpit import fedpit as fedpit_group
 from raysim.methods.locit import locit as locit_group
 from raysim.methods.locit import locit_synthetic as locit_synthetic_group
+from raysim.methods.registry import method_of
+from raysim.methods.spec import METHODS
 from raysim.methods.synthesis.write import instruction_following_scores
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import train_adapter
@@ -123,19 +124,19 @@ def file_call(lm: LanguageModel, method: str, *overrides: str, public: list[Reco
     return make_call(lm, f"method.name={method}", *FILE, "fedpit.scorer=none", *overrides, public=public)
 
 
-@pytest.mark.parametrize("method", WRITING_METHODS)
+@pytest.mark.parametrize("method", [spec.name for spec in METHODS.values() if spec.writes])
 def test_public_records_take_the_place_of_written_ones(lm: LanguageModel, method: str) -> None:
     call = file_call(lm, method, "fedpit.num_candidates=4")
-    result = alone(METHODS[method])(lm, call)
+    result = alone(method_of(method))(lm, call)
     drawn = [(row["instruction"], row["response"]) for row in result.synthetic]
     assert len(set(drawn)) == 4
     assert set(drawn) <= {(record.instruction, record.response) for record in PUBLIC}
     assert result.state is not None
     kept = [(record["instruction"], record["response"]) for record in result.state.records]
     assert kept == [pair for pair, row in zip(drawn, result.synthetic, strict=True) if row["kept"]] != []
-    other = alone(METHODS[method])(lm, replace(call, client_id=1))
+    other = alone(method_of(method))(lm, replace(call, client_id=1))
     assert [row["instruction"] for row in other.synthetic] != [row["instruction"] for row in result.synthetic], "every client draws its own"
-    everything = alone(METHODS[method])(lm, file_call(lm, method, "fedpit.num_candidates=99"))
+    everything = alone(method_of(method))(lm, file_call(lm, method, "fedpit.num_candidates=99"))
     assert len(everything.synthetic) == len(PUBLIC)
 
 
