@@ -5,7 +5,7 @@ A comment above a block, which a reader of the rendered page does not see, says 
 - none: they are run as they are printed, down the page in one folder, and the next block of text is their standard output, byte for byte;
 - `<!-- refused -->`: run as well, with exit status 2, and the next block of text is their standard error;
 - `<!-- loaded, not run: REASON -->`: the real command line takes them as far as the folder that they would write or read, which is not to be had.
-  Their configuration, with every override, every entry of a comparison (but of those for claims, whose entries tests/test_claims.py loads) and every
+  Their configuration, with every override, every entry of a comparison (but of those for claims, whose entries the tests of claims load) and every
   point of a sweep, has passed by then.
 
 Left out: commands of Ray named within a sentence, and whether what took minutes would print today what a page shows of it.
@@ -189,16 +189,14 @@ LOADED = [(block, line) for page in PAGES for block in blocks(page) if block.is_
 
 @pytest.mark.parametrize(("block", "line"), [pytest.param(*case, id=f"{case[0].page}: {' '.join(words_of(case[1]))}") for case in LOADED])
 def test_commands_that_are_not_run_load(block: Block, line: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in simple_commands(line):
-        assert_loads(words, capsys)
+    assert_line_loads(line, capsys)
 
 
 def test_commands_in_sentences_load(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {span for page in PAGES for span in spans(page) if re.match(r"(raysim|make|python) [a-z-]", span)}
     assert len(named) > 10
     for span in sorted(named):
-        for words in simple_commands(span):
-            assert_loads(words, capsys)
+        assert_line_loads(span, capsys)
 
 
 def test_commands_of_the_shipped_configurations_load(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +207,7 @@ def test_commands_of_the_shipped_configurations_load(checkout: Path, capsys: pyt
     }
     assert len(named) > 10
     for line in sorted(named):
-        assert_loads(words_of(line), capsys)
+        assert_line_loads(line, capsys)
 
 
 def test_a_command_that_has_gone_or_a_key_that_was_renamed_is_noticed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,22 +227,30 @@ def test_a_command_that_has_gone_or_a_key_that_was_renamed_is_noticed(checkout: 
         "ray job submit --workingdir . -- raysim configs",
         "ray job submit --working-dir . -- raysim run quickstart lora.rnak=16",
         "ray uup cluster.yaml",
-        "export RAYSIM_NO_SUCH_NAME=1",
+        "RAYSIM_NO_SUCH_NAME=1 raysim compare quickstart",
+        "ray up no-such-file.yaml",
         "no-such-command",
     ):
         with pytest.raises((AssertionError, SystemExit, click.ClickException)):
-            assert_loads(words_of(line), capsys)
+            assert_line_loads(line, capsys)
+
+
+def assert_line_loads(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Takes every command of a line as far as it goes without its work; errors as those of `assert_loads`."""
+    for words in simple_commands(line):
+        assert_loads(words, capsys)
 
 
 def simple_commands(line: str) -> Iterator[list[str]]:
-    """The words of each command of a line, without the variables that are set for it alone."""
+    """The words of each command of a line; the variables that are set for one alone come before it, as an `export` of them."""
     words: list[str] = []
     for word in [*words_of(line), ";"]:
-        if not set(word) <= SHELL_OPERATORS:
-            words += [word] if words or not re.match(r"[A-Z_]+=", word) else []
-        elif words:
-            yield words
+        if set(word) <= SHELL_OPERATORS:
+            num_set = next((n for n, given in enumerate(words) if not re.match(r"[A-Z_]+=", given)), len(words))
+            yield from filter(None, (["export", *words[:num_set]] if num_set else [], words[num_set:]))
             words = []
+        else:
+            words.append(word)
 
 
 def assert_loads(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,25 +262,18 @@ def assert_loads(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if program == "raysim":
         assert_raysim_loads(arguments, capsys)
     elif program == "ray":
-        context = ray_context(arguments)
-        entry = list(context.params.get("entrypoint", ()))
-        assert Path(context.params.get("runtime_env") or context.params.get("cluster_config_file") or ".").exists(), words
-        if entry:
-            assert_loads(entry, capsys)
+        assert_ray_loads(arguments, capsys)
     elif program == "make":
         assert_make_loads(arguments, capsys)
     elif program == "python":
-        named = [*arguments[1].split(".")] if arguments[0] == "-m" else [arguments[0].removesuffix(".py")]
-        text = (
-            (ROOT.joinpath(*named).with_suffix(".py")).read_text(encoding="utf-8")
-            if ROOT.joinpath(*named).with_suffix(".py").is_file()
-            else ""
-        )
-        assert text, f"{words}: no such program"
+        file = ROOT / (f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else arguments[0])
+        assert file.is_file(), f"{words}: no such program"
+        text = file.read_text(encoding="utf-8")
         assert [word for word in arguments if word.startswith("--") and f'"{word}"' not in text] == []
     elif program == "export":
-        known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "raysim").rglob("*.py")) + "RAY_AUTH_MODE"
-        assert [word for word in arguments if word.partition("=")[0] not in known] == []
+        known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "raysim").rglob("*.py"))
+        names = {word.partition("=")[0] for word in arguments} - {"RAY_AUTH_MODE"}  # which is Ray's
+        assert [name for name in names if not re.search(rf"\b{name}\b", known)] == []
     else:
         assert program == "chmod", f"{words}: there is no way here to tell whether this works"
 
@@ -315,11 +314,8 @@ def assert_make_loads(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert [path for path in paths if not Path(path).exists()] == []
 
 
-def ray_context(arguments: list[str]) -> click.Context:
-    """Ray's own reading of its command line, with nothing done.
-
-    Errors: ClickException if Ray has no such command or option.
-    """
+def assert_ray_loads(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Has Ray read its command line, with nothing done, looks for the files that it names, and loads what it would run as a job."""
     from ray.scripts.scripts import cli  # it brings Ray's serving library: seconds, for two tests
 
     command: click.Command = cli
@@ -329,7 +325,10 @@ def ray_context(arguments: list[str]) -> click.Context:
         assert found is not None
         command = found
         context = command.make_context(name, rest, parent=context)
-    return context
+    named = [context.params.get(name) or "." for name in ("working_dir", "runtime_env", "cluster_config_file")]
+    assert [path for path in named if not Path(path).exists()] == []
+    if entrypoint := context.params.get("entrypoint"):
+        assert_loads(list(entrypoint), capsys)
 
 
 def test_keys_that_sentences_name_are_keys_of_the_configuration() -> None:
