@@ -68,7 +68,7 @@ class Cluster:
         return _ray(*arguments, environment=environment or self.environment())
 
     def submit(self, name: str, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        """`raysim ARGUMENTS` as the job `name`, submitted as the README says."""
+        """`raysim ARGUMENTS` as the job `name`, submitted as docs/clusters.md says."""
         options = ["--log-style", "record", "--submission-id", name, "--working-dir", ".", "--runtime-env", "runtime_env.yaml"]
         return self.ray("job", "submit", *options, *([] if wait else ["--no-wait"]), "--", "python", "-m", "raysim", *arguments)
 
