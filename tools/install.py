@@ -99,4 +99,7 @@ def run(command: list[str], environment: Mapping[str, str], *, stdin: str | None
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
