@@ -75,7 +75,10 @@ def sources(settings: str) -> dict[str, str]:
 
 
 def is_offered(requirement: str, install: list[str], environment: Mapping[str, str]) -> bool:
-    """Whether the configured sources have the release that is pinned, for this platform and Python; the hashes are checked later."""
+    """Whether the release that is pinned is there already, or at the configured sources, for this platform and Python.
+
+    Its hash is checked when it is installed.
+    """
     name = requirement.split()[0]
     return subprocess.run([*install, "--dry-run", name], env=dict(environment), capture_output=True).returncode == 0
 
@@ -92,10 +95,10 @@ def blocks(lock: str) -> list[str]:
 
 
 def run(command: list[str], environment: Mapping[str, str], *, stdin: str | None = None) -> None:
-    """Runs a command that says itself what it fails of; this program then ends with its status."""
+    """Runs a command that says itself what it fails of; this program then ends."""
     done = subprocess.run(command, env=dict(environment), input=stdin, text=True)
     if done.returncode != 0:
-        sys.exit(done.returncode)
+        sys.exit("not set up: see above; the same command goes on from here, and INSTALLER=pip tries it with pip")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,6 @@ def test_pip_is_taken_where_uv_cannot_be_had_and_says_so_in_one_line(tree: Path)
     assert said.startswith("uv cannot be had here (ERROR: No matching distribution found for uv==1.0")
     assert "pip installs instead" in said
     assert torch == "torch: the CPU build"
-    assert set_up(tree, INSTALLER="pip").stdout.splitlines()[0].startswith("pip installs"), "a second set-up finds it done"
 
 
 def test_without_a_source_of_cpu_builds_it_is_the_cuda_build_with_its_packages(tree: Path) -> None:
@@ -113,7 +112,7 @@ def test_without_a_source_of_cpu_builds_it_is_the_cuda_build_with_its_packages(t
     assert installed(tree) == {"rich-1.0", "setuptools-999.0", "torch-1.0", "triton-1.0", "tree-1.0"}
 
 
-@pytest.mark.parametrize("name", ["rich", "torch", "setuptools"])
+@pytest.mark.parametrize("name", ["torch", "setuptools"])
 def test_a_file_that_is_not_the_listed_one_is_refused_and_a_set_up_goes_on_once_it_is_the_right_one(tree: Path, name: str) -> None:
     (wheel,) = [path for path in (tree / "wheels").glob(f"{name}-*.whl") if name != "torch" or "cpu" in path.name]
     right = wheel.read_bytes()
