@@ -27,24 +27,32 @@ FROM_PIP = {
 """What tells uv what an option of pip tells pip: a mirror or a folder of wheels is seldom set up for uv as well."""
 
 
+UNFINISHED = Path(sys.prefix) / ".unfinished"
+"""There while this works. A package that was being installed when it was stopped looks whole to either installer."""
+
+
 def main() -> None:
     """Installs everything, and says in one line each by what and which build of torch."""
     os.chdir(ROOT)
-    install, environment = installer()
+    if again := UNFINISHED.exists():
+        print("the set-up before this one did not end: everything is installed once more", flush=True)
+    UNFINISHED.touch()
+    install, environment = installer(again=again)
     build = "cpu" if is_offered(pinned("tools/torch-cpu.lock", "torch"), install, environment) else "cuda"
     print(f"torch: the {build.upper()} build", flush=True)
     # rouge-score is published as source only; its build backend has to be there before it.
     run([*install, "--require-hashes", "-r", "/dev/stdin"], environment, stdin=pinned("requirements.lock", "setuptools"))
     run([*install, "--require-hashes", "-r", "requirements.lock", "-r", f"tools/torch-{build}.lock"], environment)
     run([*install, "--editable", "."], environment)
+    UNFINISHED.unlink()
 
 
-def installer() -> tuple[list[str], dict[str, str]]:
+def installer(*, again: bool) -> tuple[list[str], dict[str, str]]:
     """The command that installs, and its environment: uv's, fetched by pip, or pip's own where uv cannot be had or is not wanted."""
     wanted = os.environ.get("INSTALLER", "uv")
     if wanted not in ("uv", "pip"):
         sys.exit(f"INSTALLER={wanted} is neither uv nor pip")
-    by_pip = [*PIP, "install", "-qq", *INSTALL], dict(os.environ)
+    by_pip = [*PIP, "install", "-qq", *INSTALL, *(["--force-reinstall"] if again else [])], dict(os.environ)
     if wanted == "pip":
         print("pip installs, which takes minutes; each file is checked against its hash", flush=True)
         return by_pip
@@ -58,7 +66,8 @@ def installer() -> tuple[list[str], dict[str, str]]:
         return by_pip
     settings = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     print("uv installs; each file is checked against its hash", flush=True)
-    return [*UV, "pip", "install", "-q", "--python", sys.executable, *INSTALL], {**sources(settings), **os.environ}
+    by_uv = [*UV, "pip", "install", "-q", "--python", sys.executable, *INSTALL, *(["--reinstall"] if again else [])]
+    return by_uv, {**sources(settings), **os.environ}
 
 
 def sources(settings: str) -> dict[str, str]:

@@ -127,6 +127,17 @@ def test_a_file_that_is_not_the_listed_one_is_refused_and_a_set_up_goes_on_once_
     assert "tree-1.0" in installed(tree)
 
 
+def test_a_package_that_was_stopped_half_way_is_made_whole_by_the_next_set_up(tree: Path) -> None:
+    assert set_up(tree, INSTALLER="pip").returncode == 0
+    (module,) = (tree / "venv").glob("lib/python3*/site-packages/rich.py")
+    module.unlink()
+    (tree / "venv" / ".unfinished").touch()
+    done = set_up(tree, INSTALLER="pip")
+    assert done.stdout.startswith("the set-up before this one did not end: everything is installed once more\n")
+    assert module.exists()
+    assert not (tree / "venv" / ".unfinished").exists()
+
+
 def test_another_installer_is_refused_in_one_line(tree: Path) -> None:
     done = set_up(tree, INSTALLER="conda")
     assert done.returncode != 0
