@@ -21,8 +21,10 @@ from raysim.data.tokens import Example
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.methods import METHODS
-from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model, load_base_model
-from raysim.model.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model
+from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
+from raysim.model.train import TrainSettings, train_adapter
 from tests.conftest import SMALL
 from tests.method_calls import make_call
 from tests.tiny_models import sharp_base

@@ -18,7 +18,8 @@ from raysim.lora.layout import Vector, check_adapter
 from raysim.measure.evaluate import Job, run_job
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.model.language_model import BaseModel, LanguageModel, build_language_model
+from raysim.model.base_model import BaseModel
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import MaskedSum, sum_chunk
 from raysim.privacy.clipping import ChunkSum, Total

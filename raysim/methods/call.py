@@ -14,7 +14,8 @@ from raysim.config import Config
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import PrivateSettings, TrainSettings, TrainStats, scheduled_lr
+from raysim.model.private_train import PrivateSettings
+from raysim.model.train import TrainSettings, TrainStats, scheduled_lr
 from raysim.privacy.canaries import canary_coins, canary_seed
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for

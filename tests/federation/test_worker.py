@@ -9,7 +9,8 @@ from raysim.config import Config, load
 from raysim.federation.worker import Assignment, Worker
 from raysim.methods import METHODS
 from raysim.methods.call import ClientCall, ClientResult, ClientState
-from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
 from raysim.privacy.clipping import clip_and_sum
 from tests.conftest import SMALL
 from tests.method_calls import make_call, some_adapter

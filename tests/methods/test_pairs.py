@@ -14,7 +14,7 @@ from raysim.federation.loop import LocalClients, LocalServer, Simulation, run_ro
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
-from raysim.model.language_model import load_base_model
+from raysim.model.base_model import load_base_model
 from tests.small_runs import METHODS, small
 
 WORDS = ["lamp", "boat", "chair", "river", "stone", "cloud", "horse", "glass"]

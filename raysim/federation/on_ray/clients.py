@@ -31,7 +31,7 @@ from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientState
-from raysim.model.language_model import BaseModel
+from raysim.model.base_model import BaseModel
 
 GIB = 2**30
 REACH_S = 10.0
