@@ -43,7 +43,8 @@ from raysim.data.chat import ChatFormat
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
 from raysim.lora.layout import Layout, Vector, initial_adapter, unflatten
-from raysim.model.language_model import LanguageModel, has_plain_attention
+from raysim.model.kv_cache import additive_mask, has_plain_attention
+from raysim.model.language_model import LanguageModel
 from raysim.model.train import response_nll
 from raysim.privacy.clipping import l2_norm
 from raysim.privacy.noise import gaussian
@@ -317,7 +318,7 @@ def _stopping_at(lm: LanguageModel, module: str, seen: list[torch.Tensor]) -> It
 @torch.no_grad()
 def module_inputs(lm: LanguageModel, ids: torch.Tensor, *, module: str, visible: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The input of `module` for rows of token ids, float64, where `visible[i, j]` says that i sees j and `positions` where each stands."""
-    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min).to(lm.device)
+    mask = additive_mask(visible, torch.float32).to(lm.device)
     seen: list[torch.Tensor] = []
     with _stopping_at(lm, module, seen), lm.autocast():
         lm.model.get_base_model()(
@@ -351,11 +352,6 @@ def template_opening(tokenizer: Any, *, chat: ChatFormat) -> tuple[int, ...]:
     one, other = (encode_chat(tokenizer, [("user", text)], chat=chat) for text in ("a", "1"))
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return tuple(token for token, _ in shared)
-
-
-def rounding_error(adapter: Vector) -> float:
-    """`entry_error` of an update that is a difference of float32 adapters near `adapter`: at most half the spacing of its largest entry."""
-    return float(np.spacing(np.abs(adapter).max())) / 2
 
 
 # --- the client, who is attacked

@@ -22,7 +22,6 @@ from raysim.attacks.inversion import (
     invert_update,
     module_inputs,
     projections,
-    rounding_error,
     score_inversion,
     template_opening,
     trained_looking_adapter,
@@ -32,7 +31,8 @@ from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.model.language_model import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import BaseModel, load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 from raysim.privacy.clipping import l2_norm
 from raysim.privacy.noise import gaussian
@@ -44,6 +44,11 @@ SETTINGS = InversionSettings()
 
 def build(rank: int, *, target_modules: Sequence[str] = ("q_proj", "v_proj")) -> LanguageModel:
     return build_language_model(load_base_model("tiny"), rank=rank, alpha=2.0 * rank, dropout=0.0, target_modules=list(target_modules))
+
+
+def rounding_error(adapter: Vector) -> float:
+    """`entry_error` of an update that is a difference of float32 adapters near `adapter`: at most half the spacing of its largest entry."""
+    return float(np.spacing(np.abs(adapter).max())) / 2
 
 
 def tokens(example: Example) -> tuple[int, ...]:

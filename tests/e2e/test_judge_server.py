@@ -17,11 +17,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.judging.endpoint import Endpoint, EndpointJudge, JudgeError
 from raysim.judging.likelihood import LikelihoodJudge
 from raysim.judging.pairwise import Pair, in_words, judge_pairs, summarise
-from raysim.model.language_model import build_language_model, find_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.find import find_model
+from raysim.model.language_model import build_language_model
 from tests.judge_server import patience
 from tests.small_runs import environment
 
@@ -41,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     """The answer to another question against the true answer."""
-    records = load_records(source="clinic")[:4]
+    records = BUILTIN["clinic"]()[:4]
     return [Pair(record.instruction, other.response, record.response) for record, other in zip(records, reversed(records), strict=True)]
 
 

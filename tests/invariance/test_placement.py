@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raysim.config import load
-from raysim.federation.on_ray.clients import num_client_actors
+from raysim.federation.on_ray.cluster import num_client_actors
 from raysim.runs.run import run
 from tests.small_runs import small
 
