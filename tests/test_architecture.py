@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raysim.methods.spec import METHODS
+
 PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
@@ -76,6 +78,13 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",
+}
+
+# Outside raysim/methods a trait is asked for, never a name: module -> (the names that it may hold, why). May shrink, never grow.
+METHOD_NAMES: dict[str, tuple[set[str], str]] = {
+    "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
+    "raysim.claims.papers": (set(METHODS) - {"locit_synthetic"}, "entries of published comparisons, called after the methods they run"),
+    "raysim.claims.page": (set(METHODS) - {"locit_synthetic", "scaffold"}, "draws the entries of published comparisons"),
 }
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.
@@ -275,6 +284,20 @@ def long_functions(tree: ast.Module, module: str) -> list[str]:
     return found
 
 
+def method_names(tree: ast.Module, module: str) -> list[tuple[int, str]]:
+    """Line and name of every text that is a method's name, and nothing else: compared with, listed, a key, or a default."""
+    if module.startswith("raysim.methods."):
+        return []
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [(node.lineno, str(node.value)) for node in texts if node.value in METHODS]
+
+
+def known_methods(tree: ast.Module, module: str) -> list[str]:
+    """Names of methods for which METHOD_NAMES gives no reason."""
+    excused, _ = METHOD_NAMES.get(module, (set[str](), ""))
+    return [f"line {line}: {module} knows the method {name}" for line, name in method_names(tree, module) if name not in excused]
+
+
 def guessed_attributes(tree: ast.Module, module: str) -> list[str]:
     """Calls of hasattr, and of getattr with a default."""
     found = []
@@ -354,6 +377,7 @@ RULES: dict[str, Rule] = {
     "algorithms receive plain values": config_imports,
     "no hidden imports": hidden_imports,
     "functions fit a screen": long_functions,
+    "methods are known by their traits": known_methods,
     "no guessed attributes": guessed_attributes,
     "no global randomness": global_randomness,
     "lines end at line feeds": lines_of_files,
@@ -389,6 +413,16 @@ def test_every_excuse_for_a_hidden_import_is_used() -> None:
     assert set(HIDDEN_IMPORTS) <= used
 
 
+def test_every_excuse_for_a_method_s_name_is_used() -> None:
+    used = {module: {name for _, name in method_names(parse(module), module)} for module in FILES}
+    assert {module: names for module, names in used.items() if names} == {module: names for module, (names, _) in METHOD_NAMES.items()}
+
+
+def test_what_the_configuration_reads_of_methods_imports_nothing() -> None:
+    for module in ("raysim.methods", "raysim.methods.spec"):
+        assert {name for _, name in imports_of(parse(module), module)} <= {"collections.abc", "dataclasses"}
+
+
 # --- the rules themselves
 
 LONG = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
@@ -417,6 +451,14 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (hidden_imports, "raysim.model.train", "from importlib import import_module\nasync def f(x):\n    import_module(x)"),
     (long_functions, "raysim.model.train", LONG),
     (long_functions, "raysim.model.train", "class A:\n" + "\n".join("    " + line for line in LONG.splitlines())),
+    (hidden_imports, "raysim.methods.registry", "import pkgutil\ndef f(name):\n    return pkgutil.resolve_name(name)"),
+    (known_methods, "raysim.model.train", "if method.name == 'fedit': pass"),
+    (known_methods, "raysim.model.train", "if 'base' != method.name: pass"),
+    (known_methods, "raysim.model.train", "if config.method.name in ('locit', 'other'): pass"),
+    (known_methods, "raysim.model.train", "LABELS = {'cenit': 'CENIT', 'other': 'Other'}"),
+    (known_methods, "raysim.model.train", "match name:\n    case 'dplora':\n        pass"),
+    (known_methods, "raysim.model.train", "f(method['fedpit'])"),
+    (known_methods, "raysim.config.schema", "if config.method.name == 'base': pass"),
     (guessed_attributes, "raysim.model.train", "getattr(x, 'y', None)"),
     (guessed_attributes, "raysim.model.train", "if hasattr(x, 'y'): pass"),
     (lines_of_files, "raysim.model.train", "for line in text.splitlines(): pass"),
@@ -457,6 +499,8 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (hidden_imports, "raysim.model.train", "import pandas\ntry:\n    import torch\nexcept ImportError:\n    raise"),
     (hidden_imports, "raysim.model.find", "def f():\n    from huggingface_hub import snapshot_download"),
     (long_functions, "raysim.model.train", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
+    (known_methods, "raysim.model.train", "if spec.pools: raise ValueError(f'use method.name=fedit, not {name}')"),
+    (known_methods, "raysim.methods.spec", "DEFAULT = 'fedit'"),
     (guessed_attributes, "raysim.model.train", "getattr(x, name)"),
     (lines_of_files, "raysim.model.train", "first = str(error).splitlines()[0]\nlines = text.split('\\n')"),
     (unsaid_encodings, "raysim.model.train", "path.read_text(encoding='utf-8')\npath.open('rb')\nopen(path, mode='rb')\nos.open(path, 0)"),

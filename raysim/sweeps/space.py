@@ -54,7 +54,7 @@ MOST_MEAN = 1000
 """Trials that a private selection may expect."""
 LONGEST_NAME = 120
 """Characters of a trial's name, a folder's, at most."""
-ACCOUNTED = ("privacy", "server", "method", "dplora", "fedpit")
+ACCOUNTED = ("privacy", "server", "method", *(s for spec in METHODS.values() if "example" in spec.units for s in spec.sections))
 """Sections on which the releases of a run depend, as long as its data and their split stay the same."""
 
 
