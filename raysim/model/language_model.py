@@ -7,7 +7,7 @@ Left out: quantised base weights at run time.
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,8 @@ class LanguageModel:
     max_positions: int
     vocab_size: int
     """Rows of the embedding; the tokenizer may know fewer tokens, or more."""
+    frozen: torch.Tensor | None = None
+    """Which entries of `flat` training leaves as they are, bool of shape (P,); None for none."""
 
     def set_adapter(self, vector: Vector) -> None:
         """Loads an adapter, float32 of shape (P,).
@@ -68,6 +70,14 @@ class LanguageModel:
     def get_adapter(self) -> Vector:
         """A copy of the adapter, float32 of shape (P,)."""
         return self.flat.detach().to("cpu", copy=True).numpy()
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Freezes all tensors of the layout but these, for every training to come."""
+        spans = zip(self.layout.names, self.layout.spans(), strict=True)
+        frozen = torch.zeros(len(self.flat), dtype=torch.bool, device=self.device)
+        for start, end in (span for name, span in spans if name not in names):
+            frozen[start:end] = True
+        self.frozen = frozen if bool(frozen.any()) else None
 
     def check_trainable(self) -> None:
         """Refuses a model in which a LoRA tensor is frozen, or its gradient would not reach `flat_grad`.

@@ -15,6 +15,7 @@ import torch
 
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
+from raysim.model.engine import Engine, make_engine
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import (
     Hook,
@@ -24,7 +25,6 @@ from raysim.model.train import (
     every_factor_learns,
     factor_hooks,
     finite_mean,
-    make_optimizer,
     response_nll,
     training_mode,
 )
@@ -82,7 +82,7 @@ def train_private(
     lm.set_adapter(adapter)
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
-    optimizer = make_optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=0.0)
+    engine = make_engine(lm, settings.optimizer, lr=settings.lr)
     losses: list[float] = []
     num_tokens = num_clipped = 0
     start, reached = lm.flat.clone(), settings.noise_multiplier > 0
@@ -91,13 +91,13 @@ def train_private(
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
             chosen = [examples[i] for i in drawn.tolist()]
             total, norms, batch_losses = clipped_gradient_sum(
-                lm, chosen, clip_norm=settings.clip_norm, max_batch=min(settings.batch_size, PRIVATE_BATCH)
+                lm, chosen, clip_norm=settings.clip_norm, max_batch=min(settings.batch_size, PRIVATE_BATCH), engine=engine
             )
             total += _canary_gradients(lm, settings, seed=seed, step=step)
             std = settings.noise_multiplier * settings.clip_norm
             noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
             lm.flat_grad.copy_((total + torch.from_numpy(noise).to(lm.device)) / settings.batch_size)
-            optimizer.step()
+            engine.step()
             losses += batch_losses
             num_tokens += sum(example.num_tokens for example in chosen)
             num_clipped += sum(norm > settings.clip_norm for norm in norms)
@@ -106,7 +106,7 @@ def train_private(
     check_change(lm, start, optimizer=settings.optimizer, lr=settings.lr)
     loss = finite_mean(sum(losses), len(losses)) if losses else None
     clip_fraction = num_clipped / len(losses) if losses else None
-    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=settings.num_steps, loss=loss, clip_fraction=clip_fraction)
+    return engine.gather(), TrainStats(num_tokens=num_tokens, num_steps=settings.num_steps, loss=loss, clip_fraction=clip_fraction)
 
 
 def train_literal(
@@ -125,11 +125,11 @@ def train_literal(
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     size = min(settings.batch_size, len(examples))
     chosen = [examples[i] for i in numpy_rng(seed, "batch").choice(len(examples), size=size, replace=False)]
-    start = lm.flat.clone()
+    start, engine = lm.flat.clone(), make_engine(lm, "sgd", lr=settings.lr)
     with training_mode(lm, seed=seed), every_factor_learns(lm):
         lm.flat_grad.zero_()
         nll_B, count_B = response_nll(lm, chosen)
-        (nll_B / count_B).mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        engine.backward((nll_B / count_B).mean())
     nll = float(nll_B.detach().sum())
     check_gradient(reached=settings.noise_multiplier > 0 or bool(lm.flat_grad.any()), loss=nll)
     num_clipped = 0
@@ -145,7 +145,7 @@ def train_literal(
     noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", 0), secure=settings.secure_noise)
     with torch.no_grad():
         lm.flat_grad.add_(torch.from_numpy(noise).to(lm.device))
-        lm.flat.sub_(lm.flat_grad, alpha=settings.lr)
+    engine.step()
     check_change(lm, start, optimizer="sgd", lr=settings.lr)
     stats = TrainStats(
         num_tokens=sum(example.num_tokens for example in chosen),
@@ -153,11 +153,11 @@ def train_literal(
         loss=finite_mean(nll, int(count_B.sum())),
         clip_fraction=num_clipped / 2,
     )
-    return lm.get_adapter(), stats
+    return engine.gather(), stats
 
 
 def clipped_gradient_sum(
-    lm: LanguageModel, examples: Sequence[Example], *, clip_norm: float, max_batch: int
+    lm: LanguageModel, examples: Sequence[Example], *, clip_norm: float, max_batch: int, engine: Engine | None = None
 ) -> tuple[torch.Tensor, list[float], list[float]]:
     """The sum over examples of their gradients clipped to `clip_norm`, float64 of shape (P,); the norms; the losses (nats a token).
 
@@ -172,6 +172,7 @@ def clipped_gradient_sum(
     """
     if not clip_norm > 0:
         raise ValueError(f"privacy.clip_norm={clip_norm!r} must be greater than 0")
+    engine = engine or make_engine(lm, "sgd", lr=0.0)
     total = torch.zeros_like(lm.flat, dtype=torch.float64)
     norms: list[float] = []
     losses: list[float] = []
@@ -180,7 +181,9 @@ def clipped_gradient_sum(
         per_example = torch.zeros(len(batch), lm.layout.num_parameters, device=lm.device)
         with every_factor_learns(lm), _per_example_gradients(lm, per_example, batch):
             nll_B, count_B = response_nll(lm, batch)
-            (nll_B / count_B).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            engine.backward((nll_B / count_B).sum())
+        if lm.frozen is not None:
+            per_example[:, lm.frozen] = 0.0
         finite_B = per_example.isfinite().all(dim=1)
         exact = per_example[finite_B].double()
         norm_B = exact.norm(dim=1)

@@ -3,7 +3,7 @@
 The head of the model runs on response positions alone: with a vocabulary of 49,152 and prompts longer than answers,
 that is a fifth of the work and most of the memory. Batches are padded on the right and need no attention mask, since
 under causal attention no real position sees what follows it.
-Left out: multi-process engines for clients bigger than one device.
+Left out: what turns a loss into a step, which is an `Engine`'s business.
 
 Shape legend: B = batch, T = tokens, V = vocabulary, N = scored (response) positions of a batch, P = parameters of the adapter.
 """
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
+from raysim.model.engine import ADAM_EPS, make_engine
 from raysim.model.language_model import LanguageModel
 from raysim.rng import numpy_rng, seed_for, torch_rng
 
@@ -27,9 +28,6 @@ Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
 GROUPING_WINDOW = 8
 """Batches among which examples are sorted by length: the fewer, the more random; the more, the less padding."""
 
-
-ADAM_EPS = 1e-8
-"""Added to the denominator of an AdamW step (torch's default)."""
 
 SHOWING = 1.0 / 16.0
 """Share of a step that must still change the adapter for an unchanged one to be a fault: rounding and momentum may hide less."""
@@ -140,7 +138,7 @@ def train_adapter(
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     anchor = lm.flat.clone()
-    optimizer = make_optimizer(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    engine = make_engine(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
     shift = None if correction is None else torch.tensor(settings.lr * correction, device=lm.device)
     lengths = [example.num_tokens for example in examples]
     num_tokens = num_steps = scored = 0
@@ -152,13 +150,13 @@ def train_adapter(
             with nullcontext() if num_steps else every_factor_learns(lm):
                 nll_B, count_B = response_nll(lm, chosen)
                 weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i in batch], device=lm.device)
-                (weighted_B.sum() / count_B.sum()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+                engine.backward(weighted_B.sum() / count_B.sum())
             reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
             if settings.max_grad_norm > 0:
                 lm.flat_grad.mul_((settings.max_grad_norm / (_norm(lm.flat_grad) + 1e-6)).clamp(max=1.0))
-            optimizer.step()
+            engine.step()
             if shift is not None:
                 lm.flat.sub_(shift)
             num_steps += 1
@@ -167,7 +165,7 @@ def train_adapter(
             scored += int(count_B.sum())
     check_gradient(reached=reached, loss=total_nll)
     check_change(lm, anchor, optimizer=settings.optimizer, lr=settings.lr)
-    return lm.get_adapter(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=finite_mean(total_nll, scored))
+    return engine.gather(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=finite_mean(total_nll, scored))
 
 
 @contextmanager
@@ -255,13 +253,6 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
 def finite_mean(total: float, count: int) -> float | None:
     """None for a training that diverged: its update is dropped, and no record of a run holds a NaN."""
     return total / count if math.isfinite(total) else None
-
-
-def make_optimizer(lm: LanguageModel, name: str, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    lm.flat.grad = lm.flat_grad
-    if name == "sgd":
-        return torch.optim.SGD([lm.flat], lr=lr)
-    return torch.optim.AdamW([lm.flat], lr=lr, eps=ADAM_EPS, weight_decay=weight_decay)
 
 
 def _epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
