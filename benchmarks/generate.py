@@ -28,8 +28,9 @@ import transformers
 from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import encode_chat
+from raysim.model.base_model import load_base_model
 from raysim.model.generate import Sampling, generate
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 
 NUM_PROMPTS = 32
 WORKLOADS = {"plain": 0, "demonstrations": 2}

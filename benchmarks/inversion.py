@@ -20,7 +20,8 @@ from raysim.attacks.inversion import InversionSettings, inversion_sweep, templat
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_records
-from raysim.model.language_model import build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import build_language_model
 from raysim.results.files import environment
 
 MODEL, TARGETS, B_STD, SEED = "smollm2-135m-instruct", ["q_proj", "v_proj"], 0.01, 0

@@ -25,8 +25,10 @@ from raysim.data.chat import ChatFormat
 from raysim.data.sources import load_records
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
-from raysim.model.train import PrivateSettings, TrainSettings, train_adapter, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import PrivateSettings, train_private
+from raysim.model.train import TrainSettings, train_adapter
 from raysim.results.files import environment
 
 MODEL, BATCH, LENGTH, RANK = "smollm2-135m-instruct", 8, 128, 8

@@ -28,7 +28,8 @@ from raysim.federation.loop import start
 from raysim.federation.server import begin
 from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment
-from raysim.model.language_model import build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import build_language_model
 from raysim.results.files import environment
 from raysim.runs.run import open_backend, resolved
 

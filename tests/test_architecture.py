@@ -66,7 +66,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
         "raysim.methods.registry",
         "raysim.methods.{spec.function or f'{name}:{name}'}",
     ): "a new method is its own file and its entry in spec.py",
-    ("raysim.model.language_model", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
+    ("raysim.model.find", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.results.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",
     (
         "raysim.lora.rule",
@@ -455,7 +455,7 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (config_imports, "raysim.federation.loop", "from raysim.config import Config"),
     (config_imports, "raysim.model.train", "from raysim.rng import seed_for"),
     (hidden_imports, "raysim.model.train", "import pandas\ntry:\n    import torch\nexcept ImportError:\n    raise"),
-    (hidden_imports, "raysim.model.language_model", "def f():\n    from huggingface_hub import snapshot_download"),
+    (hidden_imports, "raysim.model.find", "def f():\n    from huggingface_hub import snapshot_download"),
     (long_functions, "raysim.model.train", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
     (guessed_attributes, "raysim.model.train", "getattr(x, name)"),
     (lines_of_files, "raysim.model.train", "first = str(error).splitlines()[0]\nlines = text.split('\\n')"),

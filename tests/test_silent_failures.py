@@ -22,8 +22,10 @@ from raysim.federation.faults import check_outcomes
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.methods.registry import method_of
-from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model, load_base_model
-from raysim.model.train import PrivateSettings, TrainSettings, clipped_gradient_sum, train_adapter, train_literal, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, _flat_parameters, build_language_model
+from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
+from raysim.model.train import TrainSettings, train_adapter
 from tests.conftest import SMALL
 from tests.method_calls import alone, make_call
 from tests.rounds import make_round

@@ -10,7 +10,8 @@ from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.model.language_model import BaseModel, LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import BaseModel, load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

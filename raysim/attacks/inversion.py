@@ -43,7 +43,8 @@ from raysim.data.chat import ChatFormat
 from raysim.data.similarity import largest_rouge_l
 from raysim.data.tokens import Example, encode_chat
 from raysim.lora.layout import Layout, Vector, initial_adapter, unflatten
-from raysim.model.language_model import LanguageModel, has_plain_attention
+from raysim.model.kv_cache import additive_mask, has_plain_attention
+from raysim.model.language_model import LanguageModel
 from raysim.model.train import response_nll
 from raysim.privacy.clipping import l2_norm
 from raysim.privacy.noise import gaussian
@@ -317,7 +318,7 @@ def _stopping_at(lm: LanguageModel, module: str, seen: list[torch.Tensor]) -> It
 @torch.no_grad()
 def module_inputs(lm: LanguageModel, ids: torch.Tensor, *, module: str, visible: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The input of `module` for rows of token ids, float64, where `visible[i, j]` says that i sees j and `positions` where each stands."""
-    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min).to(lm.device)
+    mask = additive_mask(visible, torch.float32).to(lm.device)
     seen: list[torch.Tensor] = []
     with _stopping_at(lm, module, seen), lm.autocast():
         lm.model.get_base_model()(

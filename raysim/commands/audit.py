@@ -26,7 +26,8 @@ from raysim.federation.setup import Experiment, prepare
 from raysim.federation.worker import Assignment
 from raysim.lora.layout import Vector, load_adapter
 from raysim.measure.audits import inversion_rows, lira_attack, membership_attack, verdict
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.reports.page import write_run_report
 from raysim.results import files as runfiles
 from raysim.results import inputs

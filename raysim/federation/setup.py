@@ -31,7 +31,7 @@ from raysim.measure.options import check_fit
 from raysim.methods.synthesis.private import check_model
 from raysim.methods.synthesis.write import instruction_prompt, response_prompt
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import check_private
+from raysim.model.private_train import check_private
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
 

@@ -19,7 +19,8 @@ from raysim.lora.rule import lora_rule
 from raysim.measure.evaluate import Job, run_job
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.registry import method_of
-from raysim.model.language_model import BaseModel, LanguageModel, build_language_model
+from raysim.model.base_model import BaseModel
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.privacy.aggregation import Part, sum_chunk
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism

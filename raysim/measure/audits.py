@@ -25,7 +25,8 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings
 from raysim.privacy.audit_bounds import gaussian_audit, one_run_audit
 from raysim.privacy.canaries import canary_coins, canary_scores

@@ -16,7 +16,8 @@ from raysim.data.tokens import Example
 from raysim.lora.layout import Upload, Vector
 from raysim.lora.rule import lora_rule
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import PrivateSettings, TrainSettings, TrainStats, scheduled_lr
+from raysim.model.private_train import PrivateSettings
+from raysim.model.train import TrainSettings, TrainStats, scheduled_lr
 from raysim.privacy.canaries import canary_coins, canary_seed
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism

@@ -8,7 +8,7 @@ sources that agree with one another.
 
 from raysim.methods.call import ClientCall, ClientResult, one_by_one
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import train_literal, train_private
+from raysim.model.private_train import train_literal, train_private
 
 
 @one_by_one

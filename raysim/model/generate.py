@@ -29,13 +29,12 @@ import torch
 from peft import PeftModel
 from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from raysim.model.language_model import LanguageModel, context_length, has_plain_attention
+from raysim.model.kv_cache import BLOCK_COLUMNS, BlockLayer, Window, additive_mask, has_plain_attention, last_place, read_text
+from raysim.model.language_model import LanguageModel, context_length
 from raysim.rng import numpy_rng
 
-BLOCK_COLUMNS = 64
-"""Columns by which the cache grows when it is full: one copy in so many steps."""
 MAX_PREFILL_TOKENS = 4096
 """Most tokens, padding included, of one prefill: bounds its activations."""
 
@@ -248,80 +247,6 @@ def _linear_kernel(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> co
     return _OneDnnLinear() if usable else contextlib.nullcontext()
 
 
-@dataclass
-class _Window:
-    """Where the forward pass at hand stands in the cache."""
-
-    rows: slice
-    """Its rows."""
-    first: int
-    """The first column it sees."""
-    write: slice
-    """The columns it writes; it sees no later ones."""
-    prefix_starts: list[int]
-    """In a prefill, the column at which the shared prefix of each row begins; otherwise empty."""
-
-
-class _BlockLayer(DynamicLayer):
-    """Keys and values of one layer in one block of shape BHCD, written in place; attention reads views of it."""
-
-    def __init__(self, window: _Window, *, max_rows: int, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # untyped in transformers
-        self.window = window
-        self.max_rows = max_rows
-        self.dtype = dtype
-        self.prefix_keys: torch.Tensor | None = None
-        self.prefix_values: torch.Tensor | None = None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        shape = (self.max_rows, key_states.shape[1], self.window.write.stop + BLOCK_COLUMNS, key_states.shape[3])
-        # Zeros, since a masked column still enters a product: 0 times what lies there must be 0.
-        self.keys = torch.zeros(shape, dtype=self.dtype, device=key_states.device)
-        self.values = torch.zeros((*shape[:3], value_states.shape[3]), dtype=self.dtype, device=key_states.device)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        rows, write = self.window.rows, self.window.write
-        assert write.stop <= self.keys.shape[2], (write, self.keys.shape)
-        self.keys[rows, :, write] = key_states
-        self.values[rows, :, write] = value_states
-        if self.prefix_keys is not None and self.prefix_values is not None:
-            # After the write, whose padding on the left reaches into the prefix of the shorter rows.
-            for row, start in enumerate(self.window.prefix_starts, start=rows.start):
-                self.keys[row, :, start : start + self.prefix_keys.shape[1]] = self.prefix_keys
-                self.values[row, :, start : start + self.prefix_values.shape[1]] = self.prefix_values
-        seen = slice(self.window.first, write.stop)
-        return self.keys[rows, :, seen], self.values[rows, :, seen]
-
-    def move_rows(self, source: list[int], target: list[int], columns: slice) -> None:
-        for block in (self.keys, self.values):
-            assert block is not None
-            for old, new in zip(source, target, strict=True):
-                block[new, :, columns] = block[old, :, columns]
-
-    def relocate(self, *, num_rows: int, columns: slice) -> None:
-        """Moves `columns` to the front of a new block that has `BLOCK_COLUMNS` free ones behind them."""
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys = self._relocated(self.keys, num_rows, columns)
-        self.values = self._relocated(self.values, num_rows, columns)
-
-    def _relocated(self, old: torch.Tensor, num_rows: int, columns: slice) -> torch.Tensor:
-        length = columns.stop - columns.start
-        new = old.new_zeros((old.shape[0], old.shape[1], length + BLOCK_COLUMNS, old.shape[3]))
-        new[:num_rows, :, :length] = old[:num_rows, :, columns]
-        return new
-
-    def get_seq_length(self) -> int:
-        return int(self.window.write.start) - self.window.first
-
-
 class _Batch:
     """The rows being generated and their cache: all rows end at column `end`, and row b begins at `starts[b]`.
 
@@ -333,8 +258,8 @@ class _Batch:
         self.max_rows = max_rows
         self.pad_token_id = pad_token_id
         self.dtype = dtype
-        self.window = _Window(slice(0, 0), 0, slice(0, 0), [])
-        self.layers = [_BlockLayer(self.window, max_rows=max_rows, dtype=dtype) for _ in range(model.config.num_hidden_layers)]
+        self.window = Window(slice(0, 0), 0, slice(0, 0), [])
+        self.layers = [BlockLayer(self.window, max_rows=max_rows, dtype=dtype) for _ in range(model.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.layers))
         self.requests: list[_Request] = []
         self.starts: list[int] = []
@@ -346,14 +271,9 @@ class _Batch:
         """Computes the keys and values of what all prompts begin with; every row then gets a copy."""
         if not prefix:
             return
-        cache = DynamicCache()
-        tokens_1T = torch.tensor([prefix], device=self.model.device)
-        self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True, logits_to_keep=self._last(tokens_1T))
-        for layer, computed in zip(self.layers, cache.layers, strict=True):
-            assert isinstance(computed, DynamicLayer), computed
-            assert computed.keys is not None
-            assert computed.values is not None
-            layer.prefix_keys, layer.prefix_values = computed.keys[0].to(self.dtype), computed.values[0].to(self.dtype)
+        computed, _ = read_text(self.model, prefix)
+        for layer, (keys, values) in zip(self.layers, computed, strict=True):
+            layer.prefix = keys.to(self.dtype), values.to(self.dtype)
         self.num_shared = len(prefix)
 
     def next_group(self, waiting: deque[_Request]) -> list[_Request]:
@@ -434,22 +354,17 @@ class _Batch:
     def _forward(self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, allowed_BTC: torch.Tensor) -> torch.Tensor:
         device = self.model.device
         # An additive mask, made once here: a boolean one would be converted again in every layer.
-        mask_B1TC = torch.zeros(allowed_BTC.shape, dtype=self.dtype).masked_fill_(~allowed_BTC, torch.finfo(self.dtype).min)[:, None]
+        mask_B1TC = additive_mask(allowed_BTC, self.dtype)[:, None]
         output = self.model(
             input_ids=tokens_BT.to(device),
             attention_mask=mask_B1TC.to(device),
             position_ids=positions_BT.to(device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=self._last(tokens_BT),
+            logits_to_keep=last_place(tokens_BT, device),
         )
         logits_BV: torch.Tensor = output.logits[:, -1].float()
         return logits_BV
-
-    def _last(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """The last position as an index: it gathers the hidden states, where the number 1 would give the output layer a strided
-        view, for which PyTorch copies the layer's weights once a row."""
-        return torch.tensor([tokens_BT.shape[1] - 1], device=self.model.device)
 
 
 def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, sampling: Sampling, stop: frozenset[int]) -> list[int]:

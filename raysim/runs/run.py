@@ -12,7 +12,7 @@ from raysim.federation.on_ray import clients as actors, cluster
 from raysim.results import files as runfiles, inputs
 from raysim.runs import judged
 from raysim.measure.audits import final_audit
-from raysim.model.language_model import BaseModel, load_base_model, resolve_dtype
+from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
 from raysim.claims.page import write_claims_report
 from raysim.config import (
     TODAY,

@@ -12,7 +12,8 @@ from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import initial_adapter
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 
 SETTINGS = CrossClientSettings(num_prefixes=2, num_samples=3, max_new_tokens=6, batch_size=4)

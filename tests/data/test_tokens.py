@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import encode_chat, encode_opening, encode_records
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import response_nll
 
 RECORDS = [

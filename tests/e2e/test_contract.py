@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from raysim.config import load
-from raysim.model.language_model import load_base_model
+from raysim.model.base_model import load_base_model
 from raysim.runs.run import Run, compare, open_backend, run
 from tests.small_runs import METHODS, overrides, small
 

@@ -21,7 +21,9 @@ from raysim.data.sources import load_records
 from raysim.judging.endpoint import Endpoint, EndpointJudge, JudgeError
 from raysim.judging.likelihood import LikelihoodJudge
 from raysim.judging.pairwise import Pair, in_words, judge_pairs, summarise
-from raysim.model.language_model import build_language_model, find_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.find import find_model
+from raysim.model.language_model import build_language_model
 from tests.judge_server import patience
 from tests.small_runs import environment
 

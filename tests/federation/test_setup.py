@@ -12,7 +12,8 @@ import torch
 from raysim.config import CHOICES, Config
 from raysim.data.tokens import Example
 from raysim.federation.setup import Experiment, mean_hidden_states, prepare
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.runs.run import notes
 from tests.method_calls import RECORDS
 from tests.tiny_models import encode

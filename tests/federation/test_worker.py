@@ -12,7 +12,8 @@ from raysim.federation.faults import check_outcomes
 from raysim.federation.worker import Assignment, Worker
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.registry import method_of
-from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
 from raysim.privacy.clipping import ChunkSum, clip_and_sum
 from tests.conftest import SMALL
 from tests.method_calls import alone, in_round, make_call, some_adapter

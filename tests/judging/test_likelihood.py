@@ -11,7 +11,8 @@ from raysim.data.tokens import encode_chat
 from raysim.judging.likelihood import LikelihoodJudge, expected_ratings, score_tokens
 from raysim.judging.pairwise import CRITERIA, Pair, Question, Ratings, judge_pairs
 from raysim.judging.prompts import line_turns, score_openings
-from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
 from tests.tiny_models import build, sharp_base
 
 QUESTIONS = [

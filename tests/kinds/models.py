@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from raysim.model.language_model import _byte_tokenizer
+from raysim.model.base_model import _byte_tokenizer
 
 VOCABULARY = 261
 """Tokens of the byte tokenizer."""

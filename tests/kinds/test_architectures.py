@@ -20,10 +20,13 @@ from raysim.data.chat import DEFAULT_CHAT
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import Vector, save_adapter
+from raysim.model.base_model import load_base_model
 from raysim.model.generate import Sampling, write_texts
-from raysim.model.language_model import LanguageModel, build_language_model, has_plain_attention, load_base_model
+from raysim.model.kv_cache import has_plain_attention
+from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import check_private, clipped_gradient_sum
 from raysim.model.score import Row, branch_nlls, next_token_logprobs
-from raysim.model.train import check_private, clipped_gradient_sum, mean_nll
+from raysim.model.train import mean_nll
 from tests.kinds.models import KINDS, Kind, build, save
 
 RECORDS = [

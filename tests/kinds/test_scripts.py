@@ -24,7 +24,8 @@ from raysim.data.tokens import Example, encode_records
 from raysim.data.written import written_text
 from raysim.measure.evaluate import measure, plan, record_rows
 from raysim.methods.synthesis.write import MIN_RESPONSE_WORDS, SynthesisSettings, as_label, choose_public, filter_instructions, is_malformed
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.runs.run import run
 from tests.small_runs import SMALL
 

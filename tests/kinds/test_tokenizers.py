@@ -17,8 +17,9 @@ from raysim.data.chat import ChatFormat
 from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat, encode_opening, encode_records, encode_text, end_of_turn
+from raysim.model.base_model import load_base_model
 from raysim.model.generate import Sampling, write_texts
-from raysim.model.language_model import build_language_model, load_base_model
+from raysim.model.language_model import build_language_model
 from raysim.model.train import response_token_nll
 from raysim.runs.run import run
 from tests.kinds.models import KINDS, LLAMA, Kind, build

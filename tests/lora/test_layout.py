@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from raysim.lora.layout import Layout, adapter_sha256, flatten, initial_adapter, load_adapter, save_adapter, unflatten
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 LAYOUT = Layout(names=("m.lora_A.weight", "m.lora_B.weight"), shapes=((2, 5), (3, 2)))

@@ -7,7 +7,7 @@ import pytest
 
 from raysim.methods.dplora import dplora as dplora_group
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import PrivateSettings, train_literal, train_private
+from raysim.model.private_train import PrivateSettings, train_literal, train_private
 from tests.method_calls import RECORDS, alone, in_round, make_call
 from tests.tiny_models import build, sharp_base
 

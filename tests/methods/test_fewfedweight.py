@@ -16,7 +16,8 @@ from raysim.methods.fedit import fedit as fedit_group
 from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, hold_back
 from raysim.methods.fewfedweight import fewfedweight as fewfedweight_group
 from raysim.methods.spec import METHODS
-from raysim.model.language_model import LanguageModel, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
 from raysim.model.train import mean_nll, response_nll, train_adapter
 from raysim.runs.run import notes, run
 from tests.method_calls import RECORDS, alone, in_round, make_call, other_responses, some_adapter

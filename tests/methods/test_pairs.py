@@ -16,7 +16,7 @@ from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
 from raysim.methods.spec import METHODS as SPECS
-from raysim.model.language_model import load_base_model
+from raysim.model.base_model import load_base_model
 from tests.small_runs import METHODS, small
 
 WORDS = ["lamp", "boat", "chair", "river", "stone", "cloud", "horse", "glass"]

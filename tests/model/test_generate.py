@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, RepetitionPenaltyLogitsProcessor
 
-from raysim.model.generate import BLOCK_COLUMNS, Sampling, draw, generate
-from raysim.model.language_model import has_plain_attention
+from raysim.model.generate import Sampling, draw, generate
+from raysim.model.kv_cache import BLOCK_COLUMNS, has_plain_attention
 
 VOCAB = 300
 PAD, EOS = 0, 1

@@ -16,7 +16,9 @@ from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import initial_adapter
-from raysim.model.language_model import BaseModel, LanguageModel, build_language_model, find_model, load_base_model, resolve_dtype
+from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
+from raysim.model.find import find_model
+from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 
 IDS = torch.tensor([[40, 41, 42, 43, 200, 201]])

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysim.model.language_model import LanguageModel, has_plain_attention, load_base_model
+from raysim.model.base_model import load_base_model
+from raysim.model.kv_cache import has_plain_attention
+from raysim.model.language_model import LanguageModel
 from raysim.model.score import MIN_SHARED, Row, branch_nlls, next_token_logprobs
 from tests.tiny_models import build, sharp_base
 

@@ -16,20 +16,10 @@ from scipy.stats import kstest
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
-from raysim.model.train import (
-    GROUPING_WINDOW,
-    PrivateSettings,
-    TrainSettings,
-    clipped_gradient_sum,
-    grouped_batches,
-    mean_nll,
-    response_nll,
-    scheduled_lr,
-    train_adapter,
-    train_literal,
-    train_private,
-)
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
+from raysim.model.train import GROUPING_WINDOW, TrainSettings, grouped_batches, mean_nll, response_nll, scheduled_lr, train_adapter
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
 

@@ -22,7 +22,7 @@ from raysim.measure.audits import CanaryPlan, final_audit, plan_canaries, verdic
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientCall
 from raysim.methods.dplora import dplora as dplora_group
-from raysim.model import train
+from raysim.model import private_train
 from raysim.model.language_model import LanguageModel
 from raysim.privacy import clipping
 from raysim.privacy.aggregation import sum_chunk
@@ -166,12 +166,12 @@ def audit_of_records(lm: LanguageModel, shard: tuple[Example, ...], *settings: s
 
 def without_noise_on_gradients(patch: pytest.MonkeyPatch) -> None:
     """Private steps get zeros for noise."""
-    patch.setattr(train, "gaussian", lambda size, *, std, seed, secure: np.zeros(size, dtype=np.float32))
+    patch.setattr(private_train, "gaussian", lambda size, *, std, seed, secure: np.zeros(size, dtype=np.float32))
 
 
 def without_clip_on_gradients(patch: pytest.MonkeyPatch) -> None:
     """Every gradient enters a step's sum as it is."""
-    patch.setattr(train, "clip_factors", lambda norm_B, *, clip_norm: torch.ones_like(norm_B))
+    patch.setattr(private_train, "clip_factors", lambda norm_B, *, clip_norm: torch.ones_like(norm_B))
 
 
 @pytest.mark.parametrize("case", STEPS)

@@ -15,8 +15,9 @@ from scipy.stats import chi2, kstest
 
 from raysim.config import load
 from raysim.methods.registry import method_of
-from raysim.model.language_model import LanguageModel, load_base_model
-from raysim.model.train import PrivateSettings, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
+from raysim.model.private_train import PrivateSettings, train_private
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import BLOCK, gaussian

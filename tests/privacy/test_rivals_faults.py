@@ -25,8 +25,9 @@ from raysim.data.tokens import Example
 from raysim.federation.server import weights_for
 from raysim.lora.layout import initial_adapter, load_adapter, unflatten
 from raysim.methods.registry import method_of
-from raysim.model.language_model import LanguageModel, load_base_model
-from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel
+from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_private
 from raysim.privacy.accounting import paper_sigma
 from raysim.privacy.clipping import clip, clip_and_sum, noise_and_divide
 from raysim.privacy.mechanism import Mechanism

@@ -20,8 +20,9 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.methods.call import ClientCall
 from raysim.methods.registry import method_of
-from raysim.model.language_model import LanguageModel, build_language_model, load_base_model
-from raysim.model.train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
+from raysim.model.base_model import load_base_model
+from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_literal, train_private
 from raysim.privacy.aggregation import open_sums, sum_chunk
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from raysim.cli import main
 from raysim.config import Config, load
 from raysim.data.records import Record
-from raysim.model.language_model import load_base_model
+from raysim.model.base_model import load_base_model
 from raysim.results import inputs
 from raysim.results.verify import verify
 from raysim.runs.run import compare, run

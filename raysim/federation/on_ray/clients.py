@@ -25,7 +25,7 @@ from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientState
-from raysim.model.language_model import BaseModel
+from raysim.model.base_model import BaseModel
 from raysim.privacy.cohort import Round
 
 GIB = 2**30

@@ -19,12 +19,12 @@ C columns of the cache, V vocabulary, K tokens among which one is chosen, H key-
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from raysim.data.chat import ChatFormat
 from raysim.data.tokens import Example, encode_text
@@ -41,7 +41,8 @@ from raysim.methods.synthesis.write import (
     one_line,
     response_prompt,
 )
-from raysim.model.language_model import LanguageModel, has_plain_attention
+from raysim.model.kv_cache import KeysValues, additive_mask, ending_together, has_plain_attention, read_text
+from raysim.model.language_model import LanguageModel
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
 
@@ -267,9 +268,7 @@ class _Rows:
         """Feeds every row its token."""
         starts_B1 = self.starts_B[:, None]
         self.end += 1
-        hidden_BC = torch.arange(self.end, device=self.lm.device) < starts_B1
-        mask_BC = torch.zeros(hidden_BC.shape, dtype=self.lm.compute_dtype, device=self.lm.device)
-        mask_BC.masked_fill_(hidden_BC, torch.finfo(self.lm.compute_dtype).min)
+        mask_BC = additive_mask(torch.arange(self.end, device=self.lm.device) >= starts_B1, self.lm.compute_dtype)
         output = self.lm.model(
             input_ids=torch.tensor(tokens_B, device=self.lm.device)[:, None],
             attention_mask=mask_BC[:, None, None],
@@ -285,34 +284,16 @@ def _read_all(lm: LanguageModel, prompts_B: Sequence[Prompt], *, width: int) -> 
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts_B):
         rows_of.setdefault(tuple(prompt), []).append(row)
-    blocks: list[torch.Tensor] = []
     logits: dict[int, torch.Tensor] = {}
-    for tokens, rows in rows_of.items():
-        computed, logits_V = _read(lm, tokens)
-        if not blocks:
-            # Zeros, since a masked column still enters a product.
-            blocks = [part.new_zeros((len(prompts_B), part.shape[0], width, part.shape[2])) for part in computed]
-        for block_BHCD, part_HCD in zip(blocks, computed, strict=True):
-            block_BHCD[rows, :, width - len(tokens) :] = part_HCD
-        logits |= dict.fromkeys(rows, logits_V)
-    cache = DynamicCache()
-    for index in range(len(blocks) // 2):
-        cache.update(blocks.pop(0), blocks.pop(0), index)
+
+    def read() -> Iterator[tuple[list[int], list[KeysValues]]]:
+        for tokens, rows in rows_of.items():
+            computed, logits_V = read_text(lm.model, tokens)
+            logits.update(dict.fromkeys(rows, logits_V.float()))
+            yield rows, computed
+
+    cache = ending_together(read(), num_rows=len(prompts_B), width=width)
     return cache, torch.stack([logits[row] for row in range(len(prompts_B))])
-
-
-def _read(lm: LanguageModel, prompt: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Keys and values HCD of the layers for one prompt, keys and values in turn, and the float32 logits (V,) after it."""
-    cache = DynamicCache()
-    last = torch.tensor([len(prompt) - 1], device=lm.device)
-    output = lm.model(input_ids=torch.tensor([prompt], device=lm.device), past_key_values=cache, use_cache=True, logits_to_keep=last)
-    computed: list[torch.Tensor] = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer), "a model that `check_model` refuses"
-        assert layer.keys is not None
-        assert layer.values is not None
-        computed += [layer.keys[0], layer.values[0]]
-    return computed, output.logits[0, -1].float()
 
 
 @dataclass(frozen=True)
