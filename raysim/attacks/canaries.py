@@ -13,15 +13,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import quad
-from scipy.special import log_ndtr
-from scipy.stats import norm, skewnorm
 
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.records import Record
@@ -102,11 +98,6 @@ def membership_canaries(num: int, *, seed: int, first_record_id: int) -> list[Ca
     return [Canary(record=r, secret=r.details[0], multiplicity=1, included=coin == 1) for r, coin in zip(records, coins, strict=True)]
 
 
-def training_records(canaries: Sequence[Canary]) -> list[Record]:
-    """What of the canaries goes into training data: each record `num_copies` times; copies share their `record_id` and `group`."""
-    return [canary.record for canary in canaries for _ in range(canary.num_copies)]
-
-
 def references(canary: Canary, *, num_references: int, seed: int) -> list[str]:
     """Other secrets of the same form, all different and none of them any canary's, whatever seed that was made from.
 
@@ -175,38 +166,6 @@ def exposure(canary_nll: float, reference_nlls: Sequence[float] | Floats) -> flo
     """
     nll_R = _checked_nlls(canary_nll, reference_nlls, at_least=1)
     return math.log2(len(nll_R) + 1) - math.log2(1 + int((nll_R <= canary_nll).sum()))
-
-
-def extrapolated_exposure(canary_nll: float, reference_nlls: Sequence[float] | Floats) -> float:
-    """-log2 of the share of secrets at least as likely as the canary, by a skew-normal fitted to the references.
-
-    Not limited by their number, but no better than the fit in its tail: a figure for comparing canaries, no test of one.
-    Carlini et al. (2019), arXiv 1802.08232.
-    """
-    nll_R = _checked_nlls(canary_nll, reference_nlls, at_least=10)
-    if not nll_R.std() > 0.0:
-        raise ValueError("reference_nlls are all equal, so no distribution fits; use the exposure by rank")
-    shape, location, scale = skewnorm.fit(nll_R)
-    return -_skew_normal_log_cdf((canary_nll - location) / scale, shape) / math.log(2)
-
-
-def _skew_normal_log_cdf(z: float, shape: float) -> float:
-    """The log of the standard skew-normal's distribution function, also where it is too small for a float.
-
-    There, left of the mode, it is the density at z times the integral of exp(g(z - t) - g(z)) over t >= 0, with g the log-density.
-    As g is concave, the integrand falls at least as fast as exp(-g'(z) t); it is added up over stretches of growing length.
-    """
-    cdf = float(skewnorm.cdf(z, shape))
-    slope = -z + shape * math.exp(float(norm.logpdf(shape * z)) - float(log_ndtr(shape * z)))
-    if cdf > 1e-3 or slope <= 0.0:
-        return math.log(cdf)
-
-    def log_density(x: float) -> float:
-        return math.log(2.0) + float(norm.logpdf(x)) + float(log_ndtr(shape * x))
-
-    edges = [0.0, *np.geomspace(1e-6, 1.0, 13) * min(50.0 / slope, abs(z) + 50.0)]
-    top = log_density(z)
-    return top + math.log(math.fsum(quad(lambda t: math.exp(log_density(z - t) - top), *stretch)[0] for stretch in pairwise(edges)))
 
 
 def _checked_nlls(canary_nll: float, reference_nlls: Sequence[float] | Floats, *, at_least: int) -> Floats:

@@ -354,11 +354,6 @@ def template_opening(tokenizer: Any, *, chat: ChatFormat) -> tuple[int, ...]:
     return tuple(token for token, _ in shared)
 
 
-def rounding_error(adapter: Vector) -> float:
-    """`entry_error` of an update that is a difference of float32 adapters near `adapter`: at most half the spacing of its largest entry."""
-    return float(np.spacing(np.abs(adapter).max())) / 2
-
-
 # --- the client, who is attacked
 
 

@@ -118,13 +118,6 @@ def epsilon_pld(noise_multiplier: float, *, sampling_prob: float, num_releases: 
     return _pld((release,), delta=delta, excess=0.0)
 
 
-@functools.lru_cache(maxsize=4096)
-def epsilon_rdp(noise_multiplier: float, *, sampling_prob: float, num_releases: int, delta: float) -> float:
-    """The same epsilon by Renyi differential privacy: a looser bound, from different mathematics, to check the first."""
-    _check(noise_multiplier, sampling_prob, num_releases, delta)
-    return _rdp((Release(noise_multiplier, "poisson", sampling_prob=sampling_prob, count=num_releases),), delta=delta)
-
-
 def epsilon_of(releases: Sequence[Release], *, delta: float, excess: float = LEAST_EXCESS) -> Epsilon:
     """Epsilon at `delta` of all `releases` together, in whatever order they are made.
 

@@ -73,38 +73,3 @@ def sensitivity(num_rounds: int, num_bands: int, *, max_participations: int) -> 
     squares = np.cumsum(np.square(band_coefficients(num_bands)))
     starts = range(0, num_rounds, num_bands)[:max_participations]
     return math.sqrt(sum(float(squares[min(num_bands, num_rounds - start) - 1]) for start in starts))
-
-
-def prefix_error(num_rounds: int, num_bands: int, *, max_participations: int) -> float:
-    """Mean over the rounds of the variance of a prefix sum's noise, per coordinate, for noise_multiplier and clip_norm of 1."""
-    summed = np.cumsum(inverse_coefficients(num_rounds, num_bands=num_bands))
-    variances = np.cumsum(np.square(summed))
-    return sensitivity(num_rounds, num_bands, max_participations=max_participations) ** 2 * float(np.mean(variances))
-
-
-def relative_error(num_rounds: int, num_bands: int, *, max_participations: int) -> float:
-    """`prefix_error` as a share of that of independent noise with the same guarantee; below 1 where correlation pays."""
-    independent = prefix_error(num_rounds, 1, max_participations=max_participations)
-    return prefix_error(num_rounds, num_bands, max_participations=max_participations) / independent
-
-
-def tree_error(num_rounds: int, *, num_cohorts: int) -> float:
-    """`prefix_error` of noise by a binary tree (Kairouz et al. 2021, arXiv 2103.00039) without restarts, for comparison.
-
-    Every full block of 2^h rounds gets noise, and a prefix sum takes one block for each bit of its length. The sensitivity is
-    that of the client for whom it is largest where `num_cohorts` disjoint cohorts take turns.
-    """
-    used = [length.bit_count() for length in range(1, num_rounds + 1)]
-    worst = max(_tree_squares(range(first, num_rounds, num_cohorts), num_rounds) for first in range(min(num_cohorts, num_rounds)))
-    return worst * float(np.mean(used))
-
-
-def _tree_squares(rounds: range, num_rounds: int) -> float:
-    """Squared norm of what a client that comes in `rounds` changes in the sums of all full blocks."""
-    total, present = 0.0, np.zeros(num_rounds)
-    present[rounds] = 1.0
-    for level in range(num_rounds.bit_length()):
-        block = 1 << level
-        full = num_rounds // block * block
-        total += float(np.sum(np.square(present[:full].reshape(-1, block).sum(axis=1))))
-    return total

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, chisquare, kstest, norm, skewnorm
+from scipy.stats import binom, chisquare, kstest, norm
 
 from raysim.attacks import canaries as module
 from raysim.attacks.canaries import (
@@ -16,14 +16,12 @@ from raysim.attacks.canaries import (
     continuation_nlls,
     exposure,
     exposures,
-    extrapolated_exposure,
     make_canaries,
     membership_canaries,
     references,
     secret_examples,
     secret_nlls,
     secret_tokens,
-    training_records,
 )
 from raysim.attacks.membership import loss_scores, token_nlls
 from raysim.data.chat import ChatFormat
@@ -66,7 +64,7 @@ def test_canaries_are_what_was_asked_for() -> None:
         digits = canary.secret.split("-")
         assert [len(part) for part in digits] == [3, 3, 3]
         assert "".join(digits).isdigit()
-    inserted = Counter(record.record_id for record in training_records(canaries))
+    inserted = {canary.record.record_id: canary.num_copies for canary in canaries if canary.num_copies}
     assert inserted == {103: 1, 104: 1, 105: 1, 106: 4, 107: 4, 108: 4}
 
 
@@ -100,7 +98,7 @@ def test_coins_are_fair_and_blind(seed: int) -> None:
     numbers = np.array([int(canary.secret.replace("-", "")) for canary in canaries])
     assert abs(np.corrcoef(coins, numbers)[0, 1]) < 4 / math.sqrt(4000)
     assert abs(np.corrcoef(coins, np.arange(4000))[0, 1]) < 4 / math.sqrt(4000)
-    assert len(training_records(canaries)) == coins.sum()
+    assert sum(canary.num_copies for canary in canaries) == coins.sum()
     assert all(canary.multiplicity == 1 for canary in canaries)
 
 
@@ -178,34 +176,6 @@ def test_log_cdf_where_it_has_a_closed_form(z: float) -> None:
     assert module._skew_normal_log_cdf(z, 1.0) == pytest.approx(2 * norm.logcdf(z), rel=1e-8)
 
 
-@pytest.mark.parametrize("shape", [-6.0, -0.5, 0.7, 5.0])
-def test_log_cdf_meets_scipys_where_that_is_exact(shape: float) -> None:
-    for z in skewnorm.ppf([1e-6, 1e-4, 9e-4, 1.1e-3, 0.3], shape):
-        assert module._skew_normal_log_cdf(z, shape) == pytest.approx(math.log(skewnorm.cdf(z, shape)), rel=1e-4)
-
-
-@pytest.mark.parametrize("z", [1e-5, 3e-4, 0.1])
-def test_log_cdf_of_extreme_skew_is_the_half_normals(z: float) -> None:
-    """A fit may end at an enormous shape; then nearly nothing lies left of the mode, and the mode is next to zero."""
-    assert module._skew_normal_log_cdf(z, 1e8) == pytest.approx(math.log(math.erf(z / math.sqrt(2))), rel=1e-3)
-    left = [module._skew_normal_log_cdf(-x, 1e4) for x in (1e-5, 1e-4, 1e-3, 1.0)]
-    assert left == sorted(left, reverse=True)
-    assert all(math.isfinite(value) for value in left)
-
-
-def test_extrapolation_goes_on_where_ranks_end() -> None:
-    rng = np.random.default_rng(2)
-    others = skewnorm.rvs(3.0, loc=20.0, scale=4.0, size=2000, random_state=rng)
-    for share in (0.5, 0.1, 0.01):
-        own = float(np.quantile(others, share))
-        assert extrapolated_exposure(own, others) == pytest.approx(-math.log2(share), abs=0.3)
-        assert exposure(own, others) == pytest.approx(-math.log2(share), abs=0.1)
-    far = [extrapolated_exposure(own, others) for own in (17.0, 12.0, 5.0, 0.0)]
-    assert far == sorted(far)
-    assert far[1] > 2 * exposure(12.0, others) > 20
-    assert extrapolated_exposure(5.0, rng.normal(20.0, 2.0, size=5000)) == pytest.approx(-norm.logcdf(-7.5) / math.log(2), rel=0.2)
-
-
 def test_unusable_likelihoods_are_refused() -> None:
     with pytest.raises(ValueError, match="must be finite"):
         exposure(math.nan, [1.0])
@@ -213,8 +183,6 @@ def test_unusable_likelihoods_are_refused() -> None:
         exposure(0.0, [1.0, math.nan])
     with pytest.raises(ValueError, match="at least 1"):
         exposure(0.0, [])
-    with pytest.raises(ValueError, match="all equal"):
-        extrapolated_exposure(0.0, [1.0] * 20)
 
 
 # --- scoring a model ---
@@ -291,7 +259,7 @@ def train_on(lm: LanguageModel, canaries: list[Canary], *, num_epochs: int) -> V
     settings = TrainSettings(
         num_epochs=num_epochs, max_steps=0, batch_size=8, lr=0.01, optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0, prox_mu=0.0
     )
-    examples = encode(lm, training_records(canaries))
+    examples = encode(lm, [canary.record for canary in canaries for _ in range(canary.num_copies)])
     return train_adapter(lm, initial_adapter(lm.layout, seed=0), examples, settings=settings, seed=0)[0]
 
 

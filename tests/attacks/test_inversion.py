@@ -22,7 +22,6 @@ from raysim.attacks.inversion import (
     invert_update,
     module_inputs,
     projections,
-    rounding_error,
     score_inversion,
     template_opening,
     trained_looking_adapter,
@@ -45,6 +44,11 @@ SETTINGS = InversionSettings()
 
 def build(rank: int, *, target_modules: Sequence[str] = ("q_proj", "v_proj")) -> LanguageModel:
     return build_language_model(load_base_model("tiny"), rank=rank, alpha=2.0 * rank, dropout=0.0, target_modules=list(target_modules))
+
+
+def rounding_error(adapter: Vector) -> float:
+    """`entry_error` of an update that is a difference of float32 adapters near `adapter`: at most half the spacing of its largest entry."""
+    return float(np.spacing(np.abs(adapter).max())) / 2
 
 
 def tokens(example: Example) -> tuple[int, ...]:

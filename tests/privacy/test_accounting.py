@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from raysim.privacy.accounting import analytic_epsilon, analytic_sigma, epsilon_pld, epsilon_rdp, paper_epsilon, paper_sigma
+from raysim.privacy.accounting import Release, analytic_epsilon, analytic_sigma, epsilon_of, epsilon_pld, paper_epsilon, paper_sigma
 
 # noise multiplier, sampling probability, releases, delta, epsilon by PLD, epsilon by RDP (dp-accounting 0.6.0, add/remove)
 GOLDEN = [
@@ -26,6 +26,10 @@ GOLDEN = [
     (1.0, 1.0, 50, 1e-5, 54.3766, 57.3017),
     (0.7071, 1.0, 50, 1e-5, 91.817, 96.116),
 ]
+
+
+def epsilon_rdp(noise_multiplier: float, *, sampling_prob: float, num_releases: int, delta: float) -> float:
+    return epsilon_of((Release(noise_multiplier, "poisson", sampling_prob=sampling_prob, count=num_releases),), delta=delta).rdp
 
 
 @pytest.mark.parametrize(("noise_multiplier", "sampling_prob", "num_releases", "delta", "pld", "rdp"), GOLDEN)

@@ -99,28 +99,15 @@ class PrivateSynthesisSettings:
         return self.max_instruction_tokens + self.max_response_tokens
 
 
-def accounted_multiplier(noise_multiplier: float, *, num_tokens: int) -> float:
-    """The noise multiplier of the one Gaussian release that costs what `num_tokens` adaptive ones of `noise_multiplier` cost.
-
-    Exact: Gaussian privacy composes as 1 / z^2 adds up (Dong et al. 2019, arXiv 1905.02383, corollary 3.3). A synthetic record
-    is this release on a Poisson sample of the examples, since all of its tokens see the same sample.
-    """
-    return noise_multiplier / math.sqrt(num_tokens)
-
-
-def num_releases(num_candidates: int, num_rounds: int) -> int:
-    """Poisson-sampled Gaussian releases of a client in a run: each synthetic record of each round is one."""
-    return num_candidates * num_rounds
-
-
 def synthesize_private(
     lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, settings: PrivateSynthesisSettings, seed: int
 ) -> list[Candidate]:
     """`num_candidates` pairs that the model with `adapter` writes, each with the filters' verdict (`format`, `diversity`, `response`).
 
     Guarantees: in adding or removing one example, all that is returned costs `num_candidates` Poisson-sampled Gaussian releases
-    of probability `sampling_prob` and multiplier `accounted_multiplier(noise_multiplier, num_tokens=settings.num_tokens)`, as
-    long as `seed` is secret and `adapter` was released before. In float32 `batch_size` changes no token.
+    of probability `sampling_prob` and multiplier `noise_multiplier / sqrt(settings.num_tokens)`, as long as `seed` is secret and `adapter`
+    was released before: all tokens of a record see one sample, and Gaussian privacy composes as 1 / z^2 adds up (Dong et al. 2019,
+    arXiv 1905.02383, corollary 3.3). In float32 `batch_size` changes no token.
 
     Edge cases: without examples the pairs are public text, and there are as many.
     Errors: ValueError if record ids repeat (they name the draws, which must be independent), if a record's rows exceed

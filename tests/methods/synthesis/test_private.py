@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from raysim.config import load
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
 from raysim.data.tokens import Example
@@ -21,10 +22,8 @@ from raysim.lora.layout import initial_adapter
 from raysim.methods.synthesis.private import (
     SENSITIVITY,
     PrivateSynthesisSettings,
-    accounted_multiplier,
     choose_privately,
     draw_subsets,
-    num_releases,
     shrunk,
     summed_distribution,
     synthesize_private,
@@ -33,6 +32,7 @@ from raysim.methods.synthesis.write import Candidate, instruction_prompt, newlin
 from raysim.model.generate import Sampling, generate
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.accounting import epsilon_pld
+from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
 from tests.tiny_models import build, encode, sharp_base, spelling_base
@@ -106,10 +106,14 @@ def run(lm: LanguageModel, records: Sequence[Record], *, seed: int = 0, **change
 
 
 def test_a_synthetic_record_costs_as_many_gaussian_releases_as_it_may_have_tokens() -> None:
-    as_one = epsilon_pld(accounted_multiplier(5.0, num_tokens=48), sampling_prob=1.0, num_releases=num_releases(2, 3), delta=1e-5)
+    keys = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none", "privacy.noise_multiplier=5", "server.num_rounds=3"]
+    lengths = ["fedpit.num_candidates=2", "fedpit.num_kept=2", "fedpit.max_instruction_tokens=20", "fedpit.max_response_tokens=28"]
+    mechanism = Mechanism.from_config(load("", [*keys, *lengths, "privacy.delta=1e-5"]), shard_sizes=(1, 1, 1))
+    (release,) = mechanism.releases(3)
+    as_one = epsilon_pld(release.noise_multiplier, sampling_prob=1.0, num_releases=release.count, delta=1e-5)
     token_by_token = epsilon_pld(5.0, sampling_prob=1.0, num_releases=48 * 2 * 3, delta=1e-5)
     assert as_one == pytest.approx(token_by_token, rel=0.01)
-    assert num_releases(2, 3) == 6
+    assert release.count == 6
     assert SETTINGS.num_tokens == 22
 
 
