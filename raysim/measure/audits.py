@@ -24,7 +24,7 @@ from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
-from raysim.measure.evaluate import Job
+from raysim.measure.evaluate import Job, batches
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings
@@ -92,9 +92,6 @@ def exposure_jobs(plan: CanaryPlan, config: Config) -> list[Job]:
     return [
         Job(
             "exposure",
-            (),
-            0,
-            0,
             canaries=(canary,),
             num_references=config.audit.num_references,
             seed=seed_for(config.seed, "audit", "references"),
@@ -192,7 +189,7 @@ def lira_attack(
     )
     is_in = shadow_halves(num_shadows, len(pool), seed=config.seed)
     jobs = [
-        Job("shadow", tuple(pool[i] for i in np.flatnonzero(half)), 0, 0, seed=seed_for(config.seed, "shadow", index), settings=settings)
+        Job("shadow", tuple(pool[i] for i in np.flatnonzero(half)), seed=seed_for(config.seed, "shadow", index), settings=settings)
         for index, half in enumerate(is_in)
     ]
     shadows = [adapter for (adapter,) in evaluate([(first, job) for job in jobs])]
@@ -263,8 +260,7 @@ def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
 
 def token_losses(examples: Sequence[Example], adapters: Sequence[Vector], *, evaluate: Evaluate, batch_size: int) -> list[list[np.ndarray]]:
     """The NLL (nats) of every response token of each example, under each adapter."""
-    batches = [tuple(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
-    jobs = [Job("token_nll", batch, 0, 0) for batch in batches]
+    jobs = [Job("token_nll", batch) for batch in batches(examples, batch_size)]
     results = evaluate([(adapter, job) for adapter in adapters for job in jobs])
     return [[nll for part in results[i * len(jobs) : (i + 1) * len(jobs)] for nll in part] for i in range(len(adapters))]
 

@@ -10,7 +10,7 @@ Left out: judges that compare answers (`judged.py` reads the answers that a run 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
@@ -28,6 +28,8 @@ from raysim.model.generate import Sampling, write_texts
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainSettings, mean_nll, train_adapter
 
+T = TypeVar("T")
+
 CANARY_TOKENS = 8
 """Tokens of a canary's secret, about."""
 TOKENS_A_QUESTION = 100
@@ -43,9 +45,9 @@ class Job:
     `num_references` other secrets, a `shadow` trained on examples, or what a client with these examples draws `across` from the others."""
 
     kind: str
-    examples: tuple[Example, ...]
-    prefix_tokens: int
-    max_new_tokens: int
+    examples: tuple[Example, ...] = ()
+    prefix_tokens: int = 0
+    max_new_tokens: int = 0
     canaries: tuple[Canary, ...] = ()
     num_references: int = 0
     seed: int = 0
@@ -65,33 +67,34 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure of one adapter: jobs, and which of their examples are held-out answers and attacked records."""
+    """What to measure of one adapter: lists of jobs by name, each empty where it is not asked for. A run expects results in their order.
 
-    nll_jobs: tuple[Job, ...]
-    heldout_jobs: tuple[Job, ...]
-    attack_jobs: tuple[Job, ...]
-    control_jobs: tuple[Job, ...]
-    """Held-out prompts with the attack's prefix; empty where the prefix is empty and the held-out answers serve."""
-    label_jobs: tuple[Job, ...] = ()
-    """Held-out prompts as questions whose options are the set's labels; empty where it has none."""
+    `nll`: of held-out records. `heldout`: answers to their prompts. `train`: answers to those of attacked records, and `control` to held-out
+    ones with the attack's prefix (empty where that is empty: then `heldout` serves). `label`: held-out prompts as questions whose options are
+    the set's labels. `prefixed_train` and `prefixed_control`: the attack once more, with a longer prefix. `choice`: multiple-choice questions.
+    """
+
+    groups: dict[str, tuple[Job, ...]]
     labels: tuple[str, ...] = ()
-    prefixed_jobs: tuple[Job, ...] = ()
-    """The attack once more, with a longer prefix; empty where it is not asked for."""
-    prefixed_control_jobs: tuple[Job, ...] = ()
-    """Held-out prompts with that prefix."""
-    choice_jobs: tuple[Job, ...] = ()
-    """Multiple-choice questions; empty where there are none."""
+    """Of the questions of `label`, the labels in the options' order."""
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All jobs in the order in which `measure` expects their results."""
-        return tuple(job for jobs in self.groups for job in jobs)
+        return tuple(job for jobs in self.groups.values() for job in jobs)
 
-    @property
-    def groups(self) -> tuple[tuple[Job, ...], ...]:
-        """The lists of jobs."""
-        prefixed = (self.prefixed_jobs, self.prefixed_control_jobs)
-        return (self.nll_jobs, self.heldout_jobs, self.attack_jobs, self.control_jobs, self.label_jobs, *prefixed, self.choice_jobs)
+    def examples(self, name: str) -> list[Example]:
+        """The examples of the jobs of that name, in order."""
+        return [example for job in self.groups[name] for example in job.examples]
+
+    def questions(self, name: str) -> list[ChoiceQuestion]:
+        """The questions of the jobs of that name, in order."""
+        return [question for job in self.groups[name] for question in job.questions]
+
+
+def batches(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
+    """The items in order, `size` at a time."""
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def plan(
@@ -117,57 +120,61 @@ def plan(
     An attack leaves out records of which its prefix leaves nothing, and is not made where either side has no others.
     """
 
-    def cut(kind: str, examples: Sequence[Example], prefix: int) -> tuple[Job, ...]:
-        chunks = [tuple(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
-        return tuple(Job(kind, chunk, prefix, max_new_tokens) for chunk in chunks)
+    def cut(kind: str, examples: Sequence[Example], prefix: int = 0) -> tuple[Job, ...]:
+        return tuple(Job(kind, batch, prefix, max_new_tokens) for batch in batches(examples, batch_size))
 
-    asked = [(heldout[i : i + batch_size], questions[i : i + batch_size]) for i in range(0, len(questions) * with_eval, batch_size)]
-    chosen = [tuple(choices[i : i + batch_size]) for i in range(0, len(choices) * with_eval, batch_size)]
+    def asked(examples: Sequence[Example], options: Sequence[ChoiceQuestion]) -> tuple[Job, ...]:
+        shown = batches(examples, batch_size) if examples else [()] * len(options)
+        parts = zip(shown, batches(options, batch_size), strict=False)
+        return tuple(Job("options", batch, chat=chat, questions=part) for batch, part in parts) if with_eval else ()
+
     short = attackable(attacked, answered, prefix_tokens) if with_attack else ([], [])
     long = attackable(attacked, answered, long_prefix_tokens) if with_attack and long_prefix_tokens else ([], [])
     own_control = prefix_tokens > 0
-    return Plan(
-        nll_jobs=cut("nll", heldout, 0) if with_eval else (),
-        heldout_jobs=cut("answer", answered, 0) if with_eval or (short[0] and not own_control) else (),
-        attack_jobs=cut("answer", short[0], prefix_tokens),
-        control_jobs=cut("answer", short[1], prefix_tokens) if own_control else (),
-        label_jobs=tuple(Job("options", tuple(e), 0, 0, chat=chat, questions=tuple(q)) for e, q in asked),
-        labels=labels,
-        prefixed_jobs=cut("answer", long[0], long_prefix_tokens),
-        prefixed_control_jobs=cut("answer", long[1], long_prefix_tokens),
-        choice_jobs=tuple(Job("options", (), 0, 0, chat=chat, questions=part) for part in chosen),
-    )
+    groups = {
+        "nll": cut("nll", heldout) if with_eval else (),
+        "heldout": cut("answer", answered) if with_eval or (short[0] and not own_control) else (),
+        "train": cut("answer", short[0], prefix_tokens),
+        "control": cut("answer", short[1], prefix_tokens) if own_control else (),
+        "label": asked(heldout, questions),
+        "prefixed_train": cut("answer", long[0], long_prefix_tokens),
+        "prefixed_control": cut("answer", long[1], long_prefix_tokens),
+        "choice": asked((), choices),
+    }
+    return Plan(groups, labels)
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
     """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's
     text, or the negative log-likelihoods of a question's options; of a shadow, its adapter; of an attack across clients, its texts."""
-    if job.kind == "shadow":
-        assert job.settings is not None, "a shadow needs training settings"
-        return [train_adapter(lm, adapter, job.examples, settings=job.settings, seed=job.seed)[0]]
-    if job.kind == "across":
-        assert job.across is not None, "an attack needs settings"
-        view = ClientView(own=job.examples, release=adapter)
-        return list(attack_across(lm, view, settings=job.across, chat=job.chat, seed=job.seed))
-    if job.kind == "options":
-        return list(option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), chat=job.chat))
-    if job.kind == "token_nll":
-        return list(token_nlls(lm, adapter, job.examples, batch_size=len(job.examples)))
-    if job.kind == "exposure":
-        return list(
-            exposures(
-                lm,
-                adapter,
-                job.canaries,
-                num_references=job.num_references,
-                seed=job.seed,
-                batch_size=CANARY_BATCH,
-                chat=job.chat,
-            )
-        )
+    results: Sequence[Any]
+    match job.kind:
+        case "shadow":
+            assert job.settings is not None, "a shadow needs training settings"
+            results = train_adapter(lm, adapter, job.examples, settings=job.settings, seed=job.seed)[:1]
+        case "across":
+            assert job.across is not None, "an attack needs settings"
+            view = ClientView(own=job.examples, release=adapter)
+            results = attack_across(lm, view, settings=job.across, chat=job.chat, seed=job.seed)
+        case "options":
+            results = option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), chat=job.chat)
+        case "token_nll":
+            results = token_nlls(lm, adapter, job.examples, batch_size=len(job.examples))
+        case "exposure":
+            among = {"num_references": job.num_references, "seed": job.seed}
+            results = exposures(lm, adapter, job.canaries, **among, batch_size=CANARY_BATCH, chat=job.chat)
+        case "nll":
+            lm.set_adapter(adapter)
+            results = mean_nll(lm, job.examples, batch_size=len(job.examples))
+        case "answer":
+            results = _answers(lm, adapter, job)
+        case _:
+            raise AssertionError(job.kind)
+    return list(results)
+
+
+def _answers(lm: LanguageModel, adapter: Vector, job: Job) -> list[str]:
     lm.set_adapter(adapter)
-    if job.kind == "nll":
-        return list(mean_nll(lm, job.examples, batch_size=len(job.examples)))
     prompts = [attack_prompt(example, prefix_tokens=job.prefix_tokens) for example in job.examples]
     outputs = write_texts(lm, prompts, sampling=Sampling(max_new_tokens=job.max_new_tokens), batch_size=len(prompts))
     given = [example.response_ids[: job.prefix_tokens] for example in job.examples]
@@ -176,22 +183,17 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
 
 def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order."""
-    nll, heldout, attacked, control, options, prefixed, prefixed_control, choices = _taken(plan, results)
-    utility = _utility(nll, plan.heldout_jobs, heldout) if plan.nll_jobs else None
-    if utility is not None and plan.label_jobs:
-        found = label_figures(_questions(plan.label_jobs), options, plan.labels)
-        utility |= {f"label_{key}": found[key] for key in ("accuracy", "macro_f1", "accuracy_of_commonest", "macro_f1_of_commonest")}
-    if utility is not None and plan.choice_jobs:
-        utility |= {f"choice_{key}": value for key, value in choice_figures(_questions(plan.choice_jobs), choices).items()}
-    if not plan.attack_jobs:
+    found = _by_group(plan, results)
+    utility = _utility(plan, found) if plan.groups["nll"] else None
+    if not plan.groups["train"]:
         return utility, None
-    train = _attack(plan.attack_jobs, attacked, tokenizer=tokenizer)
-    held = _attack(plan.control_jobs or plan.heldout_jobs, control or heldout, tokenizer=tokenizer)
-    attack = {f"train_{key}": value for key, value in train.items()} | {f"heldout_{key}": value for key, value in held.items()}
-    for side, jobs, answers in (("train", plan.prefixed_jobs, prefixed), ("heldout", plan.prefixed_control_jobs, prefixed_control)):
-        figures = _attack(jobs, answers, tokenizer=tokenizer) if jobs else {}
-        attack |= {f"prefixed_{side}_{key}": value for key, value in figures.items()}
-    return utility, attack | {"num_examples": len(attacked)}
+    attack: dict[str, Any] = {}
+    sides = {"train": "train", "heldout": "control" if plan.groups["control"] else "heldout"}
+    if plan.groups["prefixed_train"]:
+        sides |= {"prefixed_train": "prefixed_train", "prefixed_heldout": "prefixed_control"}
+    for side, name in sides.items():
+        attack |= {f"{side}_{key}": value for key, value in _attack(plan.groups[name], found[name], tokenizer=tokenizer).items()}
+    return utility, attack | {"num_examples": len(found["train"])}
 
 
 def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> list[dict[str, Any]]:
@@ -200,55 +202,40 @@ def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> 
     `side` is heldout, control or train, and with the longer prefix prefixed_train or prefixed_control.
     A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked.
     """
-    nll, heldout, attacked, control, options, prefixed, prefixed_control, choices = _taken(plan, results)
-    answered = [example for job in plan.heldout_jobs for example in job.examples]
-    rows: dict[int, dict[str, Any]] = {}
-    for example in [example for job in plan.nll_jobs for example in job.examples] or answered:
-        rows[example.record.record_id] = {"side": "heldout", "record_id": example.record.record_id}
-    for example, (total, count) in zip([e for job in plan.nll_jobs for e in job.examples], nll, strict=True):
-        rows[example.record.record_id] |= {"nll": total, "num_tokens": count}
-    for example, answer in zip(answered, heldout, strict=True):
+    found = _by_group(plan, results)
+    ids = [example.record.record_id for example in plan.examples("nll") or plan.examples("heldout")]
+    rows: dict[int, dict[str, Any]] = {record_id: {"side": "heldout", "record_id": record_id} for record_id in ids}
+    for example, (nll, num_tokens) in zip(plan.examples("nll"), found["nll"], strict=True):
+        rows[example.record.record_id] |= {"nll": nll, "num_tokens": num_tokens}
+    for example, answer in zip(plan.examples("heldout"), found["heldout"], strict=True):
         record = example.record
         asked = {"instruction": record.instruction, "reference": record.response, "answer": answer}
         rows[record.record_id] |= asked | {"rouge_l": rouge_l(answer, record.response)}
-    questions = _questions(plan.label_jobs)
-    asked_for_label = [example for job in plan.label_jobs for example in job.examples]
-    for example, question, chosen in zip(asked_for_label, questions, choose(questions, options, per_byte=False), strict=True):
+    for example, (question, chosen) in zip(plan.examples("label"), _chosen(plan, found, "label"), strict=True):
         rows[example.record.record_id] |= {"label_chosen": plan.labels[chosen], "label_right": chosen == question.answer}
-    attacks = (
-        ("control", plan.control_jobs, control),
-        ("train", plan.attack_jobs, attacked),
-        ("prefixed_control", plan.prefixed_control_jobs, prefixed_control),
-        ("prefixed_train", plan.prefixed_jobs, prefixed),
-    )
-    attack_rows = [row for side, jobs, answers in attacks for row in _attack_rows(side, jobs, answers, tokenizer=tokenizer)]
-    picked = zip(_questions(plan.choice_jobs), choose(_questions(plan.choice_jobs), choices, per_byte=False), strict=True)
-    answered_questions = [
-        {"side": "choice", "question": number, "chosen": question.options[option], "right": option == question.answer}
-        for number, (question, option) in enumerate(picked)
+    attack_rows = [
+        {"side": side, "record_id": example.record.record_id, "answer": answer, "rouge_l": rouge_l(answer, truth)}
+        for side in ("control", "train", "prefixed_control", "prefixed_train")
+        for (example, _, truth), answer in zip(_sought(plan.groups[side], tokenizer=tokenizer), found[side], strict=True)
     ]
-    return [*rows.values(), *attack_rows, *answered_questions]
+    choice_rows = [
+        {"side": "choice", "question": number, "chosen": question.options[option], "right": option == question.answer}
+        for number, (question, option) in enumerate(_chosen(plan, found, "choice"))
+    ]
+    return [*rows.values(), *attack_rows, *choice_rows]
 
 
-def _questions(jobs: Sequence[Job]) -> list[ChoiceQuestion]:
-    return [question for job in jobs for question in job.questions]
-
-
-def _taken(plan: Plan, results: Sequence[list[Any]]) -> list[list[Any]]:
+def _by_group(plan: Plan, results: Sequence[list[Any]]) -> dict[str, list[Any]]:
     """The results of each of the plan's lists of jobs."""
+    rest = iter(results)
     assert len(results) == len(plan.jobs), (len(results), len(plan.jobs))
-    rest = list(results)
-    return [[value for _ in jobs for value in rest.pop(0)] for jobs in plan.groups]
+    return {name: [value for _ in jobs for value in next(rest)] for name, jobs in plan.groups.items()}
 
 
-def _attack_rows(side: str, jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> list[dict[str, Any]]:
-    rows = []
-    for example, prefix, answer in zip(
-        [e for job in jobs for e in job.examples], [job.prefix_tokens for job in jobs for _ in job.examples], answers, strict=True
-    ):
-        truth = _remainder(example, written_text(tokenizer, example.response_ids[:prefix]), tokenizer=tokenizer)
-        rows.append({"side": side, "record_id": example.record.record_id, "answer": answer, "rouge_l": rouge_l(answer, truth)})
-    return rows
+def _chosen(plan: Plan, found: dict[str, list[Any]], name: str) -> list[tuple[ChoiceQuestion, int]]:
+    """Each question of a list of jobs with the number of its likeliest option."""
+    questions = plan.questions(name)
+    return list(zip(questions, choose(questions, found[name], per_byte=False), strict=True))
 
 
 def mean_of(measured: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -262,29 +249,37 @@ def mean_of(measured: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return means
 
 
-def _utility(nll: list[tuple[float, int]], jobs: tuple[Job, ...], answers: list[str]) -> dict[str, Any]:
-    mean = sum(total for total, _ in nll) / max(1, sum(count for _, count in nll))
-    truths = [example.record.response for job in jobs for example in job.examples]
-    scores = [rouge_l(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
-    return {
+def _utility(plan: Plan, found: dict[str, list[Any]]) -> dict[str, Any]:
+    mean = sum(total for total, _ in found["nll"]) / max(1, sum(count for _, count in found["nll"]))
+    truths = [example.record.response for example in plan.examples("heldout")]
+    scores = [rouge_l(answer, truth) for answer, truth in zip(found["heldout"], truths, strict=True)]
+    utility = {
         "heldout_nll": mean,
         "heldout_perplexity": math.exp(min(mean, 700.0)),
         "heldout_rouge_l": sum(scores) / len(scores) if scores else None,
     }
+    if plan.groups["label"]:
+        figures = label_figures(plan.questions("label"), found["label"], plan.labels)
+        utility |= {f"label_{key}": figures[key] for key in ("accuracy", "macro_f1", "accuracy_of_commonest", "macro_f1_of_commonest")}
+    if plan.groups["choice"]:
+        utility |= {f"choice_{key}": value for key, value in choice_figures(plan.questions("choice"), found["choice"]).items()}
+    return utility
 
 
-def _attack(jobs: tuple[Job, ...], answers: list[str], *, tokenizer: Any) -> dict[str, Any]:
-    truths, details = [], []
-    for job in jobs:
-        for example in job.examples:
-            given = written_text(tokenizer, example.response_ids[: job.prefix_tokens])
-            truths.append(_remainder(example, given, tokenizer=tokenizer))
-            told = details_found(given, example.record.details)
-            # What an earlier turn of a conversation has is in the prompt of its last one, and is asked for nowhere.
-            wanted = [d for d in example.record.details if not example.record.history or place_of(d, example.record.response) is not None]
-            details.append([d for d in wanted if d not in told])
-    score = score_extraction(answers, truths, details)
-    return dict(vars(score))
+def _sought(jobs: Sequence[Job], *, tokenizer: Any) -> list[tuple[Example, str, str]]:
+    """Each attacked example with the part of its response that is given away, and the part that is sought."""
+    pairs = [(example, written_text(tokenizer, example.response_ids[: job.prefix_tokens])) for job in jobs for example in job.examples]
+    return [(example, given, _remainder(example, given, tokenizer=tokenizer)) for example, given in pairs]
+
+
+def _attack(jobs: Sequence[Job], answers: list[str], *, tokenizer: Any) -> dict[str, Any]:
+    sought, details = _sought(jobs, tokenizer=tokenizer), []
+    for example, given, _ in sought:
+        told = details_found(given, example.record.details)
+        # What an earlier turn of a conversation has is in the prompt of its last one, and is asked for nowhere.
+        wanted = [d for d in example.record.details if not example.record.history or place_of(d, example.record.response) is not None]
+        details.append([d for d in wanted if d not in told])
+    return dict(vars(score_extraction(answers, [truth for _, _, truth in sought], details)))
 
 
 def _remainder(example: Example, given: str, *, tokenizer: Any) -> str:

@@ -110,7 +110,7 @@ def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
     assert utility["label_accuracy_of_commonest"] == 0.5
     rows = [row for row in record_rows(work, results, tokenizer=lm.tokenizer) if row["side"] == "heldout"]
     assert [(row["label_chosen"], row["label_right"]) for row in rows] == [(labels[c], c == r) for c, r in zip(chosen, right, strict=True)]
-    assert not make_plan(train, **asked, with_eval=False).label_jobs
+    assert not make_plan(train, **asked, with_eval=False).groups["label"]
 
 
 def test_multiple_choice_is_answered_by_likelihood_whatever_the_cut(known: Known) -> None:
@@ -128,7 +128,7 @@ def test_multiple_choice_is_answered_by_likelihood_whatever_the_cut(known: Known
     assert [(row["question"], row["chosen"], row["right"]) for row in rows] == [
         (i, asked[i].options[c], c == asked[i].answer) for i, c in enumerate(chosen)
     ]
-    assert make_plan(train, heldout, choices=asked, with_eval=False).choice_jobs == ()
+    assert make_plan(train, heldout, choices=asked, with_eval=False).groups["choice"] == ()
 
 
 def test_an_untrained_adapter_gives_nothing_away(known: Known) -> None:
@@ -166,7 +166,7 @@ def test_a_plan_asks_for_no_more_than_is_needed(known: Known) -> None:
 
     def counts(**changes: Any) -> list[int]:
         work = make_plan(train, heldout, batch_size=2, **changes)
-        kinds = (work.nll_jobs, work.heldout_jobs, work.attack_jobs, work.control_jobs)
+        kinds = [work.groups[name] for name in ("nll", "heldout", "train", "control")]
         assert sum(map(len, kinds)) == len(work.jobs)
         return [sum(len(job.examples) for job in jobs) for jobs in kinds]
 
@@ -214,7 +214,7 @@ def test_what_the_prefix_gives_away_is_not_counted(known: Known) -> None:
     assert attack["train_details_rate"] == 0.5, "one of two values came out; the names do not count"
     assert attack["train_rouge_l"] == pytest.approx((rouge_l("Anna has nothing", "has 12 mg") + rouge_l("Jon, on 5 May", "on 5 May")) / 2)
     all_given = [replace(job, prefix_tokens=99) for job in work.jobs]
-    work = replace(work, attack_jobs=(all_given[0],), control_jobs=(all_given[1],))
+    work = replace(work, groups=work.groups | {"train": (all_given[0],), "control": (all_given[1],)})
     _, attack = measure(work, [["", ""], ["", ""]], tokenizer=lm.tokenizer)
     assert (attack["train_exact_match"], attack["train_rouge_l"], attack["train_details_rate"]) == (0.0, 0.0, None)
 
@@ -265,8 +265,10 @@ def test_the_second_attack_has_figures_and_rows_of_its_own_and_changes_none_of_t
     assert renamed == [row for row in prefixed_rows if row["side"] in ("control", "train")]
 
 
-@pytest.mark.parametrize(("option", "jobs", "control"), [("prefix_tokens", 2, 3), ("long_prefix_tokens", 5, 6)])
-def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(known: Known, option: str, jobs: int, control: int) -> None:
+@pytest.mark.parametrize(
+    ("option", "jobs", "control"), [("prefix_tokens", "train", "control"), ("long_prefix_tokens", "prefixed_train", "prefixed_control")]
+)
+def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(known: Known, option: str, jobs: str, control: str) -> None:
     """A label, say: its share would be a sure 0, which reads as if nothing leaked."""
     _, _, train, heldout = known
     by_length = sorted(len(example.response_ids) for example in train)
@@ -275,17 +277,17 @@ def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(kn
         asked = [example for job in work.groups[jobs] for example in job.examples]
         assert asked == [example for example in train if len(example.response_ids) - 1 > prefix]
         if option == "long_prefix_tokens":
-            assert [e for job in work.attack_jobs for e in job.examples] == list(train), "the first attack asks them all"
+            assert [e for job in work.groups["train"] for e in job.examples] == list(train), "the first attack asks them all"
     short = replace(heldout[0], response_ids=heldout[0].response_ids[-2:])
     work = make_plan(train, [short], **{option: 3})
     assert (work.groups[jobs], work.groups[control]) == ((), ()), "without a control the attack says nothing"
-    assert bool(work.attack_jobs) == (option == "long_prefix_tokens")
-    assert work.heldout_jobs, "utility is measured all the same"
+    assert bool(work.groups["train"]) == (option == "long_prefix_tokens")
+    assert work.groups["heldout"], "utility is measured all the same"
 
 
 def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
     lm, adapter, train, heldout = known
-    [job] = make_plan(train, heldout, with_eval=False, with_attack=True).attack_jobs
+    [job] = make_plan(train, heldout, with_eval=False, with_attack=True).groups["train"]
     first = run_job(lm, adapter, job)
     assert run_job(lm, np.zeros_like(adapter), job) != first
     assert run_job(lm, adapter, job) == first == [record.response for record in TRAIN]
