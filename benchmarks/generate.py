@@ -26,7 +26,7 @@ import torch
 import transformers
 
 from raysim.data.chat import ChatFormat
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.data.tokens import encode_chat
 from raysim.model.base_model import load_base_model
 from raysim.model.generate import Sampling, generate
@@ -41,7 +41,7 @@ Rows = list[list[int]]
 
 def make_prompts(model: LanguageModel, *, max_demonstrations: int) -> Rows:
     """Prompts from records drawn with a fixed seed, each after none to `max_demonstrations` records with their responses."""
-    records = load_records(source="clinic")
+    records = BUILTIN["clinic"]()
     rng = np.random.default_rng(0)
     prompts = []
     for index in rng.choice(len(records), NUM_PROMPTS, replace=False):

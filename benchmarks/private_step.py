@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from raysim.data.chat import ChatFormat
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import Vector, initial_adapter
 from raysim.model.base_model import load_base_model
@@ -43,7 +43,7 @@ PRIVATE = PrivateSettings(
 
 def full_examples(lm: LanguageModel) -> list[Example]:
     """The first records that fill the length, so that no batch holds padding."""
-    records = load_records(source="clinic")
+    records = BUILTIN["clinic"]()
     encoded, _ = encode_records(records, tokenizer=lm.tokenizer, eos_token_id=lm.eos_token_ids[0], max_length=LENGTH, chat=ChatFormat())
     examples = [example for example in encoded if example.num_tokens == LENGTH][:BATCH]
     assert len(examples) == BATCH, f"only {len(examples)} records fill {LENGTH} tokens"

@@ -9,29 +9,7 @@ from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.partition import partition_records
 from raysim.data.presets import PRESETS
 from raysim.data.records import Record
-from raysim.data.sources import Source, SourceSpec, read_source
-
-
-def configured_records(data: DataConfig) -> list[Record]:
-    """All records of the configured source (see `read_source`)."""
-    return list(configured_source(data).records)
-
-
-def configured_source(data: DataConfig) -> Source:
-    """The records of the configured source, and what of it is not in them (see `read_source`)."""
-    spec = SourceSpec(
-        source=data.source,
-        path=data.path,
-        preset=data.preset,
-        instruction_field=data.instruction_field,
-        input_field=data.input_field,
-        response_field=data.response_field,
-        label_field=data.label_field,
-        details_field=data.details_field,
-        group_field=data.group_field,
-        chat_field=data.chat_field,
-    )
-    return read_source(spec)
+from raysim.data.sources import read_source
 
 
 def chat_format(data: DataConfig) -> ChatFormat:
@@ -62,7 +40,7 @@ def public_records(synthesis: SynthesisConfig) -> list[Record]:
     """
     if synthesis.source != "file":
         return []
-    return list(read_source(SourceSpec("jsonl", synthesis.path, synthesis.preset, section="synthesis")).records)
+    return list(read_source(DataConfig("jsonl", synthesis.path, synthesis.preset), section="synthesis").records)
 
 
 def configured_questions(evaluate: EvaluateConfig) -> list[ChoiceQuestion]:

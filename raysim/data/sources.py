@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from raysim.config import DataConfig
 from raysim.data.builtin import clinic, finance, general
 from raysim.data.conversations import CHAT_FIELDS
 from raysim.data.copies import linked
@@ -20,28 +21,6 @@ from raysim.rng import numpy_rng
 logger = logging.getLogger(__name__)
 
 BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records, "finance": finance.records, "general": general.records}
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """Where records are, and the names of their fields."""
-
-    source: str
-    """A built-in set, `jsonl` or `hub`."""
-    path: str = ""
-    """File or data set."""
-    preset: str = ""
-    """Known set; it replaces the names of the fields."""
-    instruction_field: str = "instruction"
-    input_field: str = ""
-    response_field: str = "response"
-    label_field: str = ""
-    details_field: str = ""
-    group_field: str = ""
-    chat_field: str = ""
-    """Field with a conversation; empty takes one of `CHAT_FIELDS` where a record has no instruction."""
-    section: str = "data"
-    """Section of the configuration that names the source; errors name its keys."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +42,12 @@ class Source:
         return dict(zip(names, (self.num_left_out, self.num_conversations_cut, self.num_details_left_out), strict=True))
 
 
-def load_records(source: str, *, path: str = "", preset: str = "", **fields: str) -> list[Record]:
-    """The records of `read_source`, by the fields of `SourceSpec`."""
-    return list(read_source(SourceSpec(source, path, preset, **fields)).records)
-
-
 UNREAD_CONTEXT = ("system", "history")
 """Names under which some sets keep what was said before; nothing of a record is passed over without a word."""
 
 
-def read_source(spec: SourceSpec) -> Source:
-    """All records of a source, in its order; a record's id is its position there.
+def read_source(spec: DataConfig, *, section: str = "data") -> Source:
+    """All records of a source, in its order; a record's id is its position there. Errors name the keys of the `section` that names it.
 
     A field is looked up by its name, and a name with dots (`meta.ward`) inside objects too. An input, details and a group may be null
     or absent in some records. Left out, counted and logged are records without an instruction or a response, turns that answer nothing or
@@ -83,24 +57,24 @@ def read_source(spec: SourceSpec) -> Source:
     if spec.source in BUILTIN:
         return Source(tuple(BUILTIN[spec.source]()))
     if spec.source not in ("jsonl", "hub"):
-        raise ValueError(f"{spec.section}.source={spec.source!r} is none of {', '.join([*BUILTIN, 'jsonl', 'hub'])}")
+        raise ValueError(f"{section}.source={spec.source!r} is none of {', '.join([*BUILTIN, 'jsonl', 'hub'])}")
     if spec.preset and spec.preset not in PRESETS:
-        raise ValueError(f"{spec.section}.preset={spec.preset!r} is none of {', '.join(PRESETS)}")
+        raise ValueError(f"{section}.preset={spec.preset!r} is none of {', '.join(PRESETS)}")
     if spec.preset and spec.chat_field:
         raise ValueError(
             f"data.chat_field={spec.chat_field!r} has no place with data.preset={spec.preset!r}, which names the fields; leave one out"
         )
     try:
-        readings = _readings(spec, fields=PRESETS[spec.preset] if spec.preset else _own_fields(spec))
+        readings = _readings(spec, section=section, fields=PRESETS[spec.preset] if spec.preset else _own_fields(spec, section=section))
     except ValueError as error:
-        raise ValueError(f"{spec.section}.path={spec.path}: {error}") from None
+        raise ValueError(f"{section}.path={spec.path}: {error}") from None
     source = Source(
         records=tuple(reading.record for reading in readings if reading.record),
         num_left_out=sum(reading.record is None for reading in readings),
         num_conversations_cut=sum(reading.num_turns_cut > 0 for reading in readings),
         num_details_left_out=sum(reading.num_details_left_out for reading in readings),
     )
-    _log_losses(source, readings, path=f"{spec.section}.path={spec.path}")
+    _log_losses(source, readings, path=f"{section}.path={spec.path}")
     return source
 
 
@@ -131,7 +105,7 @@ def split_records(records: list[Record], *, num_train: int, num_heldout: int, se
     return [records[i] for i in sorted(train)], [records[i] for i in sorted(list(heldout)[:num_heldout])]
 
 
-def _own_fields(spec: SourceSpec) -> Preset:
+def _own_fields(spec: DataConfig, *, section: str) -> Preset:
     def names(name: str) -> tuple[str, ...]:
         return (name,) if name else ()
 
@@ -142,11 +116,11 @@ def _own_fields(spec: SourceSpec) -> Preset:
         label=names(spec.label_field),
         details=names(spec.details_field),
         group=names(spec.group_field),
-        remedy="set data.preset, data.chat_field or the data.*_field keys" if spec.section == "data" else f"set {spec.section}.preset",
+        remedy="set data.preset, data.chat_field or the data.*_field keys" if section == "data" else f"set {section}.preset",
     )
 
 
-def _readings(spec: SourceSpec, *, fields: Preset) -> list[Reading]:
+def _readings(spec: DataConfig, *, section: str, fields: Preset) -> list[Reading]:
     """What is read of every row.
 
     Errors: ValueError for a row that cannot be read, for a field that no row has, for labels that some lack, and for no records.
@@ -159,7 +133,7 @@ def _readings(spec: SourceSpec, *, fields: Preset) -> list[Reading]:
         *CHAT_FIELDS,
     }
     rows = (file_rows if spec.source == "jsonl" else hub_rows)(
-        spec.path, wanted=frozenset(wanted - {""}), say=lambda what: logger.warning("%s.path=%s %s", spec.section, spec.path, what)
+        spec.path, wanted=frozenset(wanted - {""}), say=lambda what: logger.warning("%s.path=%s %s", section, spec.path, what)
     )
     readings, first = [], None
     for index, (at, values) in enumerate(rows):
@@ -171,7 +145,7 @@ def _readings(spec: SourceSpec, *, fields: Preset) -> list[Reading]:
     if unread:
         logger.warning(
             "%s.path=%s: the field %s beside a record's own is not read: put such turns into a list under 'messages', or set data.system_prompt",
-            spec.section,
+            section,
             spec.path,
             " and ".join(map(repr, unread)),
         )

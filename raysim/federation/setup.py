@@ -16,14 +16,13 @@ from raysim.data.configured import (
     chat_format,
     configured_questions,
     configured_shards,
-    configured_source,
     instruction_opening,
     public_records,
 )
 from raysim.data.copies import count_copies
 from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
-from raysim.data.sources import BUILTIN, split_records
+from raysim.data.sources import BUILTIN, read_source, split_records
 from raysim.data.tokens import Example, encode_records, encode_text
 from raysim.federation.server import weights_for
 from raysim.measure.audits import CanaryPlan, check_inversion, dealt, plan_canaries
@@ -93,7 +92,7 @@ def encode_data(config: Config, lm: LanguageModel) -> EncodedData:
     """
     data = config.data
     turn_shape(lm.tokenizer, chat_format(data))  # so that a system prompt which the template refuses is no record's fault
-    source = configured_source(data)
+    source = read_source(data)
     records = list(source.records)
     train, heldout = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     examples, cut = _encode(train, lm, config=config)

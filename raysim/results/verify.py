@@ -28,9 +28,9 @@ from safetensors.numpy import load_file
 from scipy.stats import binom, chi2
 
 from raysim.config import Config, load
-from raysim.data.configured import configured_records, configured_shards
+from raysim.data.configured import configured_shards
 from raysim.data.partition import partition_manifest
-from raysim.data.sources import split_records
+from raysim.data.sources import read_source, split_records
 from raysim.federation.checkpoint import Snapshot, load_latest
 from raysim.lora.layout import Vector, adapter_sha256
 from raysim.privacy.accounting import quiet_about_skipped_orders
@@ -307,7 +307,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _dealt_again(config: Config) -> dict[str, Any] | None:
     """The manifest of the configuration's split, from the records; None where labels would have to come from a model."""
-    data, records = config.data, configured_records(config.data)
+    data, records = config.data, list(read_source(config.data).records)
     train, _ = split_records(records, num_train=data.num_train, num_heldout=data.num_heldout, seed=config.seed)
     labels = [record.label for record in train]
     if config.partition.scheme in ("dirichlet", "natural") and not all(labels):

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from raysim.config import DataConfig
 from raysim.data.choices import ChoiceQuestion, labelled_questions, read_choices
 from raysim.data.records import Record
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN, read_source
 
 LISTED = ChoiceQuestion(
     "Which vitamin is missing in scurvy?\n\nA. Vitamin A\nB. Vitamin B12\nC. Vitamin C\n\nAnswer with the text of the right option.",
@@ -125,7 +126,7 @@ def test_files_that_hold_no_questions_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_finance_set_is_a_labelled_one() -> None:
-    records = load_records(source="finance")
+    records = BUILTIN["finance"]()
     questions, labels = labelled_questions(records)
     assert labels == questions[0].options == ("negative", "neutral", "positive")
     assert [labels[question.answer] for question in questions] == [record.label for record in records]
@@ -145,7 +146,7 @@ def test_sentiment_presets_are_labelled_sets(tmp_path: Path, preset: str) -> Non
         "tfns": [{"text": "Profit rose.", "label": 1}, {"text": "It fell.", "label": 0}],
         "fiqa": [{"sentence": "Profit rose.", "score": 0.6}, {"sentence": "It fell.", "score": -0.5}],
     }
-    records = load_records(source="jsonl", path=str(written(tmp_path, *rows[preset])), preset=preset)
+    records = list(read_source(DataConfig("jsonl", str(written(tmp_path, *rows[preset])), preset)).records)
     questions, labels = labelled_questions(records)
     assert labels == questions[0].options == ("negative", "positive")
     assert [labels[question.answer] for question in questions] == ["positive", "negative"]
@@ -156,7 +157,7 @@ def test_sets_without_labels_in_their_responses_are_refused() -> None:
         labelled_questions([Record(0, "q", "r")])
     with pytest.raises(ValueError, match="labels are none"):
         labelled_questions([])
-    clinic = load_records(source="clinic")
+    clinic = BUILTIN["clinic"]()
     with pytest.raises(ValueError, match=rf"record 0 has the label {clinic[0].label!r}, but its response begins with"):
         labelled_questions(clinic)
     with pytest.raises(ValueError, match="record 1 has the label ''"):

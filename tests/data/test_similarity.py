@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from raysim.data.similarity import details_found, largest_rouge_l, longest_common_subsequence, place_of, rouge_l
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.data.words import words
 
 WORDS = st.lists(st.sampled_from(["take", "the", "Tablet", "at", "night,", "12", "mg", "-", "_", "it's"]), max_size=12).map(" ".join)
@@ -29,7 +29,7 @@ def test_rouge_l_of_ascii_is_the_packages(candidate: str, reference: str) -> Non
 
 @pytest.mark.parametrize("source", ["clinic", "finance", "general"])
 def test_rouge_l_of_built_in_records_is_the_packages(source: str) -> None:
-    records = load_records(source=source)[:120]
+    records = BUILTIN[source]()[:120]
     for one, other in pairwise(records):
         assert rouge_l(one.response, other.response) == by_the_package(one.response, other.response)
         assert rouge_l(one.instruction, other.instruction) == by_the_package(one.instruction, other.instruction)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from raysim.config import load
+from raysim.config import DataConfig, load
 from raysim.data.configured import instruction_opening, responses_are_labels
 from raysim.data.records import Record
-from raysim.data.sources import BUILTIN, PRESETS, load_records, split_records
+from raysim.data.sources import BUILTIN, PRESETS, read_source, split_records
 
 ROWS = [
     {"q": "What is a kite?", "more": "", "a": "A toy that flies.", "topic": "toys", "private": ["Mira"], "set": "x"},
@@ -40,6 +40,10 @@ def write(path: Path, content: str | bytes | list[dict[str, object]]) -> str:
         content = "\n".join(json.dumps(row) for row in content)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
+
+def load_records(**fields: str) -> list[Record]:
+    return list(read_source(DataConfig(**fields)).records)
 
 
 def load_file(path: str, **fields: str) -> list[Record]:

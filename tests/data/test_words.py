@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.data.words import fold, pieces, words
 
 ASCII = st.text(st.characters(max_codepoint=127))
@@ -37,7 +37,7 @@ def test_texts_with_blanks_between_words_are_counted_as_by_split(text: str) -> N
 def test_built_in_records_are_cut_as_by_rouge_score(source: str) -> None:
     """One word of theirs is not ASCII, which rouge-score cuts short: each word stands for one of its words all the same."""
     package = DefaultTokenizer(use_stemmer=False)
-    texts = [text for record in load_records(source=source) for text in (record.instruction, record.response, *record.details)]
+    texts = [text for record in BUILTIN[source]() for text in (record.instruction, record.response, *record.details)]
     assert len(texts) > 600
     for text in texts:
         assert [word.replace("café", "caf") for word in words(text)] == package.tokenize(text)

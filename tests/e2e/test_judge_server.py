@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from raysim.data.sources import load_records
+from raysim.data.sources import BUILTIN
 from raysim.judging.endpoint import Endpoint, EndpointJudge, JudgeError
 from raysim.judging.likelihood import LikelihoodJudge
 from raysim.judging.pairwise import Pair, in_words, judge_pairs, summarise
@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     """The answer to another question against the true answer."""
-    records = load_records(source="clinic")[:4]
+    records = BUILTIN["clinic"]()[:4]
     return [Pair(record.instruction, other.response, record.response) for record, other in zip(records, reversed(records), strict=True)]
 
 

@@ -19,11 +19,11 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from raysim.config import SynthesisConfig
+from raysim.config import DataConfig, SynthesisConfig
 from raysim.data.choices import ChoiceQuestion, read_choices
 from raysim.data.configured import public_records
 from raysim.data.records import Record
-from raysim.data.sources import SourceSpec, read_source
+from raysim.data.sources import read_source
 from raysim.data.values import MAX_CHARACTERS
 
 PAIR = {"instruction": "Which tool is in drawer 1?", "response": "The saw."}
@@ -480,8 +480,8 @@ FORMS: dict[str, Kind] = {
 KINDS = CONVERSATIONS | VALUES | FORMS
 
 
-def spec(kind: Kind, path: Path, *, source: str) -> SourceSpec:
-    return SourceSpec(source, str(path), **kind.fields)
+def spec(kind: Kind, path: Path, *, source: str) -> DataConfig:
+    return DataConfig(source, str(path), **kind.fields)
 
 
 def check(kind: Kind, found: Callable[[], Any], *, path: Path, caplog: pytest.LogCaptureFixture) -> str:
@@ -650,7 +650,7 @@ def test_folder(
             write_table(folder / name, content)
         else:
             (folder / name).write_bytes(content)
-    source = SourceSpec("hub", str(folder), **fields)
+    source = DataConfig("hub", str(folder), **fields)
     if isinstance(expected, list):
         assert list(read_source(source).records) == expected
         record_property("cell", f"{len(expected)} read")
@@ -679,7 +679,7 @@ def test_path(source: str, path: str, expected: str, tmp_path: Path, cache: Path
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "set.jsonl").write_bytes(lines(PAIR))
     with pytest.raises(ValueError, match=expected) as error:
-        read_source(SourceSpec(source, path.format(folder=tmp_path)))
+        read_source(DataConfig(source, path.format(folder=tmp_path)))
     assert "\n" not in str(error.value)
 
 
@@ -690,7 +690,7 @@ def test_home(source: str, path: str, tmp_path: Path, cache: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jsonl").write_bytes(lines(PAIR))
-    assert list(read_source(SourceSpec(source, path)).records) == [record()]
+    assert list(read_source(DataConfig(source, path)).records) == [record()]
 
 
 CHOICE = {"question": "Which?", "options": ["saw", "file"], "answer": 1}
