@@ -31,7 +31,16 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from raysim.model.kv_cache import BLOCK_COLUMNS, BlockLayer, Window, additive_mask, has_plain_attention, last_place, read_text
+from raysim.model.kv_cache import (
+    BLOCK_COLUMNS,
+    BlockLayer,
+    Window,
+    additive_mask,
+    common_prefix,
+    has_plain_attention,
+    last_place,
+    read_text,
+)
 from raysim.model.language_model import LanguageModel, context_length
 from raysim.rng import numpy_rng
 
@@ -99,7 +108,7 @@ def generate(
         return [request.produced for request in requests]
     batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=dtype)
     with _eval_mode(model), torch.inference_mode(), autocast, _linear_kernel(model, batch.dtype):
-        batch.share_prefix(_common_prefix(prompts))
+        batch.share_prefix(common_prefix(prompts))
         while waiting or batch.requests:
             group = batch.next_group(waiting)
             logits_BV = batch.prefill(group) if group else batch.step()
@@ -208,15 +217,6 @@ class _Chooser(LogitsProcessor):
         only = torch.full_like(scores, -torch.inf)
         only[torch.arange(len(chosen)), torch.tensor(chosen)] = 0.0
         return only  # type: ignore[return-value]  # torch's own functions return plain tensors
-
-
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """What all prompts begin with, less than the whole of any of them; nothing where there is no second prompt to share it."""
-    longest = min(len(prompt) for prompt in prompts) - 1 if len(prompts) > 1 else 0
-    first, last = list(min(prompts, key=list)), list(max(prompts, key=list))
-    # What the first and the last in lexical order share, all between them share.
-    differing = (index for index in range(longest) if first[index] != last[index])
-    return first[: next(differing, longest)]
 
 
 @contextlib.contextmanager

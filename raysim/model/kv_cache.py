@@ -59,6 +59,17 @@ def read_text(model: Any, tokens: Sequence[int]) -> tuple[list[KeysValues], torc
     return computed, output.logits[0, -1]
 
 
+def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with, less than the whole of any of them; nothing where there is no second prompt to share it."""
+    if len(prompts) < 2:
+        return []
+    longest = min(len(prompt) for prompt in prompts) - 1
+    first, last = list(min(prompts, key=list)), list(max(prompts, key=list))
+    # What the first and the last in lexical order share, all between them share.
+    differing = (index for index in range(longest) if first[index] != last[index])
+    return first[: next(differing, longest)]
+
+
 def cache_of(layers: Iterable[KeysValues]) -> DynamicCache:
     """A cache that holds these keys and values, of shape BHCD, and grows behind them."""
     cache = DynamicCache()

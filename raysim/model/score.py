@@ -11,15 +11,14 @@ V vocabulary, N scored positions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from raysim.model.kv_cache import KeysValues, additive_mask, cache_of, has_plain_attention, read_text
+from raysim.model.kv_cache import KeysValues, additive_mask, cache_of, common_prefix, has_plain_attention, read_text
 from raysim.model.language_model import LanguageModel
 
 Found = tuple[int, int, int]
@@ -100,44 +99,26 @@ def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pi
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     _check(lm, rows)
     lm.model.eval()
-    if not has_plain_attention(lm.model.get_base_model(), longest=max((row.longest for row in rows), default=0)):
-        yield from _passes_alone(lm, rows, batch_size=batch_size, pick=pick)
-        return
-    shared = _common_beginning(rows)
-    with lm.autocast():
-        memory = read_text(lm.model, shared)[0] if shared else []
-    order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        layouts = [_lay_out(rows[index], num_shared=len(shared)) for index in batch]
+    parts = [(index, 0, row) for index, row in enumerate(rows)]
+    if plain := has_plain_attention(lm.model.get_base_model(), longest=max((row.longest for row in rows), default=0)):
+        shared = _common_beginning(rows)
+        with lm.autocast():
+            memory = read_text(lm.model, shared)[0] if shared else []
+    else:
+        parts = [(index, number, Row(row.prompt_ids, (branch,))) for index, _, row in parts for number, branch in enumerate(row.branches)]
+        shared, memory = (), []
+    parts.sort(key=lambda part: part[2].num_tokens)
+    for start in range(0, len(parts), batch_size):
+        batch = parts[start : start + batch_size]
+        layouts = [_lay_out(row, num_shared=len(shared)) for _, _, row in batch]
         found: list[Found] = []
         places: list[tuple[int, int]] = []
-        for b, (index, layout) in enumerate(zip(batch, layouts, strict=True)):
-            for number, (branch, start) in enumerate(zip(rows[index].branches, layout.starts, strict=True)):
-                columns = pick(branch, last_of_prompt=layout.starts[0] - 1, start=start)
+        for b, ((index, first, row), layout) in enumerate(zip(batch, layouts, strict=True)):
+            for number, (branch, column) in enumerate(zip(row.branches, layout.starts, strict=True), start=first):
+                columns = pick(branch, last_of_prompt=layout.starts[0] - 1, start=column)
                 places += [(b, column) for column in columns]
                 found += [(index, number, place) for place in range(len(columns))]
-        yield found, _forward(lm, layouts, places, shared=len(shared), memory=memory)
-
-
-def _passes_alone(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pick) -> Iterator[tuple[list[Found], torch.Tensor]]:
-    """`_passes` with every branch in a row of its own, behind its prompt, padded on the right: right for any decoder."""
-    branches = [(index, number) for index, row in enumerate(rows) for number in range(len(row.branches))]
-    order = sorted(branches, key=lambda one: len(rows[one[0]].prompt_ids) + len(rows[one[0]].branches[one[1]]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        whole = [[*rows[index].prompt_ids, *rows[index].branches[number]] for index, number in batch]
-        width = max(map(len, whole))
-        ids_BT = torch.tensor([ids + [lm.pad_token_id] * (width - len(ids)) for ids in whole], device=lm.device)
-        found: list[Found] = []
-        places: list[tuple[int, int]] = []
-        for b, (index, number) in enumerate(batch):
-            start = len(rows[index].prompt_ids)
-            columns = pick(rows[index].branches[number], last_of_prompt=start - 1, start=start)
-            places += [(b, column) for column in columns]
-            found += [(index, number, place) for place in range(len(columns))]
-        row_N, column_N = torch.tensor(places, device=lm.device).T
-        yield found, lm.logits_at(ids_BT, row_N, column_N, use_cache=False).float()
+        yield found, _forward(lm, layouts, places, shared=len(shared), memory=memory, plain=plain)
 
 
 def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
@@ -153,12 +134,8 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
 
 def _common_beginning(rows: Sequence[Row]) -> tuple[int, ...]:
     """What all prompts begin with, less than the whole of any of them; empty where it is short or there is one row only."""
-    if len(rows) < 2:
-        return ()
-    prompts = [row.prompt_ids[:-1] for row in rows]
-    # What the first and the last in lexical order share, all between them share.
-    shared = tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False)))
-    return shared if len(shared) >= MIN_SHARED else ()
+    shared = common_prefix([row.prompt_ids for row in rows])
+    return tuple(shared) if len(shared) >= MIN_SHARED else ()
 
 
 @dataclass(frozen=True)
@@ -189,8 +166,12 @@ def _forward(
     *,
     shared: int,
     memory: list[KeysValues],
+    plain: bool,
 ) -> torch.Tensor:
-    """Float32 logits NV of the next token at `places`, each a row of the batch and a column, of a batch padded on the right."""
+    """Float32 logits NV of the next token at `places`, each a row of the batch and a column, of a batch padded on the right.
+
+    Without `plain` attention a row is a text as any model reads it, and the model's own mask and positions serve.
+    """
     width = max(len(layout.ids) for layout in layouts)
 
     def padded(name: str, filler: int) -> torch.Tensor:
@@ -198,18 +179,16 @@ def _forward(
         return torch.tensor([row + [filler] * (width - len(row)) for row in rows], device=lm.device)
 
     ids_BT, positions_BT, segments_BT = padded("ids", lm.pad_token_id), padded("positions", 0), padded("segments", -1)
-    cache = cache_of((keys.expand(len(layouts), -1, -1, -1), values.expand(len(layouts), -1, -1, -1)) for keys, values in memory)
     row_N, column_N = torch.tensor(places, device=lm.device).T
-    logits_NV = lm.logits_at(
-        ids_BT,
-        row_N,
-        column_N,
-        attention_mask=_mask(segments_BT, shared=shared, dtype=lm.compute_dtype),
-        position_ids=positions_BT,
-        past_key_values=cache if memory else None,
-        use_cache=bool(memory),
-    )
-    return logits_NV.float()
+    inputs: dict[str, Any] = {"use_cache": bool(memory)}
+    if plain:
+        inputs |= {"attention_mask": _mask(segments_BT, shared=shared, dtype=lm.compute_dtype), "position_ids": positions_BT}
+    if memory:
+        num_rows = len(layouts)
+        inputs["past_key_values"] = cache_of(
+            (keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1)) for keys, values in memory
+        )
+    return lm.logits_at(ids_BT, row_N, column_N, **inputs).float()
 
 
 def _mask(segments_BT: torch.Tensor, *, shared: int, dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from raysim.data.configured import chat_format, instruction_opening, responses_are_labels
 from raysim.data.tokens import Example, encode_records
@@ -23,6 +23,8 @@ from raysim.methods.synthesis.write import (
 )
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainStats
+
+S = TypeVar("S", SynthesisSettings, PrivateSynthesisSettings)
 
 
 def write(lm: LanguageModel, call: ClientCall) -> list[Candidate]:
@@ -108,39 +110,32 @@ def total(*parts: TrainStats) -> TrainStats:
 def _private_settings(call: ClientCall) -> PrivateSynthesisSettings:
     """Private self-generation; what the guarantee rests on comes from the mechanism that is accounted for."""
     fedpit_config, mechanism = call.config.fedpit, call.mechanism
-    settings = PrivateSynthesisSettings(
+    settings = _settings_of(
+        PrivateSynthesisSettings,
+        call,
         num_candidates=mechanism.num_steps,
-        num_subsets=fedpit_config.num_subsets,
         max_demonstrations=fedpit_config.num_response_demonstrations,
         max_demonstration_tokens=call.config.data.max_length * fedpit_config.subset_size,
         sampling_prob=mechanism.record_prob(call.client_id),
-        top_k=fedpit_config.top_k,
         noise_multiplier=mechanism.noise_multiplier,
-        max_instruction_tokens=fedpit_config.max_instruction_tokens,
-        max_response_tokens=fedpit_config.max_response_tokens,
-        min_instruction_words=fedpit_config.min_instruction_words,
-        opening=instruction_opening(call.config.data),
-        labelled=responses_are_labels(call.config.data),
         decoding=fedpit_config.private_decoding,
         secure_noise=mechanism.secure_noise,
         batch_size=max(call.config.evaluate.batch_size, fedpit_config.num_subsets + 1),
-        chat=chat_format(call.config.data),
     )
     assert settings.num_tokens == mechanism.num_tokens, (settings.num_tokens, mechanism.num_tokens)
     return settings
 
 
 def _settings(call: ClientCall) -> SynthesisSettings:
-    fedpit_config = call.config.fedpit
-    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"opening", "labelled", "batch_size", "chat"}
-    values: dict[str, Any] = {name: value for name, value in dataclasses.asdict(fedpit_config).items() if name in names}
-    return SynthesisSettings(
-        opening=instruction_opening(call.config.data),
-        labelled=responses_are_labels(call.config.data),
-        batch_size=call.config.evaluate.batch_size,
-        chat=chat_format(call.config.data),
-        **values,
-    )
+    return _settings_of(SynthesisSettings, call)
+
+
+def _settings_of(kind: type[S], call: ClientCall, **own: Any) -> S:
+    """Settings of that kind: what `own` gives, the form of the client's data, and what bears the name of a key of `fedpit`."""
+    data = call.config.data
+    form = {"opening": instruction_opening(data), "labelled": responses_are_labels(data), "chat": chat_format(data)}
+    known = dataclasses.asdict(call.config.fedpit) | form | {"batch_size": call.config.evaluate.batch_size} | own
+    return kind(**{field.name: known[field.name] for field in dataclasses.fields(kind)})
 
 
 def _stored(candidate: Candidate) -> dict[str, Any]:
