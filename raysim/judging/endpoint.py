@@ -84,18 +84,10 @@ class EndpointSettings:
     """Root of the jitter."""
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_unparsed", "first_wait_s", "max_wait_s", "price_prompt", "price_completion"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be at least 0")
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
-            raise ValueError(f"timeout_s={self.timeout_s} must be greater than 0")
-        taken = sorted({"model", "messages", "stream", "n"} & set(self.parameters))
-        if taken:
-            raise ValueError(f"parameters: {', '.join(taken)} cannot be set; the judge sets it itself")
+        assert min(self.concurrency, self.max_attempts, self.max_unparsed + 1) >= 1, self
+        assert 0 < self.timeout_s < math.inf, self
+        assert 0 <= max(self.first_wait_s, self.max_wait_s) < math.inf, self
+        assert not {"model", "messages", "stream", "n"} & set(self.parameters), "the judge sets these itself"
 
 
 def endpoint_from(environment: Mapping[str, str]) -> Endpoint:

@@ -65,14 +65,10 @@ class Sampling:
     """Tokens that end a row besides the end-of-sequence tokens; not returned either."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be greater than 0 (1 is none)")
+        assert self.max_new_tokens >= 1, self
+        assert 0 <= self.temperature < math.inf, self
+        assert 0 < self.top_p <= 1, self
+        assert 0 < self.repetition_penalty < math.inf, self
 
 
 def generate(
@@ -92,11 +88,13 @@ def generate(
     function of its prompt and its seed, and a larger `max_new_tokens` only continues it; the modes of the model's modules
     and its gradients are left as they were.
 
-    Errors: ValueError for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, or missing seeds.
+    Errors: ValueError for an empty prompt, or a prompt that does not fit the context together with `max_new_tokens`.
     """
     if not prompts:
         return []
-    _check_requests(model, prompts, sampling=sampling, seeds=seeds, batch_size=batch_size)
+    assert batch_size >= 1, batch_size
+    assert len(prompts) == len(seeds) if seeds is not None else sampling.temperature == 0, "one seed for each prompt, unless greedy"
+    _check_prompts(prompts, context=context_length(model.config.to_dict()), max_new_tokens=sampling.max_new_tokens)
     requests = [_Request(prompt=prompt, noise=None if seeds is None else numpy_rng(seeds[i], "tokens")) for i, prompt in enumerate(prompts)]
     waiting = deque(sorted(requests, key=lambda request: -len(request.prompt)))
     stop = frozenset(eos_token_ids) | frozenset(sampling.stop_token_ids)
@@ -141,28 +139,14 @@ class _Request:
     finished: bool = False
 
 
-def _check_requests(
-    model: PreTrainedModel | PeftModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    sampling: Sampling,
-    seeds: Sequence[int] | None,
-    batch_size: int,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    if sampling.temperature > 0 and seeds is None:
-        raise ValueError(f"temperature={sampling.temperature} needs seeds, one for each of the {len(prompts)} prompts")
-    if seeds is not None and len(seeds) != len(prompts):
-        raise ValueError(f"seeds has {len(seeds)} entries but there are {len(prompts)} prompts; give one seed for each")
-    context = context_length(model.config.to_dict())
+def _check_prompts(prompts: Sequence[Sequence[int]], *, context: int, max_new_tokens: int) -> None:
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompts[{index}] is empty; a prompt needs at least 1 token")
-        if len(prompt) + sampling.max_new_tokens > context:
+        if len(prompt) + max_new_tokens > context:
             raise ValueError(
-                f"prompts[{index}] has {len(prompt)} tokens but at most {context - sampling.max_new_tokens} fit: the context is "
-                f"max_position_embeddings={context} and max_new_tokens={sampling.max_new_tokens}; shorten the prompt or lower max_new_tokens"
+                f"prompts[{index}] has {len(prompt)} tokens but at most {context - max_new_tokens} fit: the context is "
+                f"max_position_embeddings={context} and max_new_tokens={max_new_tokens}; shorten the prompt or lower max_new_tokens"
             )
 
 

@@ -3,7 +3,6 @@
 import email.utils
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -382,17 +381,17 @@ def test_keys_that_no_header_holds_are_refused_without_being_shown(key: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"concurrency": 0}, "concurrency=0 must be at least 1"),
-        ({"max_attempts": 0}, "max_attempts=0 must be at least 1"),
-        ({"max_unparsed": -1}, "max_unparsed=-1 must be at least 0"),
-        ({"first_wait_s": float("inf")}, "first_wait_s=inf must be at least 0"),
-        ({"timeout_s": 0.0}, "timeout_s=0.0 must be greater than 0"),
-        ({"price_prompt": -1.0}, "price_prompt=-1.0 must be at least 0"),
-        ({"parameters": {"stream": True}}, "parameters: stream cannot be set"),
+        {"concurrency": 0},
+        {"max_attempts": 0},
+        {"max_unparsed": -1},
+        {"first_wait_s": float("inf")},
+        {"timeout_s": 0.0},
+        {"parameters": {"stream": True}},
     ],
+    ids=str,
 )
-def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_settings_that_no_configuration_gives_are_a_fault(changes: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
         patience(**changes)
