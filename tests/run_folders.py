@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from raysim import config as configuration
+from raysim.results.contents import Ledger, RoundRecord, Summary
+from raysim.results.folders import typed
 
 TOPICS = ["asthma", "diabetes", "hypertension", "migraine", "allergy", "thyroid", "sleep", "skin"]
 # method -> (NLL, train ROUGE-L, train details) that its rounds approach, and epsilon a round (0 for none)
@@ -18,6 +20,20 @@ ENDS: dict[str, tuple[float, float, float, float]] = {
     "dplora": (2.18, 0.274, 0.023, 1.7),
     "locit": (2.05, 0.392, 0.19, 0.0),
     "cenit": (1.79, 0.463, 0.31, 0.0),
+}
+
+ENVIRONMENT = {
+    "raysim": "0.1.0",
+    "commit": "0f3c9a1",
+    "python": "3.12.3",
+    "platform": "Linux",
+    "processor": "x86_64",
+    "num_cpus": 2,
+    "gpus": [],
+    "packages": {"torch": "2.13.0", "ray": "2.60.0"},
+    "likeness": "ROUGE-L",
+    "inputs": {},
+    "chat": {},
 }
 
 
@@ -34,10 +50,7 @@ def write_run(folder: Path, method: str, *, num_rounds: int = 5, num_clients: in
     ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     _write(folder / "partition.json", partition(num_clients))
-    _write(
-        folder / "environment.json",
-        {"python": "3.12.3", "packages": {"torch": "2.13.0", "ray": "2.60.0"}, "num_cpus": 2, "commit": "0f3c9a1"},
-    )
+    _write(folder / "environment.json", ENVIRONMENT)
     _write(folder / "ledger.json", ledger(method, records))
     if method == "fedpit":
         (folder / "synthetic.jsonl").write_text("".join(json.dumps(t) + "\n" for t in synthetic(num_rounds, num_clients)))
@@ -110,7 +123,9 @@ def partition(num_clients: int) -> dict[str, Any]:
         }
         for i, c in enumerate(counts)
     ]
-    return {"sha256": f"{num_clients:02d}" + "c1a9" * 15 + "00", "num_clients": num_clients, "clients": clients}
+    rest = {"num_heldout": 8, "num_cut": 0, "num_heldout_cut": 0, "max_length": 512, "num_copies": 0, "num_exact_copies": 0}
+    sha256 = f"{num_clients:02d}" + "c1a9" * 15 + "00"
+    return {"sha256": sha256, "num_clients": num_clients, "clients": clients, **rest, "num_canary_records": [0] * num_clients}
 
 
 def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,7 +145,14 @@ def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "delta": 1e-5,
         "epsilon": epsilon,
         "epsilon_rdp": None if epsilon is None else epsilon * 1.1,
+        "accountant": None if epsilon is None else "pld",
+        "releases": [],
         "guarantee": guarantee,
+        "simulated": False,
+        "noise_at": "none" if epsilon is None else "client",
+        "expected_cohort": 3.0,
+        "num_rounds": sum(r["round_index"] >= 0 for r in records),
+        "seeded_noise": epsilon is not None,
     }
 
 
@@ -146,6 +168,9 @@ def summary(name: str, method: str, records: list[dict[str, Any]], *, seed: int)
         "attack": last["attack"],
         "private": last.get("private"),
         "cross_client": {"coverage": 0.123, "heldout_coverage": None, "efficiency": 0.0456, "num_queries": 1536, "by_attacker": []},
+        "unit": ledger(method, records)["unit"],
+        "simulated": False,
+        "num_tokens": sum(r["num_tokens"] for r in records),
         "epsilon": last["epsilon"],
         "delta": 1e-5 if last["epsilon"] is not None else None,
         "guarantee": ledger(method, records)["guarantee"],
@@ -178,6 +203,21 @@ def synthetic(num_rounds: int, num_clients: int) -> list[dict[str, Any]]:
             }
         )
     return texts
+
+
+def a_summary(**changes: Any) -> Summary:
+    """An invented summary, as it is read."""
+    return typed(Summary, summary("run", "fedit", [record("fedit", 0, 3)], seed=0) | changes, where="summary")
+
+
+def a_ledger(**changes: Any) -> Ledger:
+    """An invented ledger, as it is read."""
+    return typed(Ledger, ledger("dplora", [record("dplora", 0, 3)]) | changes, where="ledger")
+
+
+def a_round(**changes: Any) -> RoundRecord:
+    """An invented round, as it is read."""
+    return typed(RoundRecord, record("fedit", 0, 3) | changes, where="round")
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

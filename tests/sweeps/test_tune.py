@@ -27,7 +27,7 @@ from raysim.config import Config, load
 from raysim.federation.setup import data_key, encode_data, prepare
 from raysim.federation.worker import Worker
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
-from raysim.results.verify import RunFolder
+from raysim.results.folders import RunFolder
 from raysim.runs.run import load_model, resolved, run
 from raysim.sweeps.progress import SweepProgress
 from raysim.sweeps.space import support_points, trial_config
