@@ -4,7 +4,6 @@ Everything is read from the runs' files, so both can be written again at any tim
 Left out: a page for each run (each run's folder has one), and absolute comparisons with published figures.
 """
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +27,12 @@ from raysim.claims.decide import (
 )
 from raysim.claims.papers import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
 from raysim.config import load
-from raysim.console.progress import MISSING, clock
+from raysim.console.words import MISSING, clock
 from raysim.methods.spec import spec_of
 from raysim.reports import figures
 from raysim.reports.figures import SPARE_COLOURS, Curve, Level, Line
-from raysim.reports.page import Panel, page_environment, write_comparison_tables
+from raysim.reports.page import write_comparison_tables
+from raysim.reports.rendering import Panel, draw, render
 from raysim.results.files import read_json, write_json, write_text
 
 TITLES = {
@@ -247,10 +247,6 @@ def _largest(found: Sequence[float | None]) -> str:
 
 
 def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders: Sequence[Path]) -> str:
-    drawn = []
-    for panel in panels(runs, name=name):
-        figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
-        drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
     first = load(folders[0] / "config.yaml")
     shown = [
         (row, *our_values(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
@@ -259,25 +255,21 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
     others = [
         (row.claim, FIGURE_WORDS[r.figure], differences_in_words(r).split("<br>"), r.verdict) for row in rows for r in row.readings[1:]
     ]
-    return (
-        page_environment()
-        .get_template("claims.html.j2")
-        .render(
-            title=TITLES[name],
-            config=first,
-            seeds=sorted({seed for members in runs.values() for seed in members}),
-            how=HOW.replace("*", ""),
-            tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
-            shown=shown,
-            others=others,
-            drawn=drawn,
-            entries=entry_table(runs),
-            notes=notes(runs),
-            folders=[folder.name for folder in folders],
-            sigmas=sigma_table() if name == "dplora" else [],
-            time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
-            themed=figures.themed_colours(),
-        )
+    return render(
+        "claims.html.j2",
+        title=TITLES[name],
+        config=first,
+        seeds=sorted({seed for members in runs.values() for seed in members}),
+        how=HOW.replace("*", ""),
+        tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
+        shown=shown,
+        others=others,
+        drawn=draw(panels(runs, name=name), out_dir),
+        entries=entry_table(runs),
+        notes=notes(runs),
+        folders=[folder.name for folder in folders],
+        sigmas=sigma_table() if name == "dplora" else [],
+        time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
     )
 
 
@@ -313,8 +305,6 @@ def _leakage_panel(runs: Runs) -> Panel | None:
                     _colour(entry, runs),
                     figures.MARKERS[len(lines) % len(figures.MARKERS)],
                     sorted(points.items()),
-                    [],
-                    [],
                 )
             )
     if not lines:

@@ -15,7 +15,7 @@ from raysim.model.language_model import load_base_model
 from raysim.results import inputs
 from raysim.results.verify import verify
 from raysim.runs.run import compare, run
-from raysim.sweeps.tune import sweep
+from raysim.sweeps.sweep import sweep
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
 
