@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raysim.runs.compare import compare
 from safetensors.numpy import load_file, save_file
 
 from raysim.cli import main
@@ -15,8 +14,9 @@ from raysim.data.records import Record
 from raysim.model.base_model import load_base_model
 from raysim.results import inputs
 from raysim.results.verify import verify
+from raysim.runs.compare import compare
 from raysim.runs.run import run
-from raysim.sweeps.tune import sweep
+from raysim.sweeps.sweep import sweep
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
 

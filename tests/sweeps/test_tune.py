@@ -12,7 +12,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,18 @@ import pytest
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
-from rich.console import Console
 
 from raysim.config import Config, load
+from raysim.console.sweep_progress import SweepProgress
 from raysim.federation.setup import data_key, encode_data, prepare
 from raysim.federation.worker import Worker
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
 from raysim.results.folders import RunFolder
 from raysim.runs.run import load_model, resolved, run
-from raysim.sweeps.progress import SweepProgress
 from raysim.sweeps.space import support_points, trial_config
-from raysim.sweeps.tune import (
-    NO_OTHERS,
-    Watch,
-    bundles,
-    decided,
-    planned,
-    scheduler_of,
-    selection,
-    share_data,
-    share_models,
-    status,
-    sweep,
-    tell,
-    trial_folder,
-)
+from raysim.sweeps.sweep import decided, planned, selection, sweep
+from raysim.sweeps.trial import status, trial_folder
+from raysim.sweeps.tune import NO_OTHERS, Watch, bundles, scheduler_of, share_data, share_models, tell
 from tests.conftest import SMALL
 
 PATIENCE_S = 200
@@ -406,22 +392,6 @@ def test_a_trials_status_is_read_from_its_folder(tmp_path: Path) -> None:
     assert status(tmp_path) == "done"
 
 
-def test_a_log_of_a_sweep_has_a_line_for_each_event_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    with SweepProgress("demo") as progress:
-        progress.add("000-lora.rank=2", {"lora.rank": 2}, num_rounds=3)
-        progress.add("001-lora.rank=4", {"lora.rank": 4}, num_rounds=3, status="done")
-        progress.start("000-lora.rank=2")
-        progress.round("000-lora.rank=2", {"heldout_nll": 1.25, "epsilon": 2.5}, round=1)
-        assert progress.trials["000-lora.rank=2"].left_s() is not None
-        assert progress.left_s() is None, "no trial has ended in this sitting"
-        progress.end("000-lora.rank=2", "failed", error="round 1: no")
-    printed = capsys.readouterr().out
-    assert [line.split("  ")[2] for line in printed.splitlines()] == ["starts", "round 1/3", "failed in 0:00: round 1: no"]
-    assert "nll 1.25  eps 2.5" in printed
-    assert "2 of 2 trials over, 1 failed" in printed
-    assert printed.replace("\n", "").isprintable()
-
-
 @dataclasses.dataclass(frozen=True)
 class Died:
     """What a watch asks of a trial whose process died: `config` as Tune gives it, and the file of its errors."""
@@ -435,7 +405,7 @@ def test_a_trial_that_lacked_memory_waits_longer_each_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, waited = small_sweep(tmp_path, "sweep.space={lora.rank: [4]}"), list[float]()
-    monkeypatch.setattr("raysim.sweep.time.sleep", waited.append)
+    monkeypatch.setattr("raysim.sweeps.tune.time.sleep", waited.append)
     values = {"point": dataclasses.asdict(planned(config)[0])}
     failures = ["killed by a signal", "the node was low on memory", "low on memory", "killed by a signal", "low on memory"]
     with SweepProgress("demo") as progress:
@@ -448,29 +418,3 @@ def test_a_trial_that_lacked_memory_waits_longer_each_time(
     printed = capsys.readouterr().out.splitlines()
     assert ["lack of memory" in line for line in printed] == [False, True, True, False, True]
     assert printed[1].endswith("it goes on from its last finished round in 4 s")
-
-
-def test_the_live_table_shows_each_trial_with_its_figures(render: Callable[[Any], str]) -> None:
-    progress = SweepProgress("demo", enabled=False)
-    progress.add("000-lora.rank=2", {"lora.rank": 2}, num_rounds=4)
-    progress.add("001-lora.rank=4", {"lora.rank": 4}, num_rounds=4)
-    progress.start("001-lora.rank=4")
-    progress.round("001-lora.rank=4", {"heldout_nll": 1.25, "leakage": 0.5, "tokens_per_s": 1234.0}, round=2)
-    shown = render(progress)
-    assert "0 of 2 trials over, 1 running" in shown
-    waiting, running = (next(line for line in shown.splitlines() if line.startswith(number)) for number in ("000", "001"))
-    assert waiting.split()[:4] == ["000", "lora.rank=2", "waiting", "0/4"]
-    assert running.split()[:7] == ["001", "lora.rank=4", "running", "2/4", "1.25", "0.50", "—"]
-
-
-@pytest.fixture
-def render() -> Callable[[Any], str]:
-    """A function from what rich can show to its text on a terminal of 100 columns."""
-
-    def draw(shown: Any) -> str:
-        console = Console(width=100, force_terminal=False)
-        with console.capture() as capture:
-            console.print(shown)
-        return capture.get()
-
-    return draw
