@@ -20,6 +20,20 @@ ENDS: dict[str, tuple[float, float, float, float]] = {
     "cenit": (1.79, 0.463, 0.31, 0.0),
 }
 
+ENVIRONMENT = {
+    "raysim": "0.1.0",
+    "commit": "0f3c9a1",
+    "python": "3.12.3",
+    "platform": "Linux",
+    "processor": "x86_64",
+    "num_cpus": 2,
+    "gpus": [],
+    "packages": {"torch": "2.13.0", "ray": "2.60.0"},
+    "likeness": "ROUGE-L",
+    "inputs": {},
+    "chat": {},
+}
+
 
 def write_run(folder: Path, method: str, *, num_rounds: int = 5, num_clients: int = 3, finished: bool = True, **overrides: Any) -> Path:
     """The folder of an invented run; `overrides` are dotted configuration keys with `__` for the dot."""
@@ -34,10 +48,7 @@ def write_run(folder: Path, method: str, *, num_rounds: int = 5, num_clients: in
     ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     _write(folder / "partition.json", partition(num_clients))
-    _write(
-        folder / "environment.json",
-        {"python": "3.12.3", "packages": {"torch": "2.13.0", "ray": "2.60.0"}, "num_cpus": 2, "commit": "0f3c9a1"},
-    )
+    _write(folder / "environment.json", ENVIRONMENT)
     _write(folder / "ledger.json", ledger(method, records))
     if method == "fedpit":
         (folder / "synthetic.jsonl").write_text("".join(json.dumps(t) + "\n" for t in synthetic(num_rounds, num_clients)))
@@ -110,7 +121,9 @@ def partition(num_clients: int) -> dict[str, Any]:
         }
         for i, c in enumerate(counts)
     ]
-    return {"sha256": f"{num_clients:02d}" + "c1a9" * 15 + "00", "num_clients": num_clients, "clients": clients}
+    rest = {"num_heldout": 8, "num_cut": 0, "num_heldout_cut": 0, "max_length": 512, "num_copies": 0, "num_exact_copies": 0}
+    sha256 = f"{num_clients:02d}" + "c1a9" * 15 + "00"
+    return {"sha256": sha256, "num_clients": num_clients, "clients": clients, **rest, "num_canary_records": [0] * num_clients}
 
 
 def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,7 +143,14 @@ def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "delta": 1e-5,
         "epsilon": epsilon,
         "epsilon_rdp": None if epsilon is None else epsilon * 1.1,
+        "accountant": None if epsilon is None else "pld",
+        "releases": [],
         "guarantee": guarantee,
+        "simulated": False,
+        "noise_at": "none" if epsilon is None else "client",
+        "expected_cohort": 3.0,
+        "num_rounds": sum(r["round_index"] >= 0 for r in records),
+        "seeded_noise": epsilon is not None,
     }
 
 
@@ -146,6 +166,9 @@ def summary(name: str, method: str, records: list[dict[str, Any]], *, seed: int)
         "attack": last["attack"],
         "private": last.get("private"),
         "cross_client": {"coverage": 0.123, "heldout_coverage": None, "efficiency": 0.0456, "num_queries": 1536, "by_attacker": []},
+        "unit": ledger(method, records)["unit"],
+        "simulated": False,
+        "num_tokens": sum(r["num_tokens"] for r in records),
         "epsilon": last["epsilon"],
         "delta": 1e-5 if last["epsilon"] is not None else None,
         "guarantee": ledger(method, records)["guarantee"],

@@ -5,10 +5,10 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -18,7 +18,17 @@ from raysim.config import Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
 from raysim.lora.layout import Layout, Vector, adapter_sha256, save_adapter
 
+CONFIG, ENVIRONMENT, PARTITION = "config.yaml", "environment.json", "partition.json"
+ROUNDS, LEDGER, ANSWERS, SYNTHETIC = "rounds.jsonl", "ledger.json", "answers.jsonl", "synthetic.jsonl"
+SUMMARY, REPORT, AUDIT = "summary.json", "report.html", "audit.json"
+JOURNAL, JUDGED, JUDGE = "judge.jsonl", "judged.jsonl", "judge.json"
+STATE, ADAPTER, TENSORS, CARD = "state", "adapter", "adapter_model.safetensors", "README.md"
+COMPARISON, CLAIMS, CLAIMS_TABLE, RESULTS = "comparison.json", "claims.json", "claims.md", "results.csv"
+SWEEP, POINTS, STOPPED = "sweep.yaml", "points.jsonl", "stopped.json"
+"""The files of a run, of a comparison and of a sweep, by the names that other programs read them by; written and named here alone."""
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
+
+Kind = TypeVar("Kind")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,12 +50,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return _object(_read_text(path), where=str(path))
 
 
+def read_json_list(path: Path) -> list[Any]:
+    """The list of a JSON file.
+
+    Errors: ValueError naming the file if it is not one.
+    """
+    return _parsed(_read_text(path), kind=list, where=str(path))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a file that has one a line.
 
     Errors: ValueError naming file and line if one is none.
     """
-    return [_object(line, where=f"{path}: line {number}") for number, line in json_lines(path)]
+    return [found for _, found in numbered(path)]
+
+
+def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file that has one a line, with the numbers of their lines; blank lines are passed over.
+
+    With `cut` a last line that is no object is left out, and that is added there in a sentence.
+
+    Errors: ValueError naming file and line if one is no object.
+    """
+    lines = json_lines(path)
+    found = []
+    for number, line in lines:
+        try:
+            found.append((number, _object(line, where=f"{path}: line {number}")))
+        except ValueError:
+            if cut is None or number < lines[-1][0]:
+                raise
+            cut.append(f"The last line of {path.name} was cut short and is left out.")
+    return found
 
 
 def json_lines(path: Path) -> list[tuple[int, str]]:
@@ -64,12 +101,17 @@ def _read_text(path: Path) -> str:
 
 
 def _object(text: str, *, where: str) -> dict[str, Any]:
+    return _parsed(text, kind=dict, where=where)
+
+
+def _parsed(text: str, *, kind: type[Kind], where: str) -> Kind:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({type(error).__name__}); restore the file, or run into another folder") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} holds no object but {type(value).__name__}; restore the file, or run into another folder")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "list"
+        raise ValueError(f"{where} holds no {wanted} but {type(value).__name__}; restore the file, or run into another folder")
     return value
 
 
@@ -88,7 +130,7 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it belongs to another configuration or is not a run's folder.
     """
-    return own_folder(config, file="config.yaml", scratch=(".config.yaml.",), key=result_key, kind="run", other="configuration")
+    return own_folder(config, file=CONFIG, scratch=(f".{CONFIG}.",), key=result_key, kind="run", other="configuration")
 
 
 def check_writable(out: Path) -> None:
@@ -131,20 +173,20 @@ def own_folder(
 
 def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any], chat: dict[str, Any]) -> None:
     """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds, and how conversations are written), partition.json."""
-    write_text(out / "config.yaml", to_yaml(config))
-    write_json(out / "environment.json", environment() | {"inputs": inputs, "chat": chat})
-    write_json(out / "partition.json", manifest)
+    write_text(out / CONFIG, to_yaml(config))
+    write_json(out / ENVIRONMENT, environment() | {"inputs": inputs, "chat": chat})
+    write_json(out / PARTITION, manifest)
 
 
 def write_progress(
     out: Path, *, records: list[dict[str, Any]], synthetic: list[dict[str, Any]], answers: list[dict[str, Any]], ledger: dict[str, Any]
 ) -> None:
     """Writes what grows by the round: rounds.jsonl, answers.jsonl, ledger.json, and synthetic.jsonl where there are such records."""
-    write_jsonl(out / "rounds.jsonl", records)
-    write_jsonl(out / "answers.jsonl", answers)
-    write_json(out / "ledger.json", ledger)
+    write_jsonl(out / ROUNDS, records)
+    write_jsonl(out / ANSWERS, answers)
+    write_json(out / LEDGER, ledger)
     if synthetic:
-        write_jsonl(out / "synthetic.jsonl", synthetic)
+        write_jsonl(out / SYNTHETIC, synthetic)
 
 
 def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector, owned: dict[int, Vector], summary: dict[str, Any]) -> str:
@@ -161,13 +203,41 @@ def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector,
     }
     if config.method.spec.separates:
         for client_id, vector in sorted(owned.items()):
-            save_adapter(out / "adapter" / f"client-{client_id:03d}", vector, layout, **settings)
+            save_adapter(out / ADAPTER / f"client-{client_id:03d}", vector, layout, **settings)
         digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
     else:
-        save_adapter(out / "adapter", adapter, layout, **settings)
+        save_adapter(out / ADAPTER, adapter, layout, **settings)
         digest = adapter_sha256(adapter)
-    write_text(out / "adapter" / "README.md", model_card(config, summary=summary, digest=digest))
+    write_text(out / ADAPTER / CARD, model_card(config, summary=summary, digest=digest))
     return digest
+
+
+def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], num_rounds: int) -> dict[str, Any]:
+    """What a run's records and ledger come to: summary.json, but for what is only known of a released adapter.
+
+    What is not measured in every round is taken from the last one that has it.
+    """
+
+    def last(key: str) -> Any:
+        return next((record[key] for record in reversed(records) if record.get(key)), None)
+
+    tokens, seconds = (sum(record.get(key, 0) for record in records) for key in ("num_tokens", "client_s"))
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "method_note": config.method.spec.note or None,
+        "seed": config.seed,
+        "num_rounds": num_rounds,
+        **{key: last(key) for key in ("eval", "attack", "private", "cross_client")},
+        **{key: ledger.get(key) for key in ("unit", "epsilon", "delta")},
+        "guarantee": ledger.get("guarantee", ""),
+        "simulated": ledger.get("simulated", False),
+        "num_parameters": None,
+        **{key: sum(record[key] for record in records) for key in ("num_dropped", "uplink_bytes", "downlink_bytes")},
+        "num_tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "wall_s": sum(record["wall_s"] for record in records),
+    }
 
 
 def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
