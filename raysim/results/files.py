@@ -22,7 +22,7 @@ CONFIG, ENVIRONMENT, PARTITION = "config.yaml", "environment.json", "partition.j
 ROUNDS, LEDGER, ANSWERS, SYNTHETIC = "rounds.jsonl", "ledger.json", "answers.jsonl", "synthetic.jsonl"
 SUMMARY, REPORT, AUDIT = "summary.json", "report.html", "audit.json"
 JOURNAL, JUDGED, JUDGE = "judge.jsonl", "judged.jsonl", "judge.json"
-STATE, ADAPTER, TENSORS, CARD = "state", "adapter", "adapter_model.safetensors", "README.md"
+STATE, FIGURES, ADAPTER, TENSORS, CARD = "state", "figures", "adapter", "adapter_model.safetensors", "README.md"
 COMPARISON, CLAIMS, CLAIMS_TABLE, RESULTS = "comparison.json", "claims.json", "claims.md", "results.csv"
 SWEEP, POINTS, STOPPED = "sweep.yaml", "points.jsonl", "stopped.json"
 """The files of a run, of a comparison and of a sweep, by the names that other programs read them by; written and named here alone."""

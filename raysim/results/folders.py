@@ -4,7 +4,7 @@ A file that is missing is a FileNotFoundError; one that is cut, altered or of an
 and the key. `so_far` is for pages: it takes a run as far as it got, and says in plain sentences what is missing.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,9 +37,8 @@ Kind = TypeVar("Kind")
 REMEDY = "restore the file, or run into another folder"
 
 
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+ADAPTERS: Any = cache(TypeAdapter)
+"""By dataclass, what makes one of a JSON object; made once."""
 
 
 def typed(kind: type[Kind], value: Mapping[str, Any], *, where: str) -> Kind:
@@ -48,7 +47,7 @@ def typed(kind: type[Kind], value: Mapping[str, Any], *, where: str) -> Kind:
     Errors: ValueError naming `where` and the first key that is missing or holds something else.
     """
     try:
-        found: Kind = _adapter(kind).validate_python(value)
+        found: Kind = ADAPTERS(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -18,7 +18,8 @@ from typing import Any
 from raysim.config import Config
 from raysim.data.records import Record
 from raysim.model.find import package_of
-from raysim.results.files import read_json
+from raysim.results import files
+from raysim.results.folders import RunFolder
 
 WHOLE_BYTES = 2**28
 """A model's files up to this size are hashed whole."""
@@ -59,8 +60,8 @@ def changed_inputs(out: Path, now: Mapping[str, Mapping[str, Print]]) -> list[st
 
     What is not here any more says nothing: it cannot be taken for the new either.
     """
-    path = out / "environment.json"
-    then = read_json(path).get("inputs", {}) if path.is_file() else {}
+    folder = RunFolder(out)
+    then = folder.environment.inputs if folder.has(files.ENVIRONMENT) else {}
     return [_difference(key, then[key], now[key]) for key in then if key in now and now[key] != then[key]]
 
 
@@ -69,7 +70,7 @@ def check_inputs(out: Path, config: Config, *, now: Mapping[str, Mapping[str, Pr
 
     Errors: ValueError naming key, file and both hashes.
     """
-    if not ((out / "rounds.jsonl").is_file() or any((out / "state").glob("round-*"))):
+    if not ((out / files.ROUNDS).is_file() or any((out / files.STATE).glob("round-*"))):
         return  # nothing was computed from them yet
     for line in changed_inputs(out, input_files(config) if now is None else now):
         raise ValueError(f"{line}; out={str(out)!r} holds results of the former: restore the file, or choose another folder")

@@ -12,8 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy.stats import binom, chi2
 
-from raysim.config import Config, load
+from raysim.config import Config
 from raysim.data.configured import configured_shards
 from raysim.data.partition import partition_manifest
 from raysim.data.sources import read_source, split_records
-from raysim.federation.checkpoint import Snapshot, load_latest
 from raysim.lora.layout import Vector, adapter_sha256
-from raysim.privacy.accounting import quiet_about_skipped_orders
-from raysim.privacy.mechanism import Mechanism, held_records
-from raysim.results.files import read_json, read_jsonl
+from raysim.privacy.accounting import Release, quiet_about_skipped_orders
+from raysim.results import files
+from raysim.results.contents import Ledger, RoundRecord
+from raysim.results.folders import RunFolder, runs_below, typed
 from raysim.results.inputs import changed_inputs, input_files
 
 LEAST_P = 1e-4
@@ -66,67 +65,16 @@ class Check:
     """What was found, or why it could not be looked at."""
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """A run's files, each read when it is first asked for."""
-
-    out: Path
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON file's object."""
-        return read_json(self.out / name)
-
-    @cached_property
-    def config(self) -> Config:
-        """The configuration."""
-        return load(self.out / "config.yaml")
-
-    @cached_property
-    def ledger(self) -> dict[str, Any]:
-        """The privacy ledger."""
-        return self.json("ledger.json")
-
-    @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of rounds.jsonl."""
-        return read_jsonl(self.out / "rounds.jsonl")
-
-    @cached_property
-    def rounds(self) -> list[dict[str, Any]]:
-        """The records of rounds (the base model's has index -1 and is none)."""
-        return [record for record in self.records if record["round_index"] >= 0]
-
-    @cached_property
-    def cohorts(self) -> list[list[int]]:
-        """The clients drawn for each round."""
-        return [record["cohort"] for record in self.rounds]
-
-    @cached_property
-    def shard_sizes(self) -> list[int]:
-        """Records of each client, inserted canaries with them."""
-        return held_records(self.json("partition.json"))
-
-    @cached_property
-    def mechanism(self) -> Mechanism:
-        """The mechanism that the configuration describes for these shards."""
-        return Mechanism.of_run(self.config, manifest=self.json("partition.json"))
-
-    @cached_property
-    def snapshot(self) -> Snapshot | None:
-        """The newest checkpoint that is whole."""
-        return load_latest(self.out / "state")[0] if (self.out / "state").is_dir() else None
-
-
 def verify(run_dir: Path) -> list[Check]:
     """Everything that was looked at in the folder of a run, in the order of `CHECKS`.
 
     Errors: ValueError if the folder is no run's.
     """
-    if not (run_dir / "config.yaml").is_file():
-        runs = sorted(path.parent.name for path in run_dir.glob("*/config.yaml"))
-        remedy = f"; it holds runs: {', '.join(runs[:6])}" if runs else ""
-        raise ValueError(f"{str(run_dir)!r} is not the folder of a run (no config.yaml){remedy}")
     run = RunFolder(run_dir)
+    if not run.is_run:
+        runs = [folder.name for folder in runs_below(run_dir)]
+        remedy = f"; it holds runs: {', '.join(runs[:6])}" if runs else ""
+        raise ValueError(f"{str(run_dir)!r} is not the folder of a run (no {files.CONFIG}){remedy}")
     return [_look(name, check, run) for name, check in CHECKS.items()]
 
 
@@ -169,18 +117,13 @@ def _look(name: str, check: Callable[[RunFolder], str], run: RunFolder) -> Check
 
 def check_files(run: RunFolder) -> str:
     """Every file of the contract is there."""
-    if not (run.out / "summary.json").is_file():
-        raise Violation("summary.json is missing: the run is not finished; the same command continues it")
-    names = ["environment.json", "partition.json", "rounds.jsonl", "ledger.json", "report.html", "adapter/README.md"]
-    for folder in _adapter_folders(run):
-        names += [f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"]
-    if any("synthetic" in record for record in run.records):
-        names.append("synthetic.jsonl")
-    missing = [name for name in names if not (run.out / name).is_file()]
-    if not list((run.out / "figures").glob("*.png")):
-        missing.append("figures/*.png")
-    if run.rounds and not list((run.out / "state").glob("round-*")):
-        missing.append("state/round-*")
+    if not run.has(files.SUMMARY):
+        raise Violation(f"{files.SUMMARY} is missing: the run is not finished; the same command continues it")
+    names = [files.ENVIRONMENT, files.PARTITION, files.ROUNDS, files.LEDGER, files.REPORT, f"{files.ADAPTER}/{files.CARD}"]
+    names += [f"{folder}/{name}" for folder in _adapter_folders(run) for name in ("adapter_config.json", files.TENSORS)]
+    names += [files.SYNTHETIC] if any(record.synthetic for record in run.records) else []
+    patterns = [f"{files.FIGURES}/*.png", *([f"{files.STATE}/round-*"] if run.rounds else [])]
+    missing = [name for name in names if not run.has(name)] + [pattern for pattern in patterns if not any(run.path.glob(pattern))]
     if missing:
         raise Violation(f"missing: {', '.join(missing)}")
     return f"{len(names) + 2} files, with figures{' and state' if run.rounds else ''}"
@@ -188,56 +131,59 @@ def check_files(run: RunFolder) -> str:
 
 def check_adapter(run: RunFolder) -> str:
     """The released tensors have the hash that the summary and the model card state."""
-    summary = run.json("summary.json")
+    summary = run.summary
     vectors = [_released(run, folder) for folder in _adapter_folders(run)]
     digest = adapter_sha256(vectors)
-    if digest != summary["adapter_sha256"]:
-        raise Violation(f"adapter/ has {digest[:12]}..., summary.json says {summary['adapter_sha256'][:12]}...")
-    if digest not in (run.out / "adapter" / "README.md").read_text(encoding="utf-8"):
-        raise Violation("adapter/README.md states another hash than summary.json")
+    if digest != summary.adapter_sha256:
+        raise Violation(f"adapter/ has {digest[:12]}..., {files.SUMMARY} says {str(summary.adapter_sha256)[:12]}...")
+    if digest not in (run.path / files.ADAPTER / files.CARD).read_text(encoding="utf-8"):
+        raise Violation(f"adapter/{files.CARD} states another hash than {files.SUMMARY}")
     for vector in vectors:
-        if len(vector) != summary["num_parameters"]:
-            raise Violation(f"adapter/ holds {len(vector)} parameters, summary.json says {summary['num_parameters']}")
-    return f"{digest[:12]}..., {len(vectors)} adapter{'s' if len(vectors) > 1 else ''} of {summary['num_parameters']:,} parameters"
+        if len(vector) != summary.num_parameters:
+            raise Violation(f"adapter/ holds {len(vector)} parameters, {files.SUMMARY} says {summary.num_parameters}")
+    return f"{digest[:12]}..., {len(vectors)} adapter{'s' if len(vectors) > 1 else ''} of {summary.num_parameters:,} parameters"
 
 
 def check_partition(run: RunFolder) -> str:
     """The split hashes to what partition.json says when the records are dealt again."""
-    manifest, config = run.json("partition.json"), run.config
-    if not re.fullmatch(r"[0-9a-f]{64}", manifest["sha256"]) or manifest["num_clients"] != len(manifest["clients"]):
-        raise Violation("partition.json is not whole: no SHA-256, or another number of clients than it lists")
+    stated, config = run.partition, run.config
+    digest = f"{stated.sha256[:12]}..."
+    if not re.fullmatch(r"[0-9a-f]{64}", stated.sha256) or stated.num_clients != len(stated.clients):
+        raise Violation(f"{files.PARTITION} is not whole: no SHA-256, or another number of clients than it lists")
     if config.data.source == "hub":
-        return f"{manifest['sha256'][:12]}... as recorded (data from the Hub are not fetched again)"
+        return f"{digest} as recorded (data from the Hub are not fetched again)"
     try:
         found = _dealt_again(config)
     except ValueError as error:
-        return f"{manifest['sha256'][:12]}... as recorded (the data cannot be read again: {error})"
+        return f"{digest} as recorded (the data cannot be read again: {error})"
     if found is None:
-        return f"{manifest['sha256'][:12]}... as recorded (its labels are clusters, which only the model gives again)"
-    if found["sha256"] != manifest["sha256"]:
-        raise Violation(f"the records dealt again hash to {found['sha256'][:12]}..., partition.json says {manifest['sha256'][:12]}...")
-    for again, client in zip(found["clients"], manifest["clients"], strict=True):
+        return f"{digest} as recorded (its labels are clusters, which only the model gives again)"
+    if found["sha256"] != stated.sha256:
+        raise Violation(f"the records dealt again hash to {found['sha256'][:12]}..., {files.PARTITION} says {digest}")
+    for again, client in zip(found["clients"], map(asdict, stated.clients), strict=True):
         for key in ("client_id", "num_examples", "label_counts"):
             if again[key] != client[key]:
-                raise Violation(f"client {again['client_id']}: {key} is {again[key]} when dealt again, partition.json says {client[key]}")
-    return f"{manifest['sha256'][:12]}..., the records dealt again"
+                raise Violation(
+                    f"client {again['client_id']}: {key} is {again[key]} when dealt again, {files.PARTITION} says {client[key]}"
+                )
+    return f"{digest}, the records dealt again"
 
 
 def check_inputs(run: RunFolder) -> str:
     """The files that the run read (data, public records, questions, model) are those that lie there now."""
-    recorded = [key for key in run.json("environment.json").get("inputs", {}) if key not in ("records", "partition")]
+    recorded = [key for key in run.environment.inputs if key not in ("records", "partition")]
     now = input_files(run.config)
-    for line in changed_inputs(run.out, now):
+    for line in changed_inputs(run.path, now):
         raise Violation(line)
     gone = [key for key in recorded if key not in now]
     if gone:
         return f"as recorded, but for {', '.join(gone)}, whose files are not here"
-    return f"{', '.join(recorded)} as recorded" if recorded else "none recorded (built-in data and model, or a run from before they were)"
+    return f"{', '.join(recorded)} as recorded" if recorded else "none recorded (built-in data and model)"
 
 
 def check_checkpoints(run: RunFolder) -> str:
     """Every checkpoint's files have the hashes of its manifest."""
-    folders = sorted((run.out / "state").glob("round-*"))
+    folders = sorted((run.path / files.STATE).glob("round-*"))
     for folder in folders:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         stated = manifest.pop("sha256")
@@ -253,23 +199,23 @@ def check_checkpoints(run: RunFolder) -> str:
 
 def check_records(run: RunFolder) -> str:
     """rounds.jsonl is complete, and is what the newest checkpoint holds."""
-    found = [record["round_index"] for record in run.rounds]
+    found = [record.round_index for record in run.rounds]
     if found != list(range(len(found))):
-        raise Violation(f"rounds.jsonl holds the rounds {found[:8]}, not 0 to {len(found) - 1}")
-    claimed = {"summary.json": run.json("summary.json")["num_rounds"], "ledger.json": run.ledger["num_rounds"]}
-    for name, num_rounds in claimed.items():
+        raise Violation(f"{files.ROUNDS} holds the rounds {found[:8]}, not 0 to {len(found) - 1}")
+    for name, num_rounds in {files.SUMMARY: run.summary.num_rounds, files.LEDGER: run.ledger.num_rounds}.items():
         if num_rounds != len(found):
-            raise Violation(f"rounds.jsonl holds {len(found)} rounds, {name} says {num_rounds}")
+            raise Violation(f"{files.ROUNDS} holds {len(found)} rounds, {name} says {num_rounds}")
     if not found:
         return "no rounds: the base model as it was"
     if run.snapshot is None:
         raise Violation("state/ holds no whole checkpoint to compare with")
     if run.snapshot.num_rounds != len(found):
-        raise Violation(f"rounds.jsonl holds {len(found)} rounds, the newest whole checkpoint {run.snapshot.num_rounds}")
+        raise Violation(f"{files.ROUNDS} holds {len(found)} rounds, the newest whole checkpoint {run.snapshot.num_rounds}")
     for record, saved in zip(run.records, run.snapshot.records, strict=True):
-        for key in saved:
-            if record[key] != saved[key]:
-                raise Violation(f"round {record['round_index']}: {key} differs from the checkpoint")
+        stated, kept = asdict(record), asdict(typed(RoundRecord, saved, where="the newest checkpoint"))
+        for key in kept:
+            if stated[key] != kept[key]:
+                raise Violation(f"round {record.round_index}: {key} differs from the checkpoint")
     return f"{len(found)} rounds, as in the newest checkpoint"
 
 
@@ -277,12 +223,12 @@ def _adapter_folders(run: RunFolder) -> list[str]:
     """Folders of the released adapters: one, or one for each client where nothing is shared."""
     if not run.config.method.spec.separates:
         return ["adapter"]
-    return [f"adapter/{path.name}" for path in sorted((run.out / "adapter").glob("client-*"))] or ["adapter/client-000"]
+    return [f"adapter/{path.name}" for path in sorted((run.path / "adapter").glob("client-*"))] or ["adapter/client-000"]
 
 
 def _released(run: RunFolder, folder: str) -> Vector:
     """A released adapter as one vector. A file of tensors has no order of its own: that of the checkpoint's vector is taken."""
-    tensors = load_file(run.out / folder / "adapter_model.safetensors")
+    tensors = load_file(run.path / folder / files.TENSORS)
     reference = None
     if run.snapshot is not None:
         name = folder.removeprefix("adapter/client-")
@@ -321,82 +267,75 @@ def _dealt_again(config: Config) -> dict[str, Any] | None:
 def check_epsilon(run: RunFolder) -> str:
     """dp-accounting gives the ledger's epsilon for the ledger's own numbers."""
     ledger = run.ledger
-    claimed = {"epsilon": ledger["epsilon"], "epsilon_rdp": ledger["epsilon_rdp"]}
-    if ledger["unit"] == "none":
-        if any(value is not None for value in claimed.values()) or ledger["noise_multiplier"] != 0 or ledger.get("releases"):
+    claimed = {"epsilon": ledger.epsilon, "epsilon_rdp": ledger.epsilon_rdp}
+    if ledger.unit == "none":
+        if any(value is not None for value in claimed.values()) or ledger.noise_multiplier != 0 or ledger.releases:
             raise Violation("the ledger protects no unit and yet states an epsilon, noise or releases")
         return "none is claimed"
-    pld, rdp = recomputed_epsilon(ledger)
+    if ledger.delta is None:
+        raise Violation("the ledger protects a unit and states no delta")
+    pld, rdp = recomputed_epsilon(ledger.releases, delta=ledger.delta)
     found = {"epsilon": rdp if pld is None else pld, "epsilon_rdp": rdp}
     for key, value in claimed.items():
         if value is None and math.isinf(found[key]):
             continue
         if value is None or not math.isclose(value, found[key], rel_tol=CLOSE):
             raise Violation(f"dp-accounting gives {key} {found[key]:.4g} for the ledger's numbers, which say {value}")
-    if claimed["epsilon"] is None:
+    if ledger.epsilon is None:
         return "none is claimed, and the noise gives none"
-    return f"{claimed['epsilon']:.4g} at delta {ledger['delta']:.3g}; dp-accounting gives {found['epsilon']:.4g} (RDP {rdp:.4g})"
+    return f"{ledger.epsilon:.4g} at delta {ledger.delta:.3g}; dp-accounting gives {found['epsilon']:.4g} (RDP {rdp:.4g})"
 
 
-def recomputed_epsilon(ledger: Mapping[str, Any]) -> tuple[float | None, float]:
+def recomputed_epsilon(releases: Sequence[Release], *, delta: float) -> tuple[float | None, float]:
     """Epsilon by PLD (None where dp-accounting has no such event) and by RDP, for what a ledger says was released.
 
     Written out against dp-accounting alone, so that it shares no figure with what wrote the ledger.
     """
-    releases = _releases(ledger)
-    if any(release["noise_multiplier"] == 0 and release["count"] for release in releases):
+    if any(release.noise_multiplier == 0 and release.count for release in releases):
         return math.inf, math.inf
-    fixed = any(release["sampler"] == "fixed" for release in releases)
-    events = [(_event(release, replace_one=fixed), int(release["count"])) for release in releases]
+    fixed = any(release.sampler == "fixed" for release in releases)
+    events = [(_event(release, replace_one=fixed), release.count) for release in releases]
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE if fixed else dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     by_rdp = RdpAccountant(neighboring_relation=relation)
     with quiet_about_skipped_orders():
         for event, count in events:
             by_rdp.compose(event, count)
-    rdp = float(by_rdp.get_epsilon(ledger["delta"]))
+    rdp = float(by_rdp.get_epsilon(delta))
     if fixed or rdp > LARGEST_PLD:
         return (None if fixed else rdp), rdp
     by_pld = PLDAccountant(value_discretization_interval=max(1e-4, 1e-5 * rdp))
     for event, count in events:
         by_pld.compose(event, count)
-    return float(by_pld.get_epsilon(ledger["delta"])), rdp
+    return float(by_pld.get_epsilon(delta)), rdp
 
 
-def _releases(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ledger's list of releases, or the one that its flat entries describe where it has no list."""
-    if ledger.get("releases") is not None:
-        return list(ledger["releases"])
-    sampler = "poisson" if ledger["sampling_prob"] < 1.0 else "all"
-    flat = {"noise_multiplier": ledger["noise_multiplier"], "sampling_prob": ledger["sampling_prob"]}
-    return [flat | {"sampler": sampler, "count": ledger["num_releases"]}]
-
-
-def _event(release: Mapping[str, Any], *, replace_one: bool) -> dp_accounting.DpEvent:
+def _event(release: Release, *, replace_one: bool) -> dp_accounting.DpEvent:
     """A release as an event; replacing a unit moves a sum by twice what one unit adds, so it halves the noise multiplier."""
-    gaussian = dp_accounting.GaussianDpEvent(release["noise_multiplier"] / (2.0 if replace_one else 1.0))
-    if release["sampler"] == "poisson" and release["sampling_prob"] < 1.0:
-        return dp_accounting.PoissonSampledDpEvent(release["sampling_prob"], gaussian)
-    if release["sampler"] == "fixed":
-        return dp_accounting.SampledWithoutReplacementDpEvent(release["population"], release["sample_size"], gaussian)
+    gaussian = dp_accounting.GaussianDpEvent(release.noise_multiplier / (2.0 if replace_one else 1.0))
+    if release.sampler == "poisson" and release.sampling_prob < 1.0:
+        return dp_accounting.PoissonSampledDpEvent(release.sampling_prob, gaussian)
+    if release.sampler == "fixed":
+        return dp_accounting.SampledWithoutReplacementDpEvent(release.population, release.sample_size, gaussian)
     return gaussian
 
 
 def check_epsilon_by_round(run: RunFolder) -> str:
     """Epsilon never falls from round to round, and ends where the ledger and the summary say."""
-    spent, end = [record["epsilon"] for record in run.records], run.ledger["epsilon"]
-    summary = run.json("summary.json")["epsilon"]
+    spent, end, summary = [record.epsilon for record in run.records], run.ledger.epsilon, run.summary.epsilon
     if summary != end:
-        raise Violation(f"summary.json says {summary}, ledger.json {end}")
+        raise Violation(f"{files.SUMMARY} says {summary}, {files.LEDGER} {end}")
     if end is None:
         if any(value is not None for value in spent):
             raise Violation("a round states an epsilon, the ledger none")
         return "none in any round"
-    for i, (before, after) in enumerate(zip([0.0, *spent], spent, strict=False)):
+    before = 0.0
+    for i, after in enumerate(spent):
         if after is None or after < before:
             raise Violation(f"round {i}: epsilon is {after} after {before:.4g}")
-    if not math.isclose(spent[-1], end, rel_tol=1e-6):
-        raise Violation(f"the last round says {spent[-1]:.4g}, the ledger {end:.4g}")
-    return f"rises from {spent[0]:.4g} to {spent[-1]:.4g}"
+        before = after
+    if not math.isclose(before, end, rel_tol=1e-6):
+        raise Violation(f"the last round says {before:.4g}, the ledger {end:.4g}")
+    return f"rises from {spent[0]:.4g} to {before:.4g}"
 
 
 # --- the ledger against the configuration and the rounds
@@ -406,49 +345,47 @@ def check_releases(run: RunFolder) -> str:
     """As many releases are accounted for as the rounds made."""
     ledger, num_rounds = run.ledger, len(run.rounds)
     expected = run.mechanism.num_releases(num_rounds)
-    if ledger["num_releases"] != expected:
-        raise Violation(f"{num_rounds} rounds make {expected} releases, the ledger accounts for {ledger['num_releases']}")
-    listed = sum(release["count"] for release in _releases(ledger))
-    if ledger["unit"] != "none" and run.mechanism.sampler != "cyclic" and listed != expected:  # in a fixed order, all turns are one release
+    if ledger.num_releases != expected:
+        raise Violation(f"{num_rounds} rounds make {expected} releases, the ledger accounts for {ledger.num_releases}")
+    listed = sum(release.count for release in ledger.releases)
+    if ledger.unit != "none" and run.mechanism.sampler != "cyclic" and listed != expected:  # in a fixed order, all turns are one release
         raise Violation(f"{num_rounds} rounds make {expected} releases, the ledger lists {listed}")
     if run.config.method.spec.steps_privately:
         for record in run.rounds:
-            if record["num_steps"] * num_rounds > len(record["cohort"]) * expected:
-                raise Violation(
-                    f"round {record['round_index']}: {record['num_steps']} private steps, more than its clients were accounted for"
-                )
+            if record.num_steps * num_rounds > len(record.cohort) * expected:
+                raise Violation(f"round {record.round_index}: {record.num_steps} private steps, more than its clients were accounted for")
     return f"{expected} in {num_rounds} rounds"
 
 
 def check_configured(run: RunFolder) -> str:
     """Noise, bound, delta, sampling and the rest stand in the ledger as the configuration has them."""
-    expected = run.mechanism.ledger(len(run.rounds))
+    stated, expected = (asdict(one) for one in (run.ledger, typed(Ledger, run.mechanism.ledger(len(run.rounds)), where=files.CONFIG)))
     tolerance = 2e-3 if run.config.privacy.target_epsilon else 1e-9  # a solved multiplier may differ between versions of dp-accounting
     for key in LEDGER_KEYS:
-        if key in run.ledger and not _alike(run.ledger[key], expected[key], tolerance=tolerance):
-            raise Violation(f"{key} is {run.ledger[key]!r} in the ledger and {expected[key]!r} by config.yaml")
-    epsilon, privacy = run.ledger["epsilon"], run.config.privacy
+        if not _alike(stated[key], expected[key], tolerance=tolerance):
+            raise Violation(f"{key} is {stated[key]!r} in the ledger and {expected[key]!r} by config.yaml")
+    epsilon, privacy = run.ledger.epsilon, run.config.privacy
     for key, limit in {"target_epsilon": privacy.target_epsilon, "max_epsilon": privacy.max_epsilon}.items():
-        if limit and not run.ledger["unit"] == "none" and (epsilon is None or epsilon > limit):
+        if limit and not run.ledger.unit == "none" and (epsilon is None or epsilon > limit):
             raise Violation(f"epsilon {epsilon} is more than privacy.{key}={limit:g}")
-    if run.ledger["unit"] == "none":
+    if run.ledger.unit == "none":
         return "no mechanism"
-    clip = run.ledger["clip_norm"]
-    return f"noise multiplier {run.ledger['noise_multiplier']:.4g}, clip norm {'none' if clip is None else format(clip, 'g')}, {run.ledger['sampler']}"
+    clip = run.ledger.clip_norm
+    return f"noise multiplier {run.ledger.noise_multiplier:.4g}, clip norm {'none' if clip is None else format(clip, 'g')}, {run.ledger.sampler}"
 
 
 def check_noise(run: RunFolder) -> str:
     """Each round states the noise on its average that the ledger's multiplier and bound give."""
     ledger = run.ledger
-    plain = ledger["unit"] == "client" and ledger["noise_at"] == "server" and run.mechanism.clipping == "flat"
-    if not plain or run.mechanism.sampler == "cyclic" or ledger["simulated"]:
-        if ledger["unit"] == "none" and any(record["noise_std"] for record in run.records):
+    plain = ledger.unit == "client" and ledger.noise_at == "server" and run.mechanism.clipping == "flat"
+    if not plain or run.mechanism.sampler == "cyclic" or ledger.simulated:
+        if ledger.unit == "none" and any(record.noise_std for record in run.records):
             raise Violation("a round states noise, the ledger none")
         return "not at the server, or not the same in every round"
-    expected = ledger["noise_multiplier"] * ledger["clip_norm"] / ledger["expected_cohort"]
+    expected = ledger.noise_multiplier * ledger.clip_norm / ledger.expected_cohort
     for record in run.rounds:
-        if not math.isclose(record["noise_std"], expected, rel_tol=1e-6):
-            raise Violation(f"round {record['round_index']}: noise_std is {record['noise_std']:.4g}, the ledger gives {expected:.4g}")
+        if not math.isclose(record.noise_std, expected, rel_tol=1e-6):
+            raise Violation(f"round {record.round_index}: noise_std is {record.noise_std:.4g}, the ledger gives {expected:.4g}")
     return f"standard deviation {expected:.4g} on every average"
 
 
@@ -469,30 +406,30 @@ def _alike(found: Any, expected: Any, *, tolerance: float) -> bool:
 def check_drawn(run: RunFolder) -> str:
     """The cohorts are those that the seed draws."""
     for record in run.rounds:
-        expected = list(run.mechanism.sample_cohort(record["round_index"]))
-        if record["cohort"] != expected:
-            raise Violation(f"round {record['round_index']}: cohort {_short(record['cohort'])}, the seed draws {_short(expected)}")
+        expected = tuple(run.mechanism.sample_cohort(record.round_index))
+        if record.cohort != expected:
+            raise Violation(f"round {record.round_index}: cohort {_short(record.cohort)}, the seed draws {_short(expected)}")
     return f"{len(run.rounds)} drawn again from seed {run.config.seed}"
 
 
 def check_sampler(run: RunFolder) -> str:
     """The cohorts look like the sampler that was accounted for, whatever the seed."""
-    num_clients, cohorts = len(run.shard_sizes), run.cohorts
+    num_clients, cohorts = len(run.shard_sizes), [record.cohort for record in run.rounds]
     size = run.config.server.cohort_size if num_clients > 1 else 0
     size = size or num_clients
     if not cohorts:
         return "no rounds"
     for i, cohort in enumerate(cohorts):
-        if sorted(set(cohort)) != cohort or (cohort and not 0 <= cohort[0] <= cohort[-1] < num_clients):
+        if sorted(set(cohort)) != list(cohort) or (cohort and not 0 <= cohort[0] <= cohort[-1] < num_clients):
             raise Violation(f"round {i}: {_short(cohort)} is no ascending list of different clients below {num_clients}")
-    if run.ledger["sampler"] == "poisson over clients":
+    if run.ledger.sampler == "poisson over clients":
         return poisson_detail(cohorts, num_clients=num_clients, prob=size / num_clients)
     odd = [i for i, cohort in enumerate(cohorts) if len(cohort) != size]
     if odd:
         raise Violation(f"round {odd[0]}: {len(cohorts[odd[0]])} clients instead of {size}")
     if size == num_clients:
         return f"every client in each of {len(cohorts)} rounds"
-    if run.ledger["sampler"] == "fixed order of clients":
+    if run.ledger.sampler == "fixed order of clients":
         return _fixed_order_detail(cohorts, num_cohorts=num_clients // size)
     return fixed_size_detail(cohorts, num_clients=num_clients, size=size)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,21 +226,22 @@ def test_a_folder_that_is_no_run_is_refused(finished: Callable[[str], Path], tmp
 # --- epsilon from a ledger
 
 
-def test_a_flat_ledger_and_a_list_say_the_same() -> None:
-    flat = {"sampling_prob": 0.2, "noise_multiplier": 1.1, "num_releases": 12, "delta": 1e-5}
-    listed = flat | {"releases": [{"noise_multiplier": 1.1, "sampler": "poisson", "sampling_prob": 0.2, "count": 12}], "num_releases": 3}
-    assert recomputed_epsilon(flat) == recomputed_epsilon(listed)
-    spent = epsilon_of([Release(1.1, "poisson", sampling_prob=0.2, count=12)], delta=1e-5)
-    assert recomputed_epsilon(flat) == (pytest.approx(spent.pld, rel=1e-3), pytest.approx(spent.rdp, rel=1e-9))
-    unsampled = flat | {"sampling_prob": 1.0, "noise_multiplier": 5.0}
-    assert recomputed_epsilon(unsampled)[0] == pytest.approx(epsilon_of([Release(5.0, count=12)], delta=1e-5).quoted, rel=1e-3)
+def test_epsilon_is_computed_again_as_it_was_computed() -> None:
+    for releases in (
+        [Release(1.1, "poisson", sampling_prob=0.2, count=12)],
+        [Release(5.0, count=12)],
+        [Release(4.0), Release(6.0, count=3)],
+    ):
+        spent = epsilon_of(releases, delta=1e-5)
+        assert recomputed_epsilon(releases, delta=1e-5) == (pytest.approx(spent.pld, rel=1e-3), pytest.approx(spent.rdp, rel=1e-9))
+    assert recomputed_epsilon([Release(0.0)], delta=1e-5) == (math.inf, math.inf)
 
 
 def test_a_list_of_fixed_size_samples_is_accounted_for_replacement() -> None:
-    fixed = {"noise_multiplier": 4.0, "sampler": "fixed", "sampling_prob": 1.0, "population": 30, "sample_size": 3, "count": 5}
+    fixed = Release(4.0, "fixed", population=30, sample_size=3, count=5)
     accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(30, 3, dp_accounting.GaussianDpEvent(2.0)), 5)
-    assert recomputed_epsilon({"releases": [fixed], "delta": 1e-5}) == (None, pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9))
+    assert recomputed_epsilon([fixed], delta=1e-5) == (None, pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9))
 
 
 # --- cohorts against samplers, without a run
