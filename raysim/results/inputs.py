@@ -27,7 +27,7 @@ NUM_BLOCKS, BLOCK_BYTES = 256, 2**16
 """Of larger ones, so many blocks of this size."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 """What is read of a model's folder."""
-Print = dict[str, Any]
+Print = Mapping[str, Any]
 """Of one file: `num_bytes` and `sha256`, or `sha256_of_blocks`; of a package or a Hub's model, `version`."""
 
 

@@ -382,7 +382,7 @@ def check_noise(run: RunFolder) -> str:
         if ledger.unit == "none" and any(record.noise_std for record in run.records):
             raise Violation("a round states noise, the ledger none")
         return "not at the server, or not the same in every round"
-    expected = ledger.noise_multiplier * ledger.clip_norm / ledger.expected_cohort
+    expected = ledger.noise_multiplier * (ledger.clip_norm or 0.0) / ledger.expected_cohort
     for record in run.rounds:
         if not math.isclose(record.noise_std, expected, rel_tol=1e-6):
             raise Violation(f"round {record.round_index}: noise_std is {record.noise_std:.4g}, the ledger gives {expected:.4g}")
