@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from raysim.config import Config, load
 
 if TYPE_CHECKING:
-    from raysim.runs.run import Run, compare, run
+    from raysim.runs.compare import compare
+    from raysim.runs.run import Run, run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Run", "__version__", "compare", "load", "run"]
@@ -19,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """Imports the runner when it is first asked for: with torch and Ray it takes seconds that checking a config need not."""
     if name not in ("Run", "compare", "run"):
         raise AttributeError(f"module 'raysim' has no attribute {name!r}")
-    from raysim.runs import run as runner  # heavy, and not needed by who only reads configurations
+    from raysim.runs import compare, run  # heavy, and not needed by who only reads configurations
 
-    return {"Run": runner.Run, "compare": runner.compare, "run": runner.run}[name]
+    return {"Run": run.Run, "compare": compare.compare, "run": run.run}[name]

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -228,7 +228,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     done = runner.run(config, display=False if arguments.quiet else None)
     print_comparison(report.comparison_rows([done.summary]))
-    _say_where(done.out, guarantee=done.summary["guarantee"], digest=done.summary["adapter_sha256"])
+    print(f"{done.summary['guarantee']}\nadapter sha256: {done.summary['adapter_sha256']}\nreport: {done.page}")
     return 0
 
 
@@ -236,16 +236,17 @@ def _compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from raysim.claims import page as claims_report
     from raysim.reports import page as report
-    from raysim.runs import run as runner  # as in _run
+    from raysim.results import files
+    from raysim.runs.compare import compare, comparison_folder  # as in _run
 
-    runs = runner.compare(config, display=False if arguments.quiet else None)
-    out = runner.comparison_folder(config)
+    runs = compare(config, display=False if arguments.quiet else None)
+    out = comparison_folder(config)
     if config.claims:
         print(claims_report.in_short(out))
-        print(f"claims: {out / 'claims.md'}")
+        print(f"claims: {out / files.CLAIMS_TABLE}")
     else:
         print_comparison(report.comparison_rows([run.summary for run in {run.out: run for run in runs}.values()]))
-    print(f"report: {out / 'report.html'}")
+    print(f"report: {out / files.REPORT}")
     return 0
 
 
@@ -261,24 +262,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from raysim.claims import page as claims_report
     from raysim.reports import page as report
+    from raysim.results import files
+    from raysim.results.folders import kind_of, runs_below
     from raysim.sweeps import page as sweep_report  # matplotlib: seconds to import
 
     folder = Path(arguments.folder)
-    if (folder / "rounds.jsonl").is_file():
-        print(report.write_run_report(folder))
-        return 0
-    if (folder / "sweep.yaml").is_file() and (folder / "results.csv").is_file():
-        print(sweep_report.rewrite_sweep_report(folder))
-        return 0
-    if (folder / "claims.json").is_file():
-        print(claims_report.write_claims_report(folder))
-        return 0
-    runs = sorted(path.parent for path in folder.glob("*/rounds.jsonl")) if folder.is_dir() else []
-    if not runs:
+    writers: dict[str, Callable[[Path], Path]] = {
+        "run": report.write_run_report,
+        "sweep": sweep_report.rewrite_sweep_report,
+        "claims": claims_report.write_claims_report,
+        "comparison": lambda folder: report.write_comparison_report(folder, runs_below(folder, with_file=files.ROUNDS)),
+    }
+    kind = kind_of(folder)
+    if not kind:
         raise ValueError(
-            f"{arguments.folder!r} is neither the folder of a run (no rounds.jsonl) nor of a comparison (no runs below it) or sweep"
+            f"{arguments.folder!r} is neither the folder of a run (no {files.ROUNDS}) nor of a comparison (no runs below it) or sweep"
         )
-    print(report.write_comparison_report(folder, runs))
+    print(writers[kind](folder))
     return 0
 
 
@@ -291,10 +291,6 @@ def _configs(arguments: argparse.Namespace) -> int:
     for key, value in flatten_keys(to_dict(Config())).items():
         print(f"  {key}={value!r}" if isinstance(value, str) else f"  {key}={value}")
     return 0
-
-
-def _say_where(out: Path, *, guarantee: str, digest: str) -> None:
-    print(f"{guarantee}\nadapter sha256: {digest}\nreport: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ WITHOUT_CONFIG = (
 
 # (module, what it imports inside a function) -> why it is heavy and optional.
 HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
+    ("raysim", "raysim.runs.compare"): "torch and Ray take seconds to import, and who only reads configurations needs neither",
     ("raysim", "raysim.runs.run"): "torch and Ray take seconds to import, and who only reads configurations needs neither",
     ("raysim.cli", "raysim.commands.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.claims.page"): "help and refusals answer without importing matplotlib",
@@ -63,6 +64,9 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.commands.budget", "raysim.reports.figures"): "matplotlib: a second, and only who asks for a picture draws one",
     ("raysim.cli", "raysim.sweeps.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.reports.page"): "help and refusals answer without importing matplotlib",
+    ("raysim.cli", "raysim.results.files"): "help and refusals answer without importing torch",
+    ("raysim.cli", "raysim.results.folders"): "help and refusals answer without importing torch",
+    ("raysim.cli", "raysim.runs.compare"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.runs.run"): "help and refusals answer without importing torch and Ray",
     (
         "raysim.methods.registry",

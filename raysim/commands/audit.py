@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.config import Config, load, with_overrides
+from raysim.config import Config, with_overrides
 from raysim.console.progress import print_rows
 from raysim.data.tokens import Example
 from raysim.federation.loop import Clients, start
@@ -29,8 +29,8 @@ from raysim.measure.audits import inversion_rows, lira_attack, membership_attack
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.reports.page import write_run_report
-from raysim.results import files as runfiles
-from raysim.results import inputs
+from raysim.results import files, inputs
+from raysim.results.folders import RunFolder
 from raysim.runs.run import Backend, open_backend, run
 
 ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
@@ -71,7 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
     inputs.check_inputs(run_dir, config)
     attacks = tuple(dict.fromkeys(arguments.attack or _default_attacks(config)))
     _check(config, run_dir, attacks, arguments)
-    found = _read(run_dir / "audit.json")
+    found = _audit_of(run_dir)
     display = False if arguments.quiet else None
     again: dict[str, Callable[[], dict[str, Any]]] = {
         "one-run": lambda: {"one_run": one_run(config, run_dir, arguments, display=display)},
@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
     direct = [attack for attack in attacks if attack not in again]
     if direct:
         found["membership"] = (found.get("membership") or {}) | membership(config, run_dir, direct, arguments, display=display)
-    runfiles.write_json(run_dir / "audit.json", found)
+    files.write_json(run_dir / files.AUDIT, found)
     write_run_report(run_dir)
     _print(found, attacks)
     return 0
@@ -95,9 +95,10 @@ def finished_config(run_dir: Path) -> Config:
 
     Errors: ValueError if there is none.
     """
-    if not (run_dir / "summary.json").is_file() or not (run_dir / "config.yaml").is_file():
-        raise ValueError(f"{run_dir} holds no finished run (no summary.json); finish it first: raysim run CONFIG out={run_dir}")
-    return dataclasses.replace(load(run_dir / "config.yaml"), out=str(run_dir), compare={})
+    folder = RunFolder(run_dir)
+    if not (folder.has(files.SUMMARY) and folder.is_run):
+        raise ValueError(f"{run_dir} holds no finished run (no {files.SUMMARY}); finish it first: raysim run CONFIG out={run_dir}")
+    return dataclasses.replace(folder.config, out=str(run_dir), compare={})
 
 
 # --- attacks that make the run once more ---
@@ -105,12 +106,14 @@ def finished_config(run_dir: Path) -> Config:
 
 def one_run(config: Config, run_dir: Path, arguments: argparse.Namespace, *, display: bool | None) -> dict[str, Any]:
     """The `one_run` entry of audit.json: the run's own if it had canaries, else of the run made again with them."""
-    own = _read(run_dir / "audit.json").get("one_run")
+    own = RunFolder(run_dir).audit.one_run
     if own and config.audit.num_canaries:
         return dict(own)
     again = _with_canaries(config, run_dir, arguments)
     _say(f"one-run audit: the run once more with {again.audit.num_canaries} {again.audit.canary} canaries", display=display)
-    return dict(_read(run(again, display=display).out / "audit.json")["one_run"])
+    found = RunFolder(run(again, display=display).out).audit.one_run
+    assert found is not None, "a run with canaries audits itself"
+    return dict(found)
 
 
 def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace) -> Config:
@@ -123,14 +126,13 @@ def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace)
 def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str, Any]:
     """The `exposure` entry of audit.json: by round, of the run's own canaries or of the run made again with some."""
     if config.audit.multiplicities:
-        records = runfiles.read_jsonl(run_dir / "rounds.jsonl")
+        audited = run_dir
     else:
         changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "audit.num_canaries": 0, "attack.every": 1}
         _say(f"canaries: the run once more with secrets inserted {', '.join(map(str, MULTIPLICITIES))} times", display=display)
-        records = run(_again(config, run_dir / "audit" / "canaries", changes), display=display).records
-    return {
-        "by_round": [{"round_index": record["round_index"], **record["exposure"]} for record in records if record.get("exposure")],
-    }
+        audited = run(_again(config, run_dir / "audit" / "canaries", changes), display=display).out
+    records = RunFolder(audited).jsonl(files.ROUNDS)
+    return {"by_round": [{"round_index": record["round_index"], **record["exposure"]} for record in records if record.get("exposure")]}
 
 
 def _again(config: Config, folder: Path, changes: dict[str, Any]) -> Config:
@@ -207,7 +209,7 @@ def _target(config: Config, run_dir: Path, *, display: bool | None) -> Iterator[
         experiment = prepare(config, lm)
         assignment = Assignment(config, experiment.mechanism, experiment.weights)
         first = start(config, experiment, layout=lm.layout).adapter
-        yield Target(experiment, backend.clients(assignment, experiment), lm, first, load_adapter(run_dir / "adapter", lm.layout))
+        yield Target(experiment, backend.clients(assignment, experiment), lm, first, load_adapter(run_dir / files.ADAPTER, lm.layout))
 
 
 def inversion(config: Config) -> list[dict[str, Any]]:
@@ -251,8 +253,10 @@ def _say(line: str, *, display: bool | None) -> None:
         print(line, flush=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return runfiles.read_json(path) if path.is_file() else {}
+def _audit_of(run_dir: Path) -> dict[str, Any]:
+    """audit.json, to which what is found is added."""
+    folder = RunFolder(run_dir)
+    return folder.json(files.AUDIT) if folder.has(files.AUDIT) else {}
 
 
 # --- what is printed ---

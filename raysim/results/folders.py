@@ -142,7 +142,7 @@ class RunFolder:
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
         """What adapters made of records and questions."""
-        return self._lines(Answer, files.ANSWERS)
+        return _typed_lines(Answer, self.path / files.ANSWERS)
 
     @cached_property
     def synthetic(self) -> tuple[Synthetic, ...]:
@@ -272,11 +272,6 @@ class ComparisonFolder:
         return typed(Comparison, read_json(path), where=str(path))
 
     @property
-    def has_claims(self) -> bool:
-        """Whether claims were decided here."""
-        return (self.path / files.CLAIMS).is_file()
-
-    @property
     def verdicts(self) -> list[tuple[str, str]]:
         """Of each claim its verdict and its words."""
         return [(row["verdict"], row["claim"]) for row in files.read_json_list(self.path / files.CLAIMS)]
@@ -287,6 +282,17 @@ class ComparisonFolder:
         return [self.path / folder for folder in dict.fromkeys(member.folder for member in self.comparison.members)]
 
 
-def runs_below(folder: Path) -> list[Path]:
-    """The folders of runs right below a folder."""
-    return sorted(path.parent for path in folder.glob(f"*/{files.CONFIG}")) if folder.is_dir() else []
+def runs_below(folder: Path, *, with_file: str = files.CONFIG) -> list[Path]:
+    """The folders of runs right below a folder that have the file."""
+    return sorted(path.parent for path in folder.glob(f"*/{with_file}")) if folder.is_dir() else []
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder is that of: a `run`, a `sweep`, `claims` (a comparison that decides some) or a `comparison`; empty for none of them."""
+    signs = {
+        "run": (folder / files.ROUNDS).is_file(),
+        "sweep": (folder / files.SWEEP).is_file() and (folder / files.RESULTS).is_file(),
+        "claims": (folder / files.CLAIMS).is_file(),
+        "comparison": bool(runs_below(folder, with_file=files.ROUNDS)),
+    }
+    return next((kind for kind, sign in signs.items() if sign), "")

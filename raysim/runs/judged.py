@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge, score_tokens
 from raysim.judging.pairwise import Judge, Pair, in_words, judge_pairs, judgement_rows, summarise
-from raysim.results.files import read_json, read_jsonl, write_json, write_jsonl
+from raysim.results import files
+from raysim.results.contents import Answer
+from raysim.results.folders import RunFolder
 
 
 def check(judge: JudgeConfig) -> None:
@@ -93,45 +95,61 @@ def endpoint_settings(judge: JudgeConfig, *, seed: int) -> EndpointSettings:
     )
 
 
-def last_answers(folder: Path) -> list[dict[str, Any]]:
-    """The rows of answers.jsonl that hold an answer to a held-out prompt after the last measured round, of what the run is measured by.
+def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, display: bool | None = None) -> bool:
+    """Judges the answers of finished runs that this judge has not judged; whether there were any (see the head of this module).
+
+    Errors: RuntimeError if the judge cannot be had, ValueError if it refuses; the same call goes on from there.
+    """
+    settings = settings_of(config)
+    waiting = [folder for folder in folders if settings is not None and not is_judged(folder, settings)]
+    if not waiting:
+        return False
+    with open_judge(config, journal=journal) as judge:
+        for folder in waiting:
+            words = judge_run(folder, judge, settings=settings or {})
+            if display is not False:
+                print(f"judged {folder.name}: {words}", flush=True)
+    return True
+
+
+def last_answers(folder: Path) -> list[Answer]:
+    """The answers to held-out prompts after the last measured round, of what the run is measured by.
 
     That is the release; where nothing is released (LOCIT), the adapters of all clients.
-
-    Errors: ValueError if the run kept no answers.
     """
-    path = folder / "answers.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is missing: the run is older than judges; run it again into another folder")
-    rows = read_jsonl(path)
-    answered = [row for row in rows if row["side"] == "heldout" and "answer" in row]
-    last = max((row["round_index"] for row in answered), default=None)
-    final = [row for row in answered if row["round_index"] == last]
-    return [row for row in final if row["owner"] is None] or final
+    answered = [row for row in RunFolder(folder).answers if row.side == "heldout" and row.answer is not None]
+    last = max((row.round_index for row in answered), default=None)
+    final = [row for row in answered if row.round_index == last]
+    return [row for row in final if row.owner is None] or final
 
 
 def is_judged(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the run's last answers were judged by the judge with these settings."""
-    path = folder / "judge.json"
-    return path.is_file() and read_json(path)["made_from"] == _made_from(last_answers(folder), settings)
+    found = RunFolder(folder).judge
+    return found is not None and found.made_from == _made_from(_pairs(last_answers(folder)), settings)
 
 
 def judge_run(folder: Path, judge: Judge, *, settings: dict[str, Any]) -> str:
-    """Judges the run's last answers, writes judged.jsonl and judge.json, and returns the summary in words.
+    """Judges the run's last answers, writes what was judged and its summary, and returns the summary in words.
 
     Errors: as the judge's.
     """
     rows = last_answers(folder)
-    judgements = judge_pairs([Pair(row["instruction"], row["answer"], row["reference"]) for row in rows], judge)
+    pairs = _pairs(rows)
+    judgements = judge_pairs(pairs, judge)
     found = summarise(judgements)
     words = in_words(found)
-    known = [{"record_id": row["record_id"], "owner": row["owner"]} for row in rows]
-    write_jsonl(folder / "judged.jsonl", [one | other for one, other in zip(known, judgement_rows(judgements), strict=True)])
+    known = [{"record_id": row.record_id, "owner": row.owner} for row in rows]
+    files.write_jsonl(folder / files.JUDGED, [one | other for one, other in zip(known, judgement_rows(judgements), strict=True)])
     tally = judge.tally() if isinstance(judge, EndpointJudge) else None
-    write_json(folder / "judge.json", {"made_from": _made_from(rows, settings), **found, "words": words, "tally": tally})
+    files.write_json(folder / files.JUDGE, {"made_from": _made_from(pairs, settings), **found, "words": words, "tally": tally})
     return words
 
 
-def _made_from(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    pairs = json.dumps([(row["instruction"], row["answer"], row["reference"]) for row in rows])
-    return {**settings, "answers_sha256": hashlib.sha256(pairs.encode()).hexdigest()}
+def _pairs(rows: Sequence[Answer]) -> list[Pair]:
+    return [Pair(row.instruction or "", row.answer or "", row.reference or "") for row in rows]
+
+
+def _made_from(pairs: Sequence[Pair], settings: dict[str, Any]) -> dict[str, Any]:
+    texts = json.dumps([(pair.instruction, pair.answer, pair.reference) for pair in pairs])
+    return {**settings, "answers_sha256": hashlib.sha256(texts.encode()).hexdigest()}

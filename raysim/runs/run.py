@@ -1,4 +1,4 @@
-"""A whole run, or several side by side, from a configuration to its folder: what the command line and Python users call."""
+"""A whole run, from a configuration to its folder: what the command line and Python users call (several side by side: `compare`)."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raysim.federation.on_ray import clients as actors, cluster
-from raysim.results import files as runfiles, inputs
+from raysim.results import files, inputs
+from raysim.results.folders import RunFolder
 from raysim.runs import judged
 from raysim.measure.audits import final_audit
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
@@ -55,6 +56,11 @@ class Run:
     ledger: dict[str, Any]
     summary: dict[str, Any]
 
+    @property
+    def page(self) -> Path:
+        """Its report."""
+        return self.out / files.REPORT
+
 
 @dataclass
 class Backend:
@@ -93,147 +99,24 @@ def run(
     RuntimeError naming round and client for what fails later, or what the disk refuses, after which the same call continues.
     """
     config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
-    out = runfiles.check_folder(config)
+    out = files.check_folder(config)
     inputs.check_inputs(out, config)
     judged.check(config.judge)
     done = load_run(config, out)
     if done is None:
-        runfiles.check_writable(out)
+        files.check_writable(out)
         with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
             done = _run(config, out, opened, data=data, display=display, on_round=on_round)
-    if judge_runs(config, [out], journal=out / "judge.jsonl", display=display):
+    if judged.judge_runs(config, [out], journal=out / files.JOURNAL, display=display):
         write_run_report(out)
     return done
-
-
-def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, display: bool | None = None) -> bool:
-    """Judges the answers of finished runs that this judge has not judged; whether there were any (see `judged`).
-
-    Errors: RuntimeError if the judge cannot be had, ValueError if it refuses; the same call goes on from there.
-    """
-    settings = judged.settings_of(config)
-    waiting = [folder for folder in folders if settings is not None and not judged.is_judged(folder, settings)]
-    if not waiting:
-        return False
-    with judged.open_judge(config, journal=journal) as judge:
-        for folder in waiting:
-            words = judged.judge_run(folder, judge, settings=settings or {})
-            if display is not False:
-                print(f"judged {folder.name}: {words}", flush=True)
-    return True
-
-
-@plain_errors()
-def compare(config: Config, *, display: bool | None = None) -> list[Run]:
-    """Runs each entry of `config.compare` into a folder of its own below `config.out`, and writes the page that compares them.
-
-    With `compare_seeds` each entry is run once a seed, entries that come to the same run share it, and with `claims` the page holds the
-    published claims against the runs. Returns the runs in the order of `comparison`.
-
-    Errors: as `run`; ValueError if `compare` is empty. Every entry is validated before the first starts.
-    """
-    if not config.compare:
-        raise ValueError(
-            "compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}"
-        )
-    configs = [resolved(entry) for entry in comparison(config)]
-    firsts = first_alike(configs) if config.compare_seeds else configs
-    judged.check(config.judge)
-    for entry in firsts:
-        inputs.check_inputs(runfiles.check_folder(entry), entry)
-    runfiles.check_writable(comparison_folder(config))
-    done = _run_all(firsts, display=display)
-    out = comparison_folder(config)
-    folders = list(done)
-    if config.compare_seeds:
-        members = [{"entry": e.name, "seed": e.seed, "folder": Path(first.out).name} for e, first in zip(configs, firsts, strict=True)]
-        runfiles.write_json(out / "comparison.json", {"claims": config.claims, "members": members})
-    judge_runs(config, folders, journal=out / "judge.jsonl", display=display)
-    write_comparison_report(out, folders) if not config.claims else write_claims_report(out)
-    return [done[Path(first.out)] for first in firsts]
-
-
-def _run_all(configs: Sequence[Config], *, display: bool | None) -> dict[Path, Run]:
-    """The runs by folder, each made once; they share what they can: the backend, and the tokenised data. Over seeds each is announced."""
-    entries = {Path(entry.out): entry for entry in configs}
-    done = {out: finished for out, entry in entries.items() if (finished := load_run(entry, out)) is not None}
-    waiting = {out: entry for out, entry in entries.items() if out not in done}
-    is_announced = display is not False and len({entry.seed for entry in configs}) > 1
-    with contextlib.ExitStack() as stack:
-        backend: Backend | None = None
-        shared: dict[tuple[Any, ...], EncodedData] = {}
-        for out, entry in waiting.items():
-            if backend is None or backend.key != backend_key(entry):
-                stack.close()
-                backend = stack.enter_context(open_backend(entry, display=display))
-            if is_announced:
-                left_s = time_left_s(list(done.values()), [other for place, other in waiting.items() if place not in done])
-                print(run_line(len(done) + 1, len(entries), name=entry.name, seed=entry.seed, left_s=left_s), flush=True)
-            if data_key(entry) not in shared:
-                lm = backend.worker.language_model(entry.lora)
-                judged.check_tokenizer(entry.judge, lm.tokenizer)
-                shared[data_key(entry)] = encode_data(entry, lm)
-            unjudged = dataclasses.replace(entry, judge=JudgeConfig())
-            done[out] = run(unjudged, display=display, backend=backend, data=shared[data_key(entry)])
-    return {out: done[out] for out in entries}
-
-
-def time_left_s(done: Sequence[Run], waiting: Sequence[Config]) -> float | None:
-    """Seconds that the `waiting` runs will take: each what its entry took with other seeds, or else what a finished run that trains took in the mean.
-
-    None before any such run. What lies between runs is not in it.
-    """
-    by_name: dict[str, list[float]] = {}
-    for finished in done:
-        by_name.setdefault(finished.config.name, []).append(finished.summary["wall_s"])
-    trained = [finished.summary["wall_s"] for finished in done if finished.config.method.spec.trains]
-    if not trained:
-        return None
-    usual = sum(trained) / len(trained)
-    return sum(sum(took) / len(took) if (took := by_name.get(entry.name)) else usual for entry in waiting)
-
-
-def comparison(config: Config) -> list[Config]:
-    """The configurations that `config.compare` names, each with a folder below `config.out`; all of the first seed, then of the next.
-
-    Errors: ValueError naming the entry.
-    """
-    if config.claims and not config.compare_seeds:
-        raise ValueError(f"claims={config.claims!r} needs compare_seeds, such as [0, 1, 2]: a claim is not decided by one run")
-    config = dated(config, sorted(comparison_folder(config).glob("*/config.yaml")))  # all entries are told the same day
-    seeds: list[int | None] = [*config.compare_seeds] or [None]
-    return [_entry(config, name, seed=seed) for seed in seeds for name in config.compare]
-
-
-def _entry(config: Config, name: str, *, seed: int | None) -> Config:
-    overrides, folder = dict(config.compare[name] or {}), name if seed is None else f"{name}-seed-{seed}"
-    if seed is not None and "seed" in overrides:
-        raise ValueError(f"compare.{name}: seed={overrides['seed']} contradicts compare_seeds; leave one of them out")
-    values = unresolved(config) | overrides | {"name": name, "out": str(comparison_folder(config) / folder)}
-    try:
-        entry = with_overrides(config, values if seed is None else values | {"seed": seed})
-        entry = with_overrides(entry, unused_privacy(entry))
-        return validate(dataclasses.replace(entry, compare={}, compare_seeds=[], claims=""))
-    except ValueError as error:
-        raise ValueError(f"compare.{name}: {error}") from None
-
-
-def first_alike(configs: Sequence[Config]) -> list[Config]:
-    """For each configuration the first with the same results, which may be itself; noise from the operating system is never the same."""
-    firsts: dict[str, Config] = {}
-    return [c if c.privacy.secure_noise else firsts.setdefault(repr(sorted(result_key(c).items())), c) for c in configs]
-
-
-def comparison_folder(config: Config) -> Path:
-    """Where a comparison goes."""
-    return Path(config.out or f"runs/{config.name}")
 
 
 def resolved(config: Config) -> Config:
     """`config` with its output folder, `train.dtype` and `data.template_date` decided, so that a resumed run computes as it began."""
     dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
     out = config.out or f"runs/{config.name}-{config.method.name}"
-    config = dated(config, [Path(out) / name for name in ("config.yaml", "sweep.yaml")])
+    config = dated(config, [Path(out) / name for name in (files.CONFIG, files.SWEEP)])
     return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
 
 
@@ -248,10 +131,10 @@ def dated(config: Config, begun: Sequence[Path]) -> Config:
 
 def load_run(config: Config, out: Path) -> Run | None:
     """The finished run in `out`, or None."""
-    if not (out / "summary.json").is_file() or not (out / "report.html").is_file():
+    folder = RunFolder(out)
+    if not folder.is_finished:
         return None
-    read_json = runfiles.read_json
-    return Run(config, out, runfiles.read_jsonl(out / "rounds.jsonl"), read_json(out / "ledger.json"), read_json(out / "summary.json"))
+    return Run(config, out, folder.jsonl(files.ROUNDS), folder.json(files.LEDGER), folder.json(files.SUMMARY))
 
 
 def backend_key(config: Config) -> tuple[Any, ...]:
@@ -304,7 +187,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     found = inputs.input_files(config) | _prints_of(experiment)
     inputs.check_inputs(out, config, now=found)
     chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
-    runfiles.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
+    files.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
         ledger = experiment.mechanism.ledger(simulation.state.round_index)
@@ -326,7 +209,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
                 state=start(config, experiment, layout=lm.layout),
                 num_rounds=rounds_to_run(experiment, config),
             ),
-            state_dir=out / "state",
+            state_dir=out / files.STATE,
             after_round=after_round,
         )
     base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
@@ -343,7 +226,7 @@ def _prints_of(experiment: Experiment) -> dict[str, dict[str, inputs.Print]]:
 
 
 def _write_progress(out: Path, simulation: Simulation, *, ledger: dict[str, Any]) -> None:
-    runfiles.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, answers=simulation.answers, ledger=ledger)
+    files.write_progress(out, records=simulation.records, synthetic=simulation.synthetic, answers=simulation.answers, ledger=ledger)
 
 
 def rounds_to_run(experiment: Experiment, config: Config) -> int:
@@ -384,15 +267,15 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
 def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int) -> Run:
     ledger = simulation.experiment.mechanism.ledger(simulation.state.round_index)
     _write_progress(out, simulation, ledger=ledger)
-    summary = summarize(config, simulation, ledger=ledger, num_parameters=layout.num_parameters)
-    summary["num_base_parameters"] = num_base_parameters
+    summary = files.summarise(config, records=simulation.records, ledger=ledger, num_rounds=simulation.state.round_index)
+    summary |= {"num_parameters": layout.num_parameters, "num_base_parameters": num_base_parameters}
     owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
-    digest = runfiles.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
+    digest = files.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
     audit = _audit(config, simulation, ledger=ledger, layout=layout)
     if audit is not None:
-        runfiles.write_json(out / "audit.json", audit)
-    summary = {**summary, "adapter_sha256": digest}
-    runfiles.write_json(out / "summary.json", summary)
+        files.write_json(out / files.AUDIT, audit)
+    summary["adapter_sha256"] = digest
+    files.write_json(out / files.SUMMARY, summary)
     write_run_report(out)
     return Run(config, out, simulation.records, ledger, summary)
 
@@ -410,34 +293,3 @@ def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], la
         last=simulation.state.adapter,
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
     )
-
-
-def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any], num_parameters: int) -> dict[str, Any]:
-    """The content of summary.json, but for the adapter's hash."""
-    records: Sequence[dict[str, Any]] = simulation.records
-    last = records[-1]
-    seconds = sum(record.get("client_s", 0.0) for record in records)
-    tokens = sum(record["num_tokens"] for record in records)
-    return {
-        "name": config.name,
-        "method": config.method.name,
-        "method_note": config.method.spec.note or None,
-        "seed": config.seed,
-        "num_rounds": simulation.state.round_index,
-        "eval": last["eval"],
-        "attack": last["attack"],
-        "private": last.get("private"),
-        "cross_client": last.get("cross_client"),
-        "unit": ledger["unit"],
-        "epsilon": ledger["epsilon"],
-        "delta": ledger["delta"],
-        "guarantee": ledger["guarantee"],
-        "simulated": ledger["simulated"],
-        "num_parameters": num_parameters,
-        "num_dropped": sum(record["num_dropped"] for record in records),
-        "uplink_bytes": sum(record["uplink_bytes"] for record in records),
-        "downlink_bytes": sum(record["downlink_bytes"] for record in records),
-        "num_tokens": tokens,
-        "tokens_per_s": tokens / seconds if seconds else None,
-        "wall_s": sum(record["wall_s"] for record in records),
-    }

@@ -36,7 +36,7 @@ from raysim.claims.papers import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dpl
 from raysim.config import Config, load
 from raysim.privacy.accounting import epsilon_pld, paper_epsilon
 from raysim.rng import numpy_rng
-from raysim.runs.run import comparison
+from raysim.runs.compare import comparison
 
 SEEDS = (0, 1, 2)
 NUM_RECORDS = 12

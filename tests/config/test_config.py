@@ -34,7 +34,8 @@ from raysim.config import (
     with_overrides,
 )
 from raysim.config import schema as config_module
-from raysim.runs.run import comparison, run
+from raysim.runs.compare import comparison
+from raysim.runs.run import run
 from raysim.sweeps.space import grid_points, trial_config
 
 FLAT = flatten_keys(to_dict(Config()))

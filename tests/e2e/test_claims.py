@@ -12,7 +12,8 @@ import pytest
 from raysim.claims.decide import OPEN
 from raysim.claims.papers import FEDPIT_CLAIMS
 from raysim.config import Config, load, to_yaml
-from raysim.runs.run import compare, run
+from raysim.runs.compare import compare
+from raysim.runs.run import run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving
 from tests.small_runs import command, environment, raysim, results, small, wait_for

@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from raysim.config import load
 from raysim.model.base_model import load_base_model
-from raysim.runs.run import Run, compare, open_backend, run
+from raysim.runs.compare import compare
+from raysim.runs.run import Run, open_backend, run
 from tests.small_runs import METHODS, overrides, small
 
 ROUND_KEYS = {

@@ -27,7 +27,8 @@ import torch
 
 import tests.conftest  # noqa: F401  (one thread a process, as in the suite)
 from raysim.config import load
-from raysim.runs.run import Backend, compare, open_backend, run
+from raysim.runs.compare import compare
+from raysim.runs.run import Backend, open_backend, run
 from tests.invariance.test_same_bits import PRIVATE, QUICK, RAY
 from tests.small_runs import METHODS, small
 

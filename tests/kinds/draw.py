@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 from raysim.config import CHOICES, FLAT_DEFAULTS, RANGES, load
-from raysim.runs.run import comparison, run
+from raysim.runs.compare import comparison
+from raysim.runs.run import run
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points, random_points
 
 GARBAGE: tuple[Any, ...] = (

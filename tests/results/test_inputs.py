@@ -14,7 +14,8 @@ from raysim.data.records import Record
 from raysim.model.base_model import load_base_model
 from raysim.results import inputs
 from raysim.results.verify import verify
-from raysim.runs.run import compare, run
+from raysim.runs.compare import compare
+from raysim.runs.run import run
 from raysim.sweeps.tune import sweep
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
