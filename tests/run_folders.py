@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from raysim import config as configuration
+from raysim.results.contents import Ledger, RoundRecord, Summary
+from raysim.results.folders import typed
 
 TOPICS = ["asthma", "diabetes", "hypertension", "migraine", "allergy", "thyroid", "sleep", "skin"]
 # method -> (NLL, train ROUGE-L, train details) that its rounds approach, and epsilon a round (0 for none)
@@ -201,6 +203,21 @@ def synthetic(num_rounds: int, num_clients: int) -> list[dict[str, Any]]:
             }
         )
     return texts
+
+
+def a_summary(**changes: Any) -> Summary:
+    """An invented summary, as it is read."""
+    return typed(Summary, summary("run", "fedit", [record("fedit", 0, 3)], seed=0) | changes, where="summary")
+
+
+def a_ledger(**changes: Any) -> Ledger:
+    """An invented ledger, as it is read."""
+    return typed(Ledger, ledger("dplora", [record("dplora", 0, 3)]) | changes, where="ledger")
+
+
+def a_round(**changes: Any) -> RoundRecord:
+    """An invented round, as it is read."""
+    return typed(RoundRecord, record("fedit", 0, 3) | changes, where="round")
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -16,18 +16,17 @@ Left out: a correction for the number of claims on a page; the numbers are there
 """
 
 import itertools
-import json
 import math
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from raysim.results.files import read_json, read_jsonl
+from raysim.results.contents import Answer, Judge, Judged, Ledger, RoundRecord, Summary
+from raysim.results.folders import ComparisonFolder, RunFolder
 from raysim.rng import numpy_rng
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
@@ -67,17 +66,17 @@ Values = dict[int, tuple[float, float]]
 
 @dataclass(frozen=True)
 class RunData:
-    """What the files of a finished run say."""
+    """What a claim is decided by, of a finished run."""
 
-    summary: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    ledger: dict[str, Any]
-    measures: dict[str, dict[int, Values]]
+    summary: Summary
+    rounds: Sequence[RoundRecord]
+    ledger: Ledger
+    measures: Mapping[str, Mapping[int, Values]]
     """By measure and round."""
     factors: tuple[tuple[int, int], ...] = ()
     """Of each LoRA factor in the released adapter its rank, and how many inputs (A) or outputs (B) its layer has."""
-    judge: dict[str, Any] = field(default_factory=dict)
-    """judge.json; empty where nothing was judged."""
+    judge: Judge | None = None
+    """None where nothing was judged."""
 
     def values(self, measure: str, when: str) -> Values:
         """A measure after the `first` or the `last` round in which it was taken; empty if it was not."""
@@ -126,10 +125,10 @@ class Reading:
     """A claim seen through one figure."""
 
     figure: str
-    differences: tuple[Difference, ...]
     verdict: str
     text: str = ""
     """Further numbers in words."""
+    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _deciding(figure: str, claim: Claim, runs: Runs) -> bool:
     entries = {term.entry for contrast in claim.contrasts for term in contrast.terms}
     found = [run for entry in entries for run in runs.get(entry, {}).values()]
     if figure == "win_tie":
-        return any(run.judge.get("made_from", {}).get("kind") == "endpoint" for run in found)
+        return any(run.judge is not None and run.judge.made_from["kind"] == "endpoint" for run in found)
     return any(run.values(measure, "last") for run in found for _, measure in FIGURES[figure])
 
 
@@ -188,7 +187,7 @@ def read(claim: Claim, figure: str, runs: Runs) -> Reading:
     results = tuple(difference(contrast, figure, runs, against_level=share) for contrast in claim.contrasts)
     verdicts = [result.verdict for result in results]
     verdict = HOLDS if set(verdicts) == {HOLDS} else FAILS if FAILS in verdicts else OPEN
-    return Reading(figure, results, verdict)
+    return Reading(figure, verdict, differences=results)
 
 
 def difference(contrast: Contrast, figure: str, runs: Runs, *, against_level: float = LEVEL) -> Difference:
@@ -262,11 +261,16 @@ def entry_means(claim: Claim, figure: str, runs: Runs) -> tuple[tuple[str, float
     """Of each entry and moment that the claim speaks of: the figure's mean over seeds, and its standard deviation."""
     found: dict[str, tuple[str, float, float | None]] = {}
     for term in [term for contrast in claim.contrasts for term in contrast.terms]:
-        values = [value for run in runs.get(term.entry, {}).values() if (value := figure_of(run, figure, when=term.when)) is not None]
+        values = over_seeds(runs, term.entry, figure, when=term.when)
         label = term.entry if term.when == "last" else f"{term.entry}, {term.when} measured round"
         if values:
             found[label] = (label, *mean_and_spread(values))
     return tuple(found.values())
+
+
+def over_seeds(runs: Runs, entry: str, figure: str, *, when: str = "last") -> list[float]:
+    """The figure of each seed's run of an entry that has it."""
+    return [value for run in runs.get(entry, {}).values() if (value := figure_of(run, figure, when=when)) is not None]
 
 
 def figure_of(run: RunData, figure: str, *, when: str = "last") -> float | None:
@@ -292,89 +296,62 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def load_runs(folder: Path) -> dict[str, dict[int, RunData]]:
-    """The finished runs that `comparison.json` of a comparison's folder names.
+    """The finished runs of a comparison's folder.
 
-    Errors: ValueError if there is no such file.
+    Errors: ValueError if it is no comparison over seeds.
     """
-    path = folder / "comparison.json"
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is missing; give the folder of a comparison with compare_seeds")
     runs: dict[str, dict[int, RunData]] = {}
-    for member in read_json(path)["members"]:
-        if (folder / member["folder"] / "summary.json").is_file():
-            runs.setdefault(member["entry"], {})[member["seed"]] = load_run(folder / member["folder"])
+    for member in ComparisonFolder(folder).comparison.members:
+        if (found := RunFolder(folder / member.folder)).is_over:
+            runs.setdefault(member.entry, {})[member.seed] = load_run(found)
     return runs
 
 
-def load_run(folder: Path) -> RunData:
+def load_run(run: RunFolder) -> RunData:
     """What the files of a finished run say."""
-    judge = folder / "judge.json"
-    return RunData(
-        summary=read_json(folder / "summary.json"),
-        rounds=_lines(folder / "rounds.jsonl"),
-        ledger=read_json(folder / "ledger.json"),
-        measures=measures_of(_lines(folder / "answers.jsonl"), _lines(folder / "judged.jsonl")),
-        factors=_factors(folder / "adapter" / "adapter_model.safetensors"),
-        judge=read_json(judge) if judge.is_file() else {},
-    )
+    return RunData(run.summary, run.records, run.ledger, measures_of(run.answers, run.judged), run.factors, run.judge)
 
 
-def measures_of(answers: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Values]]:
-    """The measures in the rows of answers.jsonl and judged.jsonl, of the release; where nothing is released, the mean over the clients' own.
+def measures_of(answers: Sequence[Answer], judged: Sequence[Judged]) -> dict[str, dict[int, Values]]:
+    """The measures in a run's answers and judged pairs, of the release; where nothing is released, the mean over the clients' own.
 
     The control of the attack is that with its prefix, where it has one, else the held-out answers. The second attack, with a longer
     prefix, decides nothing here. A question's number stands where a record's id does.
     """
-    released = [row for row in answers if row["owner"] is None] or list(answers)
-    controlled = any(row["side"] == "control" for row in released)
+    released = [row for row in answers if row.owner is None] or answers
+    controlled = any(row.side == "control" for row in released)
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for row in released:
+        unit = row.question if row.record_id is None else row.record_id
+        assert unit is not None, "an answer is to a record or a question"
         for measure, value, weight in _row_values(row, controlled=controlled):
-            unit = row["question"] if row["side"] == "choice" else row["record_id"]
-            found.setdefault((measure, row["round_index"], unit), []).append((value, weight))
-    last = max((row["round_index"] for row in released), default=0)
-    for row in judged:
-        if row["outcome"] is not None:
-            found.setdefault(("win_tie", last, row["record_id"]), []).append((float(row["outcome"] != "lose"), 1.0))
+            found.setdefault((measure, row.round_index, unit), []).append((value, weight))
+    last = max((row.round_index for row in released), default=0)
+    for pair in judged:
+        if pair.outcome is not None:
+            found.setdefault(("win_tie", last, pair.record_id), []).append((float(pair.outcome != "lose"), 1.0))
     measures: dict[str, dict[int, Values]] = {}
-    for (measure, round_index, record_id), values in found.items():
+    for (measure, round_index, unit), values in found.items():
         mean, weight = sum(value for value, _ in values) / len(values), values[0][1]
-        measures.setdefault(measure, {}).setdefault(round_index, {})[record_id] = (mean, weight)
+        measures.setdefault(measure, {}).setdefault(round_index, {})[unit] = (mean, weight)
     return measures
 
 
-def _row_values(row: Mapping[str, Any], *, controlled: bool) -> list[tuple[str, float, float]]:
-    if row["side"] == "train":
-        return [("leakage", row["rouge_l"], 1.0)]
-    if row["side"] == "control":
-        return [("control", row["rouge_l"], 1.0)]
-    if row["side"] == "choice":
-        return [("choice_accuracy", float(row["right"]), 1.0)]
-    if row["side"] != "heldout":
-        return []
-    values = []
-    if row.get("num_tokens"):
-        values.append(("nll", row["nll"] / row["num_tokens"], float(row["num_tokens"])))
-    if "rouge_l" in row:
-        values.append(("rouge_l", row["rouge_l"], 1.0))
-        values += [] if controlled else [("control", row["rouge_l"], 1.0)]
-    if "label_right" in row:
-        values.append(("label_accuracy", float(row["label_right"]), 1.0))
-    return values
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.is_file() else []
-
-
-def _factors(path: Path) -> tuple[tuple[int, int], ...]:
-    """See `RunData.factors`, from the header of a safetensors file alone; empty if there is none."""
-    if not path.is_file():
-        return ()
-    with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return tuple((shape[0], shape[1]) if "lora_A" in name else (shape[1], shape[0]) for name, shape in shapes.items())
+def _row_values(row: Answer, *, controlled: bool) -> list[tuple[str, float, float]]:
+    """The measures that a row has, each with its weight in a mean."""
+    nll = row.nll / row.num_tokens if row.nll is not None and row.num_tokens else None
+    found: dict[str, list[tuple[str, float | None, float | None]]] = {
+        "train": [("leakage", row.rouge_l, 1.0)],
+        "control": [("control", row.rouge_l, 1.0)],
+        "choice": [("choice_accuracy", row.right, 1.0)],
+        "heldout": [
+            ("nll", nll, row.num_tokens),
+            ("rouge_l", row.rouge_l, 1.0),
+            ("control", None if controlled else row.rouge_l, 1.0),
+            ("label_accuracy", row.label_right, 1.0),
+        ],
+    }
+    return [(measure, float(value), float(weight or 0)) for measure, value, weight in found.get(row.side, []) if value is not None]
 
 
 # --- how contrasts are put

@@ -5,9 +5,8 @@ Left out: a page for each run (each run's folder has one), and absolute comparis
 """
 
 import html
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from raysim.claims.decide import (
     figure_of,
     load_runs,
     mean_and_spread,
+    over_seeds,
 )
 from raysim.claims.papers import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
-from raysim.config import load
 from raysim.console.progress import MISSING, clock
 from raysim.methods.spec import spec_of
 from raysim.reports import figures
 from raysim.reports.figures import SPARE_COLOURS, Curve, Level, Line
 from raysim.reports.page import Panel, page_environment, write_comparison_tables
-from raysim.results.files import read_json, write_json, write_text
+from raysim.results import files
+from raysim.results.folders import ComparisonFolder, RunFolder
 
 TITLES = {
     "fedpit": "What FEDPIT's papers claim, and what these runs show",
@@ -77,29 +77,22 @@ def write_claims_report(out_dir: Path) -> Path:
     Errors: ValueError if there is no such file, or it names no claims.
     """
     out_dir = Path(out_dir)
-    name, folders = read_comparison(out_dir)
+    found = ComparisonFolder(out_dir)
+    name, folders = found.comparison.claims, found.run_folders
     if name not in CLAIMS:
         raise ValueError(f"{str(out_dir)!r} is a comparison without claims; set claims={' or '.join(CLAIMS)} and run it again")
     runs = load_runs(out_dir)
     rows = [decide(claim, runs) for claim in CLAIMS[name]]
     write_comparison_tables(out_dir, folders)
-    write_text(out_dir / "claims.md", as_markdown(rows, runs, title=TITLES[name]))
-    write_json(out_dir / "claims.json", [as_json(row) for row in rows])
-    page = _page(out_dir, rows, runs, name=name, folders=folders)
-    write_text(out_dir / "report.html", page)
-    return out_dir / "report.html"
-
-
-def read_comparison(out_dir: Path) -> tuple[str, list[Path]]:
-    """The name of a comparison's claims (empty for none) and its run folders, each once."""
-    found = read_json(out_dir / "comparison.json")
-    return found["claims"], [out_dir / folder for folder in dict.fromkeys(member["folder"] for member in found["members"])]
+    files.write_text(out_dir / files.CLAIMS_TABLE, as_markdown(rows, runs, title=TITLES[name]))
+    files.write_json(out_dir / files.CLAIMS, [as_json(row) for row in rows])
+    files.write_text(out_dir / files.REPORT, _page(out_dir, rows, runs, name=name, folders=folders))
+    return out_dir / files.REPORT
 
 
 def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     """The table of claims, how it was decided, and what every entry came to."""
-    seeds = sorted({seed for members in runs.values() for seed in members})
-    lines = [f"# {title}", "", HOW, "", f"Seeds: {', '.join(map(str, seeds))}.", ""]
+    lines = [f"# {title}", "", HOW, "", f"Seeds: {', '.join(map(str, seeds_of(runs)))}.", ""]
     lines += ["| claim | stated in | published | ours | difference (95% interval) | verdict |", "|---|---|---|---|---|---|"]
     for row in rows:
         claim, first = row.claim, row.readings[0]
@@ -125,6 +118,11 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def seeds_of(runs: Runs) -> list[int]:
+    """The seeds of the comparison, ascending."""
+    return sorted({seed for members in runs.values() for seed in members})
+
+
 def _table_row(cells: Sequence[str]) -> str:
     """A row of a Markdown table, whatever stands in its cells."""
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
@@ -148,16 +146,21 @@ def entry_table(runs: Runs) -> EntryTable:
     """What every entry came to. A figure that no entry has is left out."""
     columns: list[tuple[str, list[str]]] = []
     for heading, measure in (("held-out NLL", "nll"), ("held-out ROUGE-L", "rouge_l"), ("leakage", "leakage")):
-        columns.append((heading, [_spread([figure_of(run, measure) for run in members.values()]) for members in runs.values()]))
+        columns.append((heading, [_spread(over_seeds(runs, entry, measure)) for entry in runs]))
     columns.append(("control", [_spread([_control(run) for run in members.values()]) for members in runs.values()]))
     for heading, section, key in FURTHER:
-        found = [[(run.summary.get(section) or {}).get(key) for run in members.values()] for members in runs.values()]
+        found = [[_further(run, section, key) for run in members.values()] for members in runs.values()]
         columns.append((heading, [_spread(values) for values in found]))
-    columns.append(("win+tie", [_spread([figure_of(run, "win_tie") for run in members.values()]) for members in runs.values()]))
-    columns.append(("epsilon", [_largest([run.summary["epsilon"] for run in members.values()]) for members in runs.values()]))
+    columns.append(("win+tie", [_spread(over_seeds(runs, entry, "win_tie")) for entry in runs]))
+    columns.append(("epsilon", [_largest([run.summary.epsilon for run in members.values()]) for members in runs.values()]))
     kept = [(heading, cells) for heading, cells in columns if set(cells) != {MISSING}]
     rows = [EntryRow(entry, len(members), tuple(cells[place] for _, cells in kept)) for place, (entry, members) in enumerate(runs.items())]
     return EntryTable(tuple(heading for heading, _ in kept), tuple(rows))
+
+
+def _further(run: RunData, section: str, key: str) -> float | None:
+    found = getattr(run.summary, section)
+    return None if found is None else getattr(found, key)
 
 
 def _control(run: RunData) -> float | None:
@@ -167,12 +170,12 @@ def _control(run: RunData) -> float | None:
 
 def notes(runs: Runs) -> list[str]:
     """What must be said of methods and judges wherever their figures are shown."""
-    methods = dict.fromkeys(str(run.summary["method"]) for members in runs.values() for run in members.values())
+    methods = dict.fromkeys(run.summary.method for members in runs.values() for run in members.values())
     lines = [note for method in methods if (note := spec_of(method).note)]
     judges = [(entry, seed, run.judge) for entry, members in runs.items() for seed, run in members.items() if run.judge]
-    if any(judge["made_from"]["kind"] == "likelihood" for _, _, judge in judges):
+    if any(judge.made_from["kind"] == "likelihood" for _, _, judge in judges):
         lines.append(WEAK_JUDGE)
-    return lines + [f"Judged {entry}, seed {seed}: {judge['words']}" for entry, seed, judge in judges]
+    return lines + [f"Judged {entry}, seed {seed}: {judge.words}" for entry, seed, judge in judges]
 
 
 def ours_in_words(row: Row) -> str:
@@ -185,18 +188,21 @@ def our_values(row: Row) -> tuple[str, list[str]]:
     """What is measured, and its value for each entry that the claim speaks of; a claim on other grounds has its text alone."""
     first = row.readings[0]
     if not row.ours:
-        return first.text or "—", []
-    values = [f"{label} {mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "") for label, mean, spread in row.ours]
-    return FIGURE_WORDS[first.figure], values
+        return first.text or MISSING, []
+    return FIGURE_WORDS[first.figure], [f"{label} {_with_spread(mean, spread)}" for label, mean, spread in row.ours]
 
 
 def differences_in_words(reading: Reading) -> str:
     """Each difference with its interval and how many seeds agree with it."""
-    return "<br>".join(_in_words(one, name=len(reading.differences) > 1) for one in reading.differences) or "—"
+    return "<br>".join(_lines(reading)) or MISSING
 
 
-def _in_words(one: Difference, *, name: bool) -> str:
-    start = f"{one.text}: " if name else ""
+def _lines(reading: Reading) -> list[str]:
+    return [_in_words(one, named=len(reading.differences) > 1) for one in reading.differences]
+
+
+def _in_words(one: Difference, *, named: bool) -> str:
+    start = f"{one.text}: " if named else ""
     if one.mean is None or one.low is None or one.high is None:
         return f"{start}{one.why}"
     agree = sum(value > 0 for value in one.by_seed.values())
@@ -206,35 +212,26 @@ def _in_words(one: Difference, *, name: bool) -> str:
 def as_json(row: Row) -> dict[str, Any]:
     """A claim with its readings as a JSON object."""
     claim = row.claim
-    readings = [
-        {
-            "figure": reading.figure,
-            "verdict": reading.verdict,
-            "text": reading.text,
-            "differences": [
-                {"text": d.text, "mean": d.mean, "low": d.low, "high": d.high, "by_seed": d.by_seed, "verdict": d.verdict, "why": d.why}
-                for d in reading.differences
-            ],
-        }
-        for reading in row.readings
-    ]
-    ours = [{"entry": label, "mean": mean, "spread": spread} for label, mean, spread in row.ours]
     stated = {"key": claim.key, "claim": claim.text, "where": claim.where, "published": claim.published}
-    return {**stated, "verdict": row.verdict, "ours": ours, "readings": readings}
+    ours = [{"entry": label, "mean": mean, "spread": spread} for label, mean, spread in row.ours]
+    return {**stated, "verdict": row.verdict, "ours": ours, "readings": [asdict(reading) for reading in row.readings]}
 
 
 def in_short(out_dir: Path) -> str:
     """The verdict of each claim of a comparison's folder, a line each."""
-    rows = json.loads((out_dir / "claims.json").read_text(encoding="utf-8"))
-    width = max(len(row["verdict"]) for row in rows)
-    return "\n".join(f"{row['verdict']:<{width}}  {row['claim']}" for row in rows)
+    rows = ComparisonFolder(out_dir).verdicts
+    width = max(len(verdict) for verdict, _ in rows)
+    return "\n".join(f"{verdict:<{width}}  {claim}" for verdict, claim in rows)
 
 
 def _spread(found: Sequence[float | None]) -> str:
     values = [value for value in found if value is not None]
     if not values:
         return MISSING
-    mean, spread = mean_and_spread(values)
+    return _with_spread(*mean_and_spread(values))
+
+
+def _with_spread(mean: float, spread: float | None) -> str:
     return f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
 
 
@@ -249,51 +246,40 @@ def _largest(found: Sequence[float | None]) -> str:
 def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders: Sequence[Path]) -> str:
     drawn = []
     for panel in panels(runs, name=name):
-        figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
+        figures.save_png(panel.figure, out_dir / files.FIGURES / f"{panel.name}.png")
         drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
-    first = load(folders[0] / "config.yaml")
-    shown = [
-        (row, *our_values(row), [_in_words(d, name=len(row.readings[0].differences) > 1) for d in row.readings[0].differences])
-        for row in rows
-    ]
-    others = [
-        (row.claim, FIGURE_WORDS[r.figure], differences_in_words(r).split("<br>"), r.verdict) for row in rows for r in row.readings[1:]
-    ]
+    distinct = {(run.summary.name, run.summary.seed): run for members in runs.values() for run in members.values()}  # entries may share one
     return (
         page_environment()
         .get_template("claims.html.j2")
         .render(
             title=TITLES[name],
-            config=first,
-            seeds=sorted({seed for members in runs.values() for seed in members}),
+            config=RunFolder(folders[0]).config,
+            seeds=seeds_of(runs),
             how=HOW.replace("*", ""),
             tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
-            shown=shown,
-            others=others,
+            shown=[(row, *our_values(row), _lines(row.readings[0])) for row in rows],
+            others=[(row.claim, FIGURE_WORDS[r.figure], _lines(r) or [MISSING], r.verdict) for row in rows for r in row.readings[1:]],
             drawn=drawn,
             entries=entry_table(runs),
             notes=notes(runs),
             folders=[folder.name for folder in folders],
             sigmas=sigma_table() if name == "dplora" else [],
-            time=clock(sum(run.summary["wall_s"] for run in _distinct(runs))),
+            time=clock(sum(run.summary.wall_s for run in distinct.values())),
             themed=figures.themed_colours(),
         )
     )
 
 
-def _distinct(runs: Runs) -> list[Any]:
-    """Every run once, whatever entries share it."""
-    return list({(run.summary["name"], run.summary["seed"]): run for members in runs.values() for run in members.values()}.values())
+AXES = {"nll": ("Held-out NLL", LEAST_NLL), "leakage": ("Extraction ROUGE-L", LEAST_ROUGE)}
+"""Of a figure that is drawn: its axis, and the least that the axis spans."""
+BARS = "Bars reach from the lowest to the highest seed."
 
 
 def panels(runs: Runs, *, name: str) -> list[Panel]:
     """The figures that the runs have numbers for."""
-    found = [_leakage_panel(runs)]
-    if name == "fedpit":
-        found += [_alpha_panel(runs), _beta_panel(runs, "nll"), _beta_panel(runs, "leakage")]
-    else:
-        found += [_epsilon_panel(runs)]
-    return [panel for panel in [*found, _bytes_panel(runs)] if panel is not None]
+    own = [_alpha_panel(runs), _beta_panel(runs, "nll"), _beta_panel(runs, "leakage")] if name == "fedpit" else [_epsilon_panel(runs)]
+    return [panel for panel in [_leakage_panel(runs), *own, _bytes_panel(runs)] if panel is not None]
 
 
 def _leakage_panel(runs: Runs) -> Panel | None:
@@ -301,22 +287,11 @@ def _leakage_panel(runs: Runs) -> Panel | None:
     base = dict(enumerate(_means(runs, "base", "leakage")))
     lines: list[Line] = []
     for entry in LINES_SHOWN:
-        tables: dict[int, list[float]] = {}
-        for run in runs.get(entry, {}).values():
-            for round_index, table in run.measures.get("leakage", {}).items():
-                tables.setdefault(round_index + 1, []).append(sum(value for value, _ in table.values()) / len(table))
-        points = base | {x: sum(values) / len(values) for x, values in sorted(tables.items())}
-        if tables and (entry == "base" or len(points) > 1):
-            lines.append(
-                Line(
-                    _label(entry, runs),
-                    _colour(entry, runs),
-                    figures.MARKERS[len(lines) % len(figures.MARKERS)],
-                    sorted(points.items()),
-                    [],
-                    [],
-                )
-            )
+        own = _by_round(runs.get(entry, {}))
+        points = base | own
+        if own and (len(points) > 1 or entry == "base"):
+            marker = figures.MARKERS[len(lines) % len(figures.MARKERS)]
+            lines.append(Line(_label(entry, runs), _colour(entry, runs), marker, sorted(points.items()), [], []))
     if not lines:
         return None
     note = "The attacker asks the release the true training prompts; how close the answers come to the training records (ROUGE-L). Mean over seeds."
@@ -324,47 +299,42 @@ def _leakage_panel(runs: Runs) -> Panel | None:
     return Panel("leakage", "Leakage by round", note, figure)
 
 
+def _by_round(members: Mapping[int, RunData]) -> dict[int, float]:
+    """An entry's leakage by rounds completed, the mean over seeds."""
+    found: dict[int, list[float]] = {}
+    for run in members.values():
+        for round_index, table in run.measures.get("leakage", {}).items():
+            found.setdefault(round_index + 1, []).append(sum(value for value, _ in table.values()) / len(table))
+    return {x: sum(values) / len(values) for x, values in sorted(found.items())}
+
+
 def _alpha_panel(runs: Runs) -> Panel | None:
     curves = [
         _curve(runs, [(float(i), f"{method}{suffix}") for i, (_, suffix) in enumerate(ALPHAS)], "nll", label=method, number=number)
         for number, method in enumerate(("fedit", "fedpit"))
     ]
-    note = "Held-out NLL (lower is better) by Dirichlet alpha: small is heterogeneous. Bars reach from the lowest to the highest seed."
+    note = f"Held-out NLL (lower is better) by Dirichlet alpha: small is heterogeneous. {BARS}"
     ticks = [(float(i), text) for i, (text, _) in enumerate(ALPHAS)]
-    return _against(
-        "alpha", "Utility against alpha", note, curves, axis="Held-out NLL", label="Dirichlet alpha", ticks=ticks, runs=runs, figure="nll"
-    )
+    return _against("alpha", "Utility against alpha", note, curves, label="Dirichlet alpha", ticks=ticks, runs=runs)
 
 
 def _beta_panel(runs: Runs, figure: str) -> Panel | None:
     curves = [_curve(runs, [(float(beta), entry) for beta, entry in BETAS], figure, label="fedpit", number=0)]
     ticks = [(float(beta), beta) for beta, _ in BETAS]
-    title = {"nll": "Utility against beta", "leakage": "Leakage against beta"}[figure]
-    note = "beta is the share of the adapter trained on real records in what a client sends; 1 is FEDIT. Bars reach from the lowest to the highest seed."
-    name = "beta" if figure == "nll" else "beta-leakage"
-    axis = "Held-out NLL" if figure == "nll" else "Extraction ROUGE-L"
-    return _against(name, title, note, curves, axis=axis, label="beta", ticks=ticks, runs=runs, figure=figure)
+    name, title = {"nll": ("beta", "Utility against beta"), "leakage": ("beta-leakage", "Leakage against beta")}[figure]
+    note = f"beta is the share of the adapter trained on real records in what a client sends; 1 is FEDIT. {BARS}"
+    return _against(name, title, note, curves, label="beta", ticks=ticks, runs=runs, figure=figure)
 
 
 def _epsilon_panel(runs: Runs) -> Panel | None:
+    colours = [*figures.colours_of(["dplora"]), *[light for light, _ in SPARE_COLOURS]]
     curves = []
     for number, rank in enumerate(RANKS):
         places = [(float(i), dplora(epsilon, rank)) for i, epsilon in enumerate(EPSILONS)]
-        colour = [*figures.colours_of(["dplora"]), *[light for light, _ in SPARE_COLOURS]][number]
-        curves.append(_curve(runs, places, "nll", label=f"rank {rank}", number=number, colour=colour))
-    note = "Held-out NLL (lower is better) of DP-LoRA by epsilon for one record, without noise at the right. Bars reach from the lowest to the highest seed."
+        curves.append(_curve(runs, places, "nll", label=f"rank {rank}", number=number, colour=colours[number]))
+    note = f"Held-out NLL (lower is better) of DP-LoRA by epsilon for one record, without noise at the right. {BARS}"
     ticks = [(float(i), epsilon if epsilon != "none" else "no noise") for i, epsilon in enumerate(EPSILONS)]
-    return _against(
-        "epsilon",
-        "Utility against epsilon, by rank",
-        note,
-        curves,
-        axis="Held-out NLL",
-        label="epsilon",
-        ticks=ticks,
-        runs=runs,
-        figure="nll",
-    )
+    return _against("epsilon", "Utility against epsilon, by rank", note, curves, label="epsilon", ticks=ticks, runs=runs)
 
 
 def _against(
@@ -373,26 +343,22 @@ def _against(
     note: str,
     curves: Sequence[Curve | None],
     *,
-    axis: str,
     label: str,
     ticks: Sequence[tuple[float, str]],
     runs: Runs,
-    figure: str,
+    figure: str = "nll",
 ) -> Panel | None:
     drawn = [curve for curve in curves if curve is not None]
     if not drawn:
         return None
     levels = [Level(spec_of("base").label, figures.colours_of(["base"])[0], value) for value in _means(runs, "base", figure)]
-    span = LEAST_NLL if figure == "nll" else LEAST_ROUGE
+    axis, span = AXES[figure]
     return Panel(name, title, note, figures.against(drawn, axis=axis, label=label, ticks=ticks, least_span=span, levels=levels))
 
 
 def _curve(runs: Runs, places: Sequence[tuple[float, str]], figure: str, *, label: str, number: int, colour: str = "") -> Curve | None:
-    points = []
-    for place, entry in places:
-        values = [value for run in runs.get(entry, {}).values() if (value := figure_of(run, figure)) is not None]
-        if values:
-            points.append((place, sum(values) / len(values), min(values), max(values)))
+    found = [(place, over_seeds(runs, entry, figure)) for place, entry in places]
+    points = [(place, sum(values) / len(values), min(values), max(values)) for place, values in found if values]
     marker = figures.MARKERS[number % len(figures.MARKERS)]
     return Curve(spec_of(label).label, colour or figures.colours_of([label])[0], marker, points) if points else None
 
@@ -402,32 +368,34 @@ def _bytes_panel(runs: Runs) -> Panel | None:
     rows: dict[tuple[str, float], tuple[str, str, float, float]] = {}
     for entry, members in runs.items():
         run = members[min(members)]
-        up, down = float(run.summary["uplink_bytes"]), float(run.summary["downlink_bytes"])
-        if not up and not down:
-            continue
+        up, down = float(run.summary.uplink_bytes), float(run.summary.downlink_bytes)
         rank = run.factors[0][0] if run.factors else 0
-        label = f"{spec_of(run.summary['method']).label}, rank {rank}, {run.summary['num_rounds']} rounds"
-        rows.setdefault((label, up), (label, _colour(entry, runs), up, down))
+        label = f"{spec_of(run.summary.method).label}, rank {rank}, {run.summary.num_rounds} rounds"
+        if up or down:
+            rows.setdefault((label, up), (label, _colour(entry, runs), up, down))
     if not rows:
         return None
     bars = list(rows.values())
     for run in list(runs.get("fedit", {}).values())[:1]:
         full = float(sent_bytes(run)[2])
-        bars.append((f"full fine-tuning (by formula), {run.summary['num_rounds']} rounds", figures.MUTED, full, full))
+        bars.append((f"full fine-tuning (by formula), {run.summary.num_rounds} rounds", figures.MUTED, full, full))
     note = "What all clients together sent to the server (solid) and received from it (pale) over a run."
     return Panel("bytes", "Bytes sent", note, figures.traffic(bars))
 
 
 def _means(runs: Runs, entry: str, figure: str) -> list[float]:
     """The mean over seeds, as a list of one; empty if there is none."""
-    values = [value for run in runs.get(entry, {}).values() if (value := figure_of(run, figure)) is not None]
+    values = over_seeds(runs, entry, figure)
     return [sum(values) / len(values)] if values else []
 
 
+def _method(entry: str, runs: Runs) -> str:
+    return next(iter(runs[entry].values())).summary.method
+
+
 def _label(entry: str, runs: Runs) -> str:
-    method = str(next(iter(runs[entry].values())).summary["method"])
-    return entry if entry.startswith("dplora") else spec_of(method).label
+    return entry if entry.startswith("dplora") else spec_of(_method(entry, runs)).label
 
 
 def _colour(entry: str, runs: Runs) -> str:
-    return figures.colours_of([str(next(iter(runs[entry].values())).summary["method"])])[0]
+    return figures.colours_of([_method(entry, runs)])[0]

@@ -188,24 +188,24 @@ def uplink(runs: Runs) -> Reading:
     It holds if every run's records agree with the formula and are below full fine-tuning.
     """
     found = [(rank, run) for rank in RANKS for run in runs.get(dplora("none", rank), {}).values()]
-    found = [(rank, run) for rank, run in found if run.factors and run.rounds and run.summary.get("num_base_parameters")]
+    found = [(rank, run) for rank, run in found if run.factors and run.rounds]
     if not found:
-        return Reading("bytes", (), OPEN, f"no run of {', '.join(dplora('none', rank) for rank in RANKS)}")
+        return Reading("bytes", OPEN, f"no run of {', '.join(dplora('none', rank) for rank in RANKS)}")
     lines = []
     for rank in dict.fromkeys(rank for rank, _ in found):
         counted, formula, full = sent_bytes(next(run for other, run in found if other == rank))
         share = f"{counted / full:.2%} of full fine-tuning's {human_bytes(full)}"
         lines.append(f"rank {rank}: {human_bytes(counted)} counted, {human_bytes(formula)} by formula, {share}")
     fits = all(counted == formula and counted < full for counted, formula, full in (sent_bytes(run) for _, run in found))
-    return Reading("bytes", (), HOLDS if fits else FAILS, "; ".join(lines))
+    return Reading("bytes", HOLDS if fits else FAILS, "; ".join(lines))
 
 
 def sent_bytes(run: RunData) -> tuple[int, int, int]:
     """What all clients of a run sent: as counted in its rounds, by formula, and what full fine-tuning would have sent."""
-    turns = sum(len(record["cohort"]) - record.get("num_failed", 0) for record in run.rounds)
-    counted = sum(record["uplink_bytes"] for record in run.rounds)
+    turns = sum(len(record.cohort) - record.num_failed for record in run.rounds)
+    counted = sum(record.uplink_bytes for record in run.rounds)
     formula = turns * sum(rank * size for rank, size in run.factors) * BYTES_PER_PARAMETER
-    return counted, formula, turns * run.summary["num_base_parameters"] * BYTES_PER_PARAMETER
+    return counted, formula, turns * (run.summary.num_base_parameters or 0) * BYTES_PER_PARAMETER
 
 
 def sigma_formula(runs: Runs) -> Reading:
@@ -214,16 +214,20 @@ def sigma_formula(runs: Runs) -> Reading:
     It holds if the accountant's epsilon of every run is at most the stated one.
     """
     ledgers = [run.ledger for run in runs.get("dplora-literal", {}).values()]
-    known = [one for one in ledgers if one.get("paper_epsilon_per_step") is not None and one.get("epsilon") is not None]
+    known = [
+        (one, one.paper_epsilon_per_step, one.epsilon)
+        for one in ledgers
+        if one.paper_epsilon_per_step is not None and one.epsilon is not None
+    ]
     if not known:
-        return Reading("epsilon", (), OPEN, "no run of dplora-literal with a ledger")
-    fits = all(one["epsilon"] <= one["paper_epsilon_per_step"] for one in known)
-    one = known[0]
+        return Reading("epsilon", OPEN, "no run of dplora-literal with a ledger")
+    fits = all(accounted <= stated for _, stated, accounted in known)
+    one, stated, accounted = known[0]
     text = (
-        f"sigma {one['paper_noise_multiplier']:g}, delta {one['delta']:g}: stated {one['paper_epsilon_per_step']:.3g}; accounted for "
-        f"{one['num_releases']} rounds {one['epsilon']:.4g}. {published_setting()}"
+        f"sigma {one.paper_noise_multiplier:g}, delta {one.delta:g}: stated {stated:.3g}; accounted for "
+        f"{one.num_releases} rounds {accounted:.4g}. {published_setting()}"
     )
-    return Reading("epsilon", (), HOLDS if fits else FAILS, text)
+    return Reading("epsilon", HOLDS if fits else FAILS, text)
 
 
 def published_setting() -> str:
@@ -318,9 +322,3 @@ DPLORA_CLAIMS: tuple[Claim, ...] = (
 )
 
 CLAIMS = {"fedpit": FEDPIT_CLAIMS, "dplora": DPLORA_CLAIMS}
-
-
-def entries_of(claims: str) -> set[str]:
-    """The entries that a comparison must have for its claims to be decided."""
-    named = {term.entry for claim in CLAIMS[claims] for contrast in claim.contrasts for term in contrast.terms}
-    return named | ({"dplora-literal"} if claims == "dplora" else {"fedit", "fedpit"})

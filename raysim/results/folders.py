@@ -72,9 +72,14 @@ class RunFolder:
         return self.has(files.CONFIG)
 
     @property
+    def is_over(self) -> bool:
+        """Whether all rounds are done and summed up."""
+        return self.has(files.SUMMARY)
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run is over, and its page written."""
-        return self.has(files.SUMMARY) and self.has(files.REPORT)
+        return self.is_over and self.has(files.REPORT)
 
     @property
     def is_stopped(self) -> bool:

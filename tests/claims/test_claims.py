@@ -32,11 +32,15 @@ from raysim.claims.decide import (
     rising,
 )
 from raysim.claims.page import TITLES, EntryRow, as_json, as_markdown, entry_table, panels
-from raysim.claims.papers import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dplora, entries_of, sent_bytes, sigma_table, uplink
+from raysim.claims.papers import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dplora, sent_bytes, sigma_table, uplink
 from raysim.config import Config, load
+from raysim.judging.pairwise import summarise
 from raysim.privacy.accounting import epsilon_pld, paper_epsilon
+from raysim.results.contents import Answer, Judge, Judged
+from raysim.results.folders import typed
 from raysim.rng import numpy_rng
 from raysim.runs.compare import comparison
+from tests.run_folders import a_ledger, a_round, a_summary
 
 SEEDS = (0, 1, 2)
 NUM_RECORDS = 12
@@ -80,7 +84,7 @@ def made_up(claim: Claim, wanted: list[float], *, noise: float = 0.05, seeds: tu
                 table = {i: (float(v), float(w)) for i, (v, w) in enumerate(zip(values, weights, strict=True))}
                 by_measure.setdefault(measure, {})[2 if when == "last" else 0] = table
         for entry, measures in tables.items():
-            found.setdefault(entry, {})[seed] = RunData({"method": "fedit", "epsilon": None}, [], {}, measures)
+            found.setdefault(entry, {})[seed] = RunData(a_summary(epsilon=None), [], a_ledger(), measures)
     return found
 
 
@@ -211,8 +215,8 @@ def test_growth_is_the_last_round_less_the_first() -> None:
 # --- from rows to measures
 
 
-def row(side: str, record_id: int, *, owner: int | None = None, round_index: int = 0, **values: Any) -> dict[str, Any]:
-    return {"side": side, "record_id": record_id, "owner": owner, "round_index": round_index, **values}
+def row(side: str, record_id: int, *, owner: int | None = None, round_index: int = 0, **values: Any) -> Answer:
+    return Answer(round_index, owner, side, record_id, **values)
 
 
 def test_rows_become_measures_of_the_release() -> None:
@@ -223,9 +227,9 @@ def test_rows_become_measures_of_the_release() -> None:
         row("heldout", 7, owner=0, nll=60.0, num_tokens=6, rouge_l=1.0),
         row("prefixed_train", 1, rouge_l=0.7),
         row("prefixed_control", 7, rouge_l=0.6),
-        {"side": "choice", "question": 3, "owner": None, "round_index": 0, "chosen": "a", "right": True},
+        Answer(0, None, "choice", question=3, chosen="a", right=True),
     ]
-    judged = [{"record_id": 7, "outcome": "tie"}, {"record_id": 9, "outcome": "lose"}, {"record_id": 10, "outcome": None}]
+    judged = [Judged(record_id, None, "", "", "", None, None, (), won) for record_id, won in ((7, "tie"), (9, "lose"), (10, None))]
     assert measures_of(rows, judged) == {
         "nll": {0: {7: (2.0, 6.0), 8: (1.0, 3.0)}},
         "rouge_l": {0: {7: (0.4, 1.0)}},
@@ -250,13 +254,12 @@ def test_only_a_judge_behind_an_endpoint_decides_by_its_verdicts() -> None:
     claim = CLAIMS["fedpit"][0]
     runs = made_up(claim, [1.0])
     for kind, figure in (("endpoint", "win_tie"), ("likelihood", "nll")):
+        judge = typed(Judge, summarise([]) | {"made_from": {"kind": kind}, "words": "", "tally": None}, where="judge")
         judged = {entry: dict(members) for entry, members in runs.items()}
         for entry, lost in (("fedpit", 0.0), ("fedit", 1.0)):
             for seed, run in runs[entry].items():
                 wins = {2: dict.fromkeys(range(6), (lost, 1.0))}
-                judged[entry][seed] = dataclasses.replace(
-                    run, judge={"made_from": {"kind": kind}}, measures=run.measures | {"win_tie": wins}
-                )
+                judged[entry][seed] = dataclasses.replace(run, judge=judge, measures={**run.measures, "win_tie": wins})
         found = decide(claim, judged)
         assert found.readings[0].figure == figure
         assert found.verdict == {"win_tie": FAILS, "nll": HOLDS}[figure]
@@ -266,8 +269,8 @@ def test_only_a_judge_behind_an_endpoint_decides_by_its_verdicts() -> None:
 
 
 def sender(*, counted: int, factors: tuple[tuple[int, int], ...] = ((4, 10), (4, 6)), full: int = 100) -> RunData:
-    rounds = [{"cohort": [0, 1, 2], "num_failed": 1, "uplink_bytes": counted}, {"cohort": [0, 1], "uplink_bytes": counted}]
-    return RunData({"num_base_parameters": full}, rounds, {}, {}, factors=factors)
+    rounds = [a_round(cohort=[0, 1, 2], num_failed=1, uplink_bytes=counted), a_round(cohort=[0, 1], uplink_bytes=counted)]
+    return RunData(a_summary(num_base_parameters=full), rounds, a_ledger(), {}, factors=factors)
 
 
 def test_the_uplink_is_counted_and_reckoned_and_compared_with_full_fine_tuning() -> None:
@@ -276,7 +279,7 @@ def test_the_uplink_is_counted_and_reckoned_and_compared_with_full_fine_tuning()
     names = [dplora("none", rank) for rank in ("4", "16", "64")]
     assert uplink({name: {0: honest} for name in names}).verdict == HOLDS
     assert uplink({names[0]: {0: honest}, names[1]: {0: sender(counted=2 * 4 * 4 * 16 + 4)}}).verdict == FAILS, "more than the formula says"
-    assert uplink({names[0]: {0: dataclasses.replace(honest, summary={"num_base_parameters": 64})}}).verdict == FAILS, (
+    assert uplink({names[0]: {0: dataclasses.replace(honest, summary=a_summary(num_base_parameters=64))}}).verdict == FAILS, (
         "as much as all of it"
     )
     assert uplink({}).verdict == OPEN
@@ -287,14 +290,14 @@ def test_the_uplink_is_counted_and_reckoned_and_compared_with_full_fine_tuning()
 
 def literal(sigma: float, delta: float, *, num_rounds: int) -> RunData:
     multiplier = sigma / LITERAL_SENSITIVITY
-    ledger = {
-        "paper_noise_multiplier": sigma,
-        "paper_epsilon_per_step": paper_epsilon(sigma, delta=delta),
-        "delta": delta,
-        "num_releases": num_rounds,
-        "epsilon": epsilon_pld(multiplier, sampling_prob=1.0, num_releases=num_rounds, delta=delta),
-    }
-    return RunData({}, [], ledger, {})
+    ledger = a_ledger(
+        paper_noise_multiplier=sigma,
+        paper_epsilon_per_step=paper_epsilon(sigma, delta=delta),
+        delta=delta,
+        num_releases=num_rounds,
+        epsilon=epsilon_pld(multiplier, sampling_prob=1.0, num_releases=num_rounds, delta=delta),
+    )
+    return RunData(a_summary(), [], ledger, {})
 
 
 def test_the_formula_for_sigma_is_held_against_the_accountant() -> None:
@@ -305,7 +308,7 @@ def test_the_formula_for_sigma_is_held_against_the_accountant() -> None:
     assert "exactly 1.99 a step" in published.readings[0].text
     assert decide(claim, {"dplora-literal": {0: literal(8.0, 0.4, num_rounds=1)}}).verdict == HOLDS, "noise enough, at a delta of no use"
     assert decide(claim, {}).verdict == OPEN
-    unnoised = RunData({}, [], {"paper_epsilon_per_step": None, "epsilon": None}, {})
+    unnoised = RunData(a_summary(), [], a_ledger(epsilon=None), {})
     assert decide(claim, {"dplora-literal": {0: unnoised}}).verdict == OPEN
 
 
@@ -318,9 +321,13 @@ def test_the_table_of_sigmas_is_the_published_one() -> None:
 
 def test_the_table_of_entries_has_the_figures_that_any_entry_has_and_no_others() -> None:
     measures: dict[str, dict[int, Any]] = {"nll": {0: {7: (1.5, 6.0)}}, "leakage": {0: {1: (0.5, 1.0)}}, "control": {0: {7: (0.2, 1.0)}}}
-    plain = RunData({"epsilon": None}, [], {}, measures)
-    labelled = RunData({"epsilon": 3.0, "eval": {"label_accuracy": 0.5, "label_macro_f1": 0.25}}, [], {}, measures)
-    other = dataclasses.replace(labelled, summary={"epsilon": 2.5, "eval": {"label_accuracy": 0.75, "label_macro_f1": 0.25}})
+
+    def summed(epsilon: float | None, **labels: float) -> RunData:
+        utility = {"heldout_nll": 1.5, "heldout_perplexity": 4.5, "heldout_rouge_l": 0.2, **labels}
+        return RunData(a_summary(epsilon=epsilon, eval=utility, attack=None, cross_client=None), [], a_ledger(), measures)
+
+    plain = summed(None)
+    labelled, other = (summed(e, label_accuracy=accuracy, label_macro_f1=0.25) for e, accuracy in ((3.0, 0.5), (2.5, 0.75)))
     table = entry_table({"base": {0: plain}})
     assert (table.headings, table.rows) == (("held-out NLL", "leakage", "control"), (EntryRow("base", 1, ("1.500", "0.500", "0.200")),))
     table = entry_table({"base": {0: plain}, "dplora": {0: labelled, 1: other}})
@@ -342,7 +349,8 @@ def shipped(name: str) -> list[Config]:
 def test_the_shipped_comparison_has_every_entry_that_its_claims_name_three_times(name: str) -> None:
     entries = shipped(name)
     assert load(f"{name}-claims").claims == name
-    for wanted in entries_of(name):
+    named = {term.entry for claim in CLAIMS[name] for contrast in claim.contrasts for term in contrast.terms}
+    for wanted in named | ({"dplora-literal"} if name == "dplora" else {"fedit", "fedpit"}):
         assert [entry.seed for entry in entries if entry.name == wanted] == [0, 1, 2], wanted
 
 
@@ -387,7 +395,7 @@ def test_the_text_has_a_row_for_every_claim_with_its_verdict(name: str) -> None:
 def test_only_figures_that_the_runs_have_numbers_for_are_drawn() -> None:
     claim = next(claim for claim in CLAIMS["fedpit"] if claim.key == "leakage-monotone-in-beta")
     runs = made_up(claim, [1.0] * 4)
-    summary = {"method": "fedpit", "name": "x", "seed": 0, "uplink_bytes": 0, "downlink_bytes": 0, "num_rounds": 3}
+    summary = a_summary(method="fedpit", uplink_bytes=0, downlink_bytes=0)
     runs = {entry: {seed: dataclasses.replace(run, summary=summary) for seed, run in members.items()} for entry, members in runs.items()}
     assert [panel.name for panel in panels(runs, name="fedpit")] == ["alpha", "beta", "beta-leakage"], "one measured round is no line"
     with_base = runs | {"base": runs["fedit"]}

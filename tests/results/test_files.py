@@ -10,6 +10,7 @@ from raysim.config import load
 from raysim.judging.journal import Journal
 from raysim.reports.page import write_run_report
 from raysim.results.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from raysim.results.folders import RunFolder
 from raysim.results.verify import verify
 from raysim.runs.run import run
 from tests.conftest import SMALL
@@ -87,5 +88,5 @@ def test_a_run_on_texts_with_every_line_end_is_made_judged_reported_verified_and
         assert len(read_jsonl(done.out / name)) == (done.out / name).read_bytes().count(b"\n") > 0
     assert any(ends in row["instruction"] for row in read_jsonl(done.out / "answers.jsonl") if "instruction" in row)
     assert [check for check in verify(done.out) if not check.ok] == []
-    assert load_run(done.out).measures["leakage"]
+    assert load_run(RunFolder(done.out)).measures["leakage"]
     assert write_run_report(done.out).is_file()
