@@ -5,6 +5,7 @@ Left out: what only running the code can show, and what ruff and mypy already re
 """
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from raysim.methods.spec import METHODS
+from raysim.results import files
 
 PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
@@ -89,6 +91,21 @@ METHOD_NAMES: dict[str, tuple[set[str], str]] = {
     "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
     "raysim.claims.papers": (set(METHODS) - {"locit_synthetic"}, "entries of published comparisons, called after the methods they run"),
     "raysim.claims.page": (set(METHODS) - {"locit_synthetic", "scaffold"}, "draws the entries of published comparisons"),
+}
+
+# The files of runs, comparisons and sweeps: `results` writes and reads them, and is alone to know their names.
+RUN_FILES = {
+    value
+    for value in vars(files).values()
+    if isinstance(value, str) and value.endswith((".json", ".jsonl", ".yaml", ".csv", ".html", "claims.md"))
+}
+
+# A room or module that says such a name all the same -> why.
+FILE_NAMES = {
+    "raysim.config": "an entry of a comparison is a folder beside these files, so it may not have their names; the files lie floors above",
+    "raysim.federation.loop": "a line of progress tells the user in which file to look",
+    "raysim.reports": "a page of runs reads its files itself",
+    "raysim.sweeps": "a sweep reads the files of its trials itself",
 }
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.
@@ -374,6 +391,20 @@ def _opens_text(call: ast.Call) -> bool:
     return name == "read_text" or (name == "write_text" and isinstance(call.func, ast.Attribute) and "files" not in ast.unparse(call.func))
 
 
+def named_run_files(tree: ast.Module, module: str) -> list[str]:
+    """Names of files of runs in strings, docstrings apart, outside `results`."""
+    if module.startswith(("raysim.results", *FILE_NAMES)):
+        return []
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        f"line {node.lineno}: {module} names {name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said
+        for name in sorted(RUN_FILES)
+        if re.search(rf"(?<![\w.-]){re.escape(name)}(?!\w)", node.value)
+    ]
+
+
 Rule = Callable[[ast.Module, str], list[str]]
 RULES: dict[str, Rule] = {
     "imports point one way": wrong_directions,
@@ -386,6 +417,7 @@ RULES: dict[str, Rule] = {
     "no global randomness": global_randomness,
     "lines end at line feeds": lines_of_files,
     "text files say their encoding": unsaid_encodings,
+    "one room knows the files of runs": named_run_files,
 }
 
 
@@ -410,6 +442,12 @@ def test_no_cycle_between_packages() -> None:
         graph.setdefault(room(module), set()).update(room(name) for name in known_imports(module) if room(name) != room(module))
     assert len(graph) > 10
     assert cycle(graph) == []
+
+
+def test_every_excuse_for_naming_a_file_of_a_run_is_used() -> None:
+    assert {"rounds.jsonl", "ledger.json", "results.csv", "claims.md"} <= RUN_FILES
+    for excused in FILE_NAMES:
+        assert any(name in FILES[module].read_text() for module in FILES if module.startswith(excused) for name in RUN_FILES), excused
 
 
 def test_every_excuse_for_a_hidden_import_is_used() -> None:
@@ -468,6 +506,8 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (lines_of_files, "raysim.model.train", "for line in text.splitlines(): pass"),
     (lines_of_files, "raysim.model.train", "first = path.read_text().splitlines()[0]"),
     (lines_of_files, "raysim.model.train", "rows = file.read().splitlines()"),
+    (named_run_files, "raysim.claims.page", "read_json(folder / 'ledger.json')"),
+    (named_run_files, "raysim.runs.run", "path = f'{out}/rounds.jsonl'"),
     (unsaid_encodings, "raysim.model.train", "text = path.read_text()"),
     (unsaid_encodings, "raysim.model.train", "path.write_text(text)"),
     (unsaid_encodings, "raysim.model.train", "open(path)"),
@@ -509,6 +549,12 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (lines_of_files, "raysim.model.train", "first = str(error).splitlines()[0]\nlines = text.split('\\n')"),
     (unsaid_encodings, "raysim.model.train", "path.read_text(encoding='utf-8')\npath.open('rb')\nopen(path, mode='rb')\nos.open(path, 0)"),
     (unsaid_encodings, "raysim.model.train", "write_text(path, text)\nfiles.write_text(path, text)\npath.read_bytes()"),
+    (
+        named_run_files,
+        "raysim.claims.page",
+        "'The page says what ledger.json holds.'\nread_json(folder / files.LEDGER)\npath = 'my-ledger.json'",
+    ),
+    (named_run_files, "raysim.results.folders", "read_json(folder / 'ledger.json')"),
     (global_randomness, "raysim.model.train", "import numpy as np\nnp.random.default_rng(0).normal()"),
     (global_randomness, "raysim.model.train", "import torch\ntorch.randn(3, generator=g)\nx.normal_(generator=g)"),
     (global_randomness, "raysim.model.train", "import torch\ntorch.Generator().manual_seed(0)"),
