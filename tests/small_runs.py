@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.config import Config, load
+from raysim.methods.spec import METHODS as SPECS
 from tests.conftest import ROOT, SMALL
 
 # Bytes from a random model rarely make words: these settings let some of its synthetic records through the filters.
@@ -36,6 +37,7 @@ METHODS = {
     "cenit": ["method.name=cenit"],
     "base": ["method.name=base"],
 }
+METHODS |= {name: [f"method.name={name}"] for name in SPECS if name not in {key.partition("-")[0] for key in METHODS}}
 PATIENCE_S = 200
 """The longest that a test waits for a command."""
 TIMES = ("wall_s", "client_s", "tokens_per_s")

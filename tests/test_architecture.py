@@ -229,11 +229,11 @@ def config_imports(tree: ast.Module, module: str) -> list[str]:
 
 def hidden(tree: ast.Module, module: str) -> list[tuple[int, str]]:
     """Line and module of every import that is made inside a function, by statement or by call."""
-    found = []
+    found, names = [], aliases(tree)
     for function in functions(tree):
         found += [(node.lineno, name) for node, name in imports_of(function, module)]
         for call in calls(function):
-            if dotted(call.func, aliases(tree)) in ("importlib.import_module", "pkgutil.resolve_name", "__import__"):
+            if dotted(call.func, names) in ("importlib.import_module", "pkgutil.resolve_name", "__import__"):
                 found.append((call.lineno, ast.unparse(call.args[0]).removeprefix("f").strip("'\"") if call.args else "?"))
     return sorted(set(found))
 

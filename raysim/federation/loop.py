@@ -86,7 +86,7 @@ class Simulation:
 def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
     """The state before the first round."""
     tensors: dict[str, Any] = lora_rule(config.lora.aggregation).start(layout, config.seed)
-    further = {"control": np.zeros(len(tensors["adapter"]))} if config.method.spec.has_control_variate else {}
+    further = {name: np.zeros(len(tensors["adapter"])) for name in config.method.spec.tensors}
     return ServerState(round_index=0, tensors=tensors | further)
 
 

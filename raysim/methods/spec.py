@@ -28,6 +28,8 @@ class MethodSpec:
     """The values that `privacy.unit` can have with it; the first is what `auto` means."""
     sections: tuple[str, ...] = ()
     """Sections of the configuration that are read by it, and not by every method."""
+    tensors: tuple[str, ...] = ()
+    """Tensors beside the adapter that the server keeps (each as long as the adapter, zero at first) and that travel both ways."""
     trains: bool = True
     """Whether anything is trained: without it there are no rounds, and the model is measured as it is."""
     separates: bool = False
@@ -40,8 +42,11 @@ class MethodSpec:
     """Whether a client keeps a second, private adapter beside the one that it shares."""
     adapts_weights: bool = False
     """Whether a client's weight is its own to ask for (`server.weighting: adaptive`)."""
-    has_control_variate: bool = False
-    """Whether a control variate travels with the adapter, both ways."""
+
+    @property
+    def has_control_variate(self) -> bool:
+        """Whether a control variate travels with the adapter, a second upload."""
+        return "control" in self.tensors
 
     @property
     def trains_together(self) -> bool:
@@ -74,7 +79,7 @@ _TABLE = (
         "SCAFFOLD",
         no_guarantee=f"{_NO}SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control variates beside them.",
         colour="violet",
-        has_control_variate=True,
+        tensors=("control",),
     ),
     MethodSpec(
         "fedpit",

@@ -129,7 +129,7 @@ def test_a_method_works_with_a_partition_a_cohort_and_a_server_step(
         assert [len(one) for one in cohorts] == [size] * NUM_ROUNDS
     assert np.isfinite(done.state.adapter).all()
     assert (done.state.adapter.tobytes() == first.tobytes()) == (spec.separates or not any(cohorts))
-    vectors = 0 if spec.separates or spec.pools else 2 if spec.has_control_variate else 1
+    vectors = 0 if spec.separates or spec.pools else 1 + len(spec.tensors)
     sent = [len(one) * 4 * len(first) * vectors for one in cohorts]
     assert [record["downlink_bytes"] for record in done.records] == sent
     assert set(done.kept) <= set().union(*cohorts)
