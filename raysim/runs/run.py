@@ -11,7 +11,7 @@ from typing import Any
 from raysim.federation.on_ray import clients as actors, cluster
 from raysim.results import files as runfiles, inputs
 from raysim.runs import judged
-from raysim.measure.audits import final_audit
+from raysim.measure.audits import Audited, final_audit
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
 from raysim.claims.page import write_claims_report
 from raysim.config import (
@@ -399,17 +399,15 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, n
 
 def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], layout: Any) -> dict[str, Any] | None:
     experiment = simulation.experiment
-    return final_audit(
-        experiment.canaries,
+    audited = Audited(
         config,
         members=experiment.real_examples,
         nonmembers=experiment.heldout,
-        tokenizer=simulation.tokenizer,
-        ledger=ledger,
         first=start(config, experiment, layout=layout).adapter,
         last=simulation.state.adapter,
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
     )
+    return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger)
 
 
 def summarize(config: Config, simulation: Simulation, *, ledger: dict[str, Any], num_parameters: int) -> dict[str, Any]:
