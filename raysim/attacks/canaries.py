@@ -24,7 +24,7 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_chat
 from raysim.lora.layout import Vector
 from raysim.model.language_model import LanguageModel
-from raysim.model.score import Row, branch_nlls
+from raysim.model.score import Branches, branch_nlls
 from raysim.rng import numpy_rng
 
 Floats = NDArray[np.float64]
@@ -255,7 +255,7 @@ def continuation_nlls(lm: LanguageModel, prompt_ids: Sequence[int], continuation
     Equal to scoring prompt and continuation together (see `branches`); `batch_size` continuations are behind one another in a row.
     """
     rows = [
-        Row(tuple(prompt_ids), tuple(tuple(ids) for ids in continuations[start : start + batch_size]))
+        Branches(tuple(prompt_ids), tuple(tuple(ids) for ids in continuations[start : start + batch_size]))
         for start in range(0, len(continuations), batch_size)
     ]
     return np.array([nll for nlls in branch_nlls(lm, rows, batch_size=1) for nll in nlls])

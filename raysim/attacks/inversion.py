@@ -433,9 +433,6 @@ def _overlap(candidate: Sequence[int], reference: Sequence[int]) -> float:
     return 2 * common / (len(candidate) + len(reference))
 
 
-Row = dict[str, int | float | str]
-
-
 def inversion_sweep(
     build: Callable[[int], LanguageModel],
     examples: Sequence[Example],
@@ -447,14 +444,14 @@ def inversion_sweep(
     b_std: float,
     seed: int,
     settings: InversionSettings,
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """One row for each rank, batch size and noise multiplier: what the attack makes of one client's gradient.
 
     `build` gives the model with an adapter of a rank; a batch is the first so many examples. The update is the gradient at an adapter
     whose B is N(0, b_std^2), and zero where `b_std` is 0. The clip is the gradient's own norm, so that the update passes whole, which is
     the attacker's best case; noise of standard deviation multiplier times clip is added to each coordinate, and the attacker knows it.
     """
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for rank in ranks:
         lm = build(rank)
         adapter = trained_looking_adapter(lm.layout, b_std=b_std, seed=seed)
@@ -471,7 +468,9 @@ def inversion_sweep(
     return rows
 
 
-def _row(rank: int, batch: Sequence[Example], multiplier: float, factor: str, inversion: Inversion, score: InversionScore) -> Row:
+def _row(
+    rank: int, batch: Sequence[Example], multiplier: float, factor: str, inversion: Inversion, score: InversionScore
+) -> dict[str, Any]:
     return {
         "rank": rank,
         "batch": len(batch),

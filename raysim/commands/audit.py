@@ -14,24 +14,22 @@ import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysim.config import Config, with_overrides
 from raysim.console.tables import print_rows
-from raysim.data.tokens import Example
-from raysim.federation.loop import Clients, start
-from raysim.federation.setup import Experiment, prepare
+from raysim.federation.loop import start
+from raysim.federation.setup import prepare
 from raysim.federation.worker import Assignment
-from raysim.lora.layout import Vector, load_adapter
-from raysim.measure.audits import inversion_rows, lira_attack, membership_attack, verdict
+from raysim.lora.layout import load_adapter
+from raysim.measure.audits import Audited, inversion_rows, lira_attack, membership_attack, verdict
 from raysim.model.base_model import load_base_model
-from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.language_model import build_language_model
 from raysim.reports.page import write_run_report
 from raysim.results import files, inputs
 from raysim.results.folders import RunFolder
-from raysim.runs.run import Backend, open_backend, run
+from raysim.runs.run import open_backend, run
 
 ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
 DEFAULT_ATTACKS = ("membership", "one-run")
@@ -152,64 +150,31 @@ def _strongest_canary(config: Config) -> str:
 # --- attacks on the release ---
 
 
-@dataclass(frozen=True)
-class Target:
-    """A release and what its attacker has."""
-
-    experiment: Experiment
-    clients: Clients
-    lm: LanguageModel
-    first: Vector
-    last: Vector
-
-    @property
-    def examples(self) -> list[Example]:
-        """Training records, then held-out ones."""
-        return [*self.experiment.real_examples, *self.experiment.heldout]
-
-    @property
-    def num_members(self) -> int:
-        """How many of them were trained on."""
-        return len(self.experiment.real_examples)
-
-
 def membership(
     config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace, *, display: bool | None
 ) -> dict[str, Any]:
     """The `membership` entry of audit.json: one report a score."""
-    reports: dict[str, Any] = {}
-    with _target(config, run_dir, display=display) as target:
-        if "membership" in attacks:
-            reports |= membership_attack(
-                target.experiment.real_examples,
-                target.experiment.heldout,
-                first=target.first,
-                last=target.last,
-                evaluate=lambda work: target.clients.evaluate(work, lambda: None),
-                batch_size=config.evaluate.batch_size,
-            )
+    with _audited(config, run_dir, display=display) as audited:
+        reports = membership_attack(audited) if "membership" in attacks else {}
         if "lira" in attacks:
-            reports["lira"] = lira_attack(
-                config,
-                target.experiment.real_examples,
-                target.experiment.heldout,
-                num_shadows=arguments.shadows,
-                first=target.first,
-                last=target.last,
-                evaluate=lambda work: target.clients.evaluate(work, lambda: None),
-            )
+            reports["lira"] = lira_attack(audited, num_shadows=arguments.shadows)
     return reports
 
 
 @contextlib.contextmanager
-def _target(config: Config, run_dir: Path, *, display: bool | None) -> Iterator[Target]:
-    backend: Backend
+def _audited(config: Config, run_dir: Path, *, display: bool | None) -> Iterator[Audited]:
     with open_backend(config, display=display) as backend:
         lm = backend.worker.language_model(config.lora)
         experiment = prepare(config, lm)
-        assignment = Assignment(config, experiment.mechanism, experiment.weights)
-        first = start(config, experiment, layout=lm.layout).adapter
-        yield Target(experiment, backend.clients(assignment, experiment), lm, first, load_adapter(run_dir / files.ADAPTER, lm.layout))
+        clients = backend.clients(Assignment(config, experiment.mechanism, experiment.weights), experiment)
+        yield Audited(
+            config,
+            members=experiment.real_examples,
+            nonmembers=experiment.heldout,
+            first=start(config, experiment, layout=lm.layout).adapter,
+            last=load_adapter(run_dir / files.ADAPTER, lm.layout),
+            evaluate=lambda work: clients.evaluate(work, lambda: None),
+        )
 
 
 def inversion(config: Config) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ UNREACHABLE = "-"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Budget:
     """What would be released about whom."""
 
     num_rounds: int
@@ -49,7 +50,7 @@ class Plan:
     """Releases of a round that a unit can be in."""
 
     def releases(self, noise_multiplier: float) -> tuple[Release, ...]:
-        """The releases of the whole plan, as the accountant takes them."""
+        """The releases of the whole budget, as the accountant takes them."""
         count = self.num_rounds * self.num_steps
         if self.sampler == "fixed":
             return (Release(noise_multiplier, "fixed", population=self.num_units, sample_size=self.sample_size, count=count),)
@@ -62,15 +63,15 @@ class Plan:
 class Answer:
     """A noise multiplier, and the epsilon that it spends."""
 
-    plan: Plan
+    budget: Budget
     noise_multiplier: float
     epsilon: Epsilon
     target_epsilon: float | None
     """The epsilon that was asked for; None where the noise multiplier was."""
 
 
-def answer(plan: Plan, *, target_epsilon: float | None = None, noise_multiplier: float | None = None) -> Answer:
-    """The smallest noise multiplier (rounded up to `DIGITS`) that keeps `plan` within `target_epsilon`, or what `noise_multiplier` spends.
+def answer(budget: Budget, *, target_epsilon: float | None = None, noise_multiplier: float | None = None) -> Answer:
+    """The smallest noise multiplier (rounded up to `DIGITS`) that keeps `budget` within `target_epsilon`, or what `noise_multiplier` spends.
 
     Errors: ValueError unless exactly one of the two is given, and where it is out of range or no noise serves.
     """
@@ -80,7 +81,7 @@ def answer(plan: Plan, *, target_epsilon: float | None = None, noise_multiplier:
         if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
             raise ValueError(f"--target-epsilon={target_epsilon:g} must be greater than 0 and finite")
         try:
-            solved = solve_noise_multiplier(target_epsilon, delta=plan.delta, make_releases=plan.releases)
+            solved = solve_noise_multiplier(target_epsilon, delta=budget.delta, make_releases=budget.releases)
         except ValueError as error:
             raise ValueError(str(error).replace("target_epsilon=", "--target-epsilon=", 1)) from None
         unit = 10.0 ** (math.floor(math.log10(solved)) + 1 - DIGITS)
@@ -88,7 +89,7 @@ def answer(plan: Plan, *, target_epsilon: float | None = None, noise_multiplier:
     assert noise_multiplier is not None
     if not (noise_multiplier > 0.0 and math.isfinite(noise_multiplier)):
         raise ValueError(f"--noise-multiplier={noise_multiplier:g} must be greater than 0 and finite: without noise there is no epsilon")
-    return Answer(plan, noise_multiplier, epsilon_of(plan.releases(noise_multiplier), delta=plan.delta), target_epsilon)
+    return Answer(budget, noise_multiplier, epsilon_of(budget.releases(noise_multiplier), delta=budget.delta), target_epsilon)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,29 +115,30 @@ def main(arguments: argparse.Namespace) -> int:
 
     Errors: ValueError in one line that names the option.
     """
-    plan = plan_of(arguments)
+    budget = budget_of(arguments)
     figure = None if arguments.figure is None else Path(arguments.figure)
     if figure is not None and figure.suffix != ".png":
         raise ValueError(f"--figure={arguments.figure} must end in .png")
-    found = answer(plan, target_epsilon=arguments.target_epsilon, noise_multiplier=arguments.noise_multiplier)
-    for line in warnings_of(plan):
+    found = answer(budget, target_epsilon=arguments.target_epsilon, noise_multiplier=arguments.noise_multiplier)
+    for line in warnings_of(budget):
         print(f"raysim: warning: {line}", file=sys.stderr)
     console = Console(file=sys.stdout, force_jupyter=False, highlight=False)
+    say = partial(console.print, soft_wrap=not console.is_terminal)
     first, *rest = lines_of(found)
-    console.print(Text(first, style="bold"), soft_wrap=not console.is_terminal)
-    console.print(Text("\n".join(rest)), soft_wrap=not console.is_terminal)
     title, note = titles_of(found, fancy=console.is_terminal)
-    console.print(Text(f"\n{title}", style="bold"), soft_wrap=not console.is_terminal)
+    say(Text(first, style="bold"))
+    say(Text("\n".join(rest)))
+    say(Text(f"\n{title}", style="bold"))
     console.print(table_of(found, fancy=console.is_terminal))
-    console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+    say(Text(note, style="dim"))
     if figure is not None:
         write_figure(found, figure)
-        console.print(Text(f"picture: {figure}"), soft_wrap=not console.is_terminal)
+        say(Text(f"picture: {figure}"))
     return 0
 
 
-def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options describe.
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The budget that the options describe.
 
     Errors: ValueError in one line that names the option.
     """
@@ -157,7 +159,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     delta = default_delta(num_units) if given["delta"] is None else given["delta"]
     if not 0.0 < delta < 1.0:
         raise ValueError(f"--delta={delta:g} must be greater than 0 and less than 1")
-    return Plan(
+    return Budget(
         num_rounds=_whole(given, "rounds"),
         num_units=num_units,
         sample_size=sample_size,
@@ -168,49 +170,49 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def warnings_of(plan: Plan) -> list[str]:
+def warnings_of(budget: Budget) -> list[str]:
     """What a user should reconsider, one line each."""
-    if plan.delta <= 1.0 / plan.num_units:
+    if budget.delta <= 1.0 / budget.num_units:
         return []
-    better = f"; the default is {default_delta(plan.num_units):.2g}" if plan.num_units > 1 else ""
-    return [f"--delta={plan.delta:g} is above 1/{plan.num_units}: that allows publishing one of them{better}"]
+    better = f"; the default is {default_delta(budget.num_units):.2g}" if budget.num_units > 1 else ""
+    return [f"--delta={budget.delta:g} is above 1/{budget.num_units}: that allows publishing one of them{better}"]
 
 
 def lines_of(found: Answer) -> list[str]:
     """The answer in plain sentences, the first of which stands alone."""
-    plan, z, epsilon = found.plan, f"{found.noise_multiplier:.5g}", f"{found.epsilon.quoted:.4g}"
-    first = f"epsilon {epsilon} at delta {plan.delta:.3g} is what noise multiplier {z} spends"
+    budget, z, epsilon = found.budget, f"{found.noise_multiplier:.5g}", f"{found.epsilon.quoted:.4g}"
+    first = f"epsilon {epsilon} at delta {budget.delta:.3g} is what noise multiplier {z} spends"
     if found.target_epsilon is not None:
-        first = f"noise multiplier {z} keeps within epsilon {found.target_epsilon:g} at delta {plan.delta:.3g} (it spends {epsilon})"
-    steps = f" of {plan.num_steps:,} private steps" if plan.num_steps > 1 else ""
-    what = "client's update" if plan.unit == "client" else "record's gradient"
-    mean = found.noise_multiplier / plan.sample_size
-    change = "replacing one" if plan.sampler == "fixed" else "adding or removing one"
-    whose = "client with all its records" if plan.unit == "client" else "record of a client that is in every round"
+        first = f"noise multiplier {z} keeps within epsilon {found.target_epsilon:g} at delta {budget.delta:.3g} (it spends {epsilon})"
+    steps = f" of {budget.num_steps:,} private steps" if budget.num_steps > 1 else ""
+    what = "client's update" if budget.unit == "client" else "record's gradient"
+    mean = found.noise_multiplier / budget.sample_size
+    change = "replacing one" if budget.sampler == "fixed" else "adding or removing one"
+    whose = "client with all its records" if budget.unit == "client" else "record of a client that is in every round"
     check = f"Cross-check by RDP: epsilon {found.epsilon.rdp:.4g}."
     if found.epsilon.pld is None:
         check = "Accounted by RDP, the one way for samples of a fixed size; Poisson samples need less noise."
     return [
         first,
-        f"{plan.num_rounds:,} rounds{steps}; {_sampling(plan)}.",
+        f"{budget.num_rounds:,} rounds{steps}; {_sampling(budget)}.",
         f"Each {what} is clipped to C; their sum gets noise of standard deviation {z} C, their average {mean:.3g} C.",
         f"The guarantee is for {change} {whose}. {check}",
     ]
 
 
 def table_of(found: Answer, *, fancy: bool) -> Table:
-    """What would have been answered for other rounds (down) and sample sizes (across); the plan's own cell stands out."""
-    plan = found.plan
+    """What would have been answered for other rounds (down) and sample sizes (across); the budget's own cell stands out."""
+    budget = found.budget
     table = Table(box=box.SIMPLE_HEAD if fancy else None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    sizes = _scaled(plan.sample_size, most=plan.num_units) if plan.sampler != "all" else [plan.num_units]
+    sizes = _scaled(budget.sample_size, most=budget.num_units) if budget.sampler != "all" else [budget.num_units]
     table.add_column("rounds", justify="right")
     for size in sizes:
         table.add_column(f"{size:,}" + ("" if fancy else " "), justify="right", no_wrap=True)
     columns = [list(_column(found, size)) for size in sizes]
-    for i, num_rounds in enumerate(_scaled(plan.num_rounds)):
+    for i, num_rounds in enumerate(_scaled(budget.num_rounds)):
         row = [Text(f"{num_rounds:,}")]
         for size, column in zip(sizes, columns, strict=True):
-            own = (num_rounds, size) == (plan.num_rounds, plan.sample_size)
+            own = (num_rounds, size) == (budget.num_rounds, budget.sample_size)
             text = _number(column[i])
             row.append(Text(text, style="bold green" if own else "") if fancy else Text(text + ("*" if own else " ")))
         table.add_row(*row)
@@ -219,11 +221,11 @@ def table_of(found: Answer, *, fancy: bool) -> Table:
 
 def titles_of(found: Answer, *, fancy: bool) -> tuple[str, str]:
     """What stands over the table, and the note under it."""
-    plan = found.plan
-    what = f"Epsilon at delta {plan.delta:.3g} with noise multiplier {found.noise_multiplier:.5g}"
+    budget = found.budget
+    what = f"Epsilon at delta {budget.delta:.3g} with noise multiplier {found.noise_multiplier:.5g}"
     if found.target_epsilon is not None:
-        what = f"Noise multiplier for epsilon {found.target_epsilon:g} at delta {plan.delta:.3g}"
-    across = f"{plan.unit}s of a {'round' if plan.unit == 'client' else 'step'}"
+        what = f"Noise multiplier for epsilon {found.target_epsilon:g} at delta {budget.delta:.3g}"
+    across = f"{budget.unit}s of a {'round' if budget.unit == 'client' else 'step'}"
     how = "by RDP" if found.epsilon.pld is None else f"by privacy loss distributions, at most about {CELL_EXCESS:.1%} too large"
     return f"{what}, by rounds (down) and {across} (across)", f"{'Bold' if fancy else '*'}: as asked. Cells are {how}."
 
@@ -232,20 +234,22 @@ def write_figure(found: Answer, path: Path) -> None:
     """Writes a picture of epsilon against rounds, at the answer's noise, for the table's sample sizes."""
     from raysim.reports import figures  # matplotlib: a second to import, and only who asks for a picture draws one
 
-    plan = found.plan
+    budget = found.budget
     colours = [figures.COLOURS[name][0] for name in ("blue", "orange", "green", "pink", "amber")]  # five that stay apart
-    last = 2 * plan.num_rounds
+    last = 2 * budget.num_rounds
     rounds = sorted({0, 1, *(max(1, round(last * share)) for share in SHARES)})
     lines = []
-    for i, size in enumerate(_scaled(plan.sample_size, most=plan.num_units) if plan.sampler != "all" else [plan.num_units]):
-        plans = [replace(plan, num_rounds=num_rounds, sample_size=size) for num_rounds in rounds]
-        spent = [_quick_epsilon(one, found.noise_multiplier) for one in plans]
+    for i, size in enumerate(_scaled(budget.sample_size, most=budget.num_units) if budget.sampler != "all" else [budget.num_units]):
+        budgets = [replace(budget, num_rounds=num_rounds, sample_size=size) for num_rounds in rounds]
+        spent = [_quick_epsilon(one, found.noise_multiplier) for one in budgets]
         points = [(num_rounds, value) for num_rounds, value in zip(rounds, spent, strict=True) if math.isfinite(value)]
-        lines.append(figures.Line(f"{size:,} {plan.unit}s", colours[i], figures.MARKERS[i], points))
-    title = f"epsilon at delta {plan.delta:.3g}, noise multiplier {found.noise_multiplier:.5g}, {plan.num_units:,} {plan.unit}s in all"
+        lines.append(figures.Line(f"{size:,} {budget.unit}s", colours[i], figures.MARKERS[i], points))
+    title = (
+        f"epsilon at delta {budget.delta:.3g}, noise multiplier {found.noise_multiplier:.5g}, {budget.num_units:,} {budget.unit}s in all"
+    )
     figure = figures.by_round(lines, axis=title, least_span=0.0)
     axes = figure.axes[0]
-    axes.axvline(plan.num_rounds, color=figures.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+    axes.axvline(budget.num_rounds, color=figures.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
     axes.axhline(found.epsilon.quoted, color=figures.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
     figures.save_png(figure, path)
 
@@ -253,18 +257,18 @@ def write_figure(found: Answer, path: Path) -> None:
 def _column(found: Answer, size: int) -> Iterator[float | None]:
     """The table's answers for one sample size, None where there is none."""
     solved: list[float] = []
-    for num_rounds in _scaled(found.plan.num_rounds):
-        plan = replace(found.plan, num_rounds=num_rounds, sample_size=size)
-        if plan == found.plan:
+    for num_rounds in _scaled(found.budget.num_rounds):
+        budget = replace(found.budget, num_rounds=num_rounds, sample_size=size)
+        if budget == found.budget:
             value = found.epsilon.quoted if found.target_epsilon is None else found.noise_multiplier
         elif found.target_epsilon is None:
-            value = _quick_epsilon(plan, found.noise_multiplier)
+            value = _quick_epsilon(budget, found.noise_multiplier)
         else:
             # Rounds double from row to row, and the noise grows by a factor that itself hardly changes.
             guess = solved[-1] ** 2 / solved[-2] if len(solved) > 1 else solved[-1] if solved else found.noise_multiplier
             try:
                 value = solve_noise_multiplier(
-                    found.target_epsilon, delta=plan.delta, make_releases=plan.releases, excess=CELL_EXCESS, start=guess
+                    found.target_epsilon, delta=budget.delta, make_releases=budget.releases, excess=CELL_EXCESS, start=guess
                 )
             except ValueError:
                 yield None
@@ -273,9 +277,9 @@ def _column(found: Answer, size: int) -> Iterator[float | None]:
         yield value
 
 
-def _quick_epsilon(plan: Plan, noise_multiplier: float) -> float:
-    """The epsilon of a plan, at most about `CELL_EXCESS` too large."""
-    return epsilon_of(plan.releases(noise_multiplier), delta=plan.delta, excess=CELL_EXCESS).quoted
+def _quick_epsilon(budget: Budget, noise_multiplier: float) -> float:
+    """The epsilon of a budget, at most about `CELL_EXCESS` too large."""
+    return epsilon_of(budget.releases(noise_multiplier), delta=budget.delta, excess=CELL_EXCESS).quoted
 
 
 def _scaled(value: int, *, most: int | None = None) -> list[int]:
@@ -283,15 +287,15 @@ def _scaled(value: int, *, most: int | None = None) -> list[int]:
     return sorted({min(max(1, round(value * multiple)), most or round(value * MULTIPLES[-1])) for multiple in MULTIPLES})
 
 
-def _sampling(plan: Plan) -> str:
-    each = "each round" if plan.unit == "client" else "each step"
-    whole = f"{plan.num_units:,} {plan.unit}s"
-    if plan.sampler == "all":
+def _sampling(budget: Budget) -> str:
+    each = "each round" if budget.unit == "client" else "each step"
+    whole = f"{budget.num_units:,} {budget.unit}s"
+    if budget.sampler == "all":
         return f"{each} takes all {whole}"
-    if plan.sampler == "fixed":
-        return f"{each} draws {plan.sample_size:,} of {whole}, without replacement"
-    prob = plan.sample_size / plan.num_units
-    return f"{each} draws each of {whole} with probability {prob:.3g} (Poisson; {plan.sample_size:,} expected)"
+    if budget.sampler == "fixed":
+        return f"{each} draws {budget.sample_size:,} of {whole}, without replacement"
+    prob = budget.sample_size / budget.num_units
+    return f"{each} draws each of {whole} with probability {prob:.3g} (Poisson; {budget.sample_size:,} expected)"
 
 
 def _number(value: float | None) -> str:

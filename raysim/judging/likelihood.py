@@ -18,7 +18,7 @@ from raysim.judging.pairwise import CRITERIA, MAX_SCORE, MIN_SCORE, Question, Ra
 from raysim.judging.prompts import line_turns, score_openings
 from raysim.lora.layout import Vector
 from raysim.model.language_model import LanguageModel
-from raysim.model.score import Row, next_token_logprobs
+from raysim.model.score import Branches, next_token_logprobs
 
 SCORES = range(MIN_SCORE, MAX_SCORE + 1)
 
@@ -44,7 +44,7 @@ class LikelihoodJudge:
         self.lm.set_adapter(base if self.adapter is None else self.adapter)
         openings, score_ids = score_tokens(self.lm.tokenizer)
         unique = list(dict.fromkeys(questions))
-        rows = [Row(_prompt_ids(self.lm.tokenizer, question), openings) for question in unique]
+        rows = [Branches(_prompt_ids(self.lm.tokenizer, question), openings) for question in unique]
         logprobs = next_token_logprobs(self.lm, rows, score_ids, batch_size=self.batch_size)
         ratings = {question: expected_ratings(found) for question, found in zip(unique, logprobs, strict=True)}
         return [ratings[question] for question in questions]

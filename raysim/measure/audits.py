@@ -43,6 +43,37 @@ DELTA_WITHOUT_PROMISE = 1e-5
 
 
 @dataclass(frozen=True)
+class Audited:
+    """A run that is over, as its auditor has it."""
+
+    config: Config
+    members: Sequence[Example]
+    """Records that were trained on."""
+    nonmembers: Sequence[Example]
+    """Records that were not."""
+    first: Vector
+    """The release before the run."""
+    last: Vector
+    """The release after it."""
+    evaluate: Evaluate
+
+    @property
+    def examples(self) -> list[Example]:
+        """Members, then the others."""
+        return [*self.members, *self.nonmembers]
+
+    def token_losses(self, examples: Sequence[Example], adapters: Sequence[Vector]) -> list[list[np.ndarray]]:
+        """The NLL (nats) of every response token of each example, under each adapter."""
+        jobs = [Job("token_nll", batch) for batch in batches(examples, self.config.evaluate.batch_size)]
+        results = self.evaluate([(adapter, job) for adapter in adapters for job in jobs])
+        return [[nll for part in found for nll in part] for found in batches(results, len(jobs))]
+
+    def report(self, scores: np.ndarray) -> dict[str, Any]:
+        """How well scores of `examples` tell members from the others (see `membership_report`)."""
+        return membership_report(scores[: len(self.members)], scores[len(self.members) :])
+
+
+@dataclass(frozen=True)
 class CanaryPlan:
     """The canaries of a run."""
 
@@ -113,70 +144,38 @@ def exposure_record(plan: CanaryPlan, results: Sequence[list[Any]], *, num_refer
 # --- at the end ---
 
 
-def final_audit(
-    plan: CanaryPlan,
-    config: Config,
-    *,
-    members: Sequence[Example],
-    nonmembers: Sequence[Example],
-    tokenizer: Any,
-    ledger: dict[str, Any],
-    first: Vector,
-    last: Vector,
-    evaluate: Evaluate,
-) -> dict[str, Any] | None:
-    """The content of audit.json: `one_run`, `membership` and `inversion`, each null unless it was asked for; None if none was.
-
-    `members` were trained on and `nonmembers` were not; `first` and `last` are the releases before and after the run.
-    """
-    audit = config.audit
+def final_audit(plan: CanaryPlan, run: Audited, *, tokenizer: Any, ledger: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of audit.json: `one_run`, `membership` and `inversion`, each null unless it was asked for; None if none was."""
+    audit = run.config.audit
     if not (plan.num_one_run or audit.membership or audit.num_shadows or audit.inversion):
         return None
-    membership: dict[str, Any] = {}
-    if audit.membership:
-        membership |= membership_attack(
-            members, nonmembers, first=first, last=last, evaluate=evaluate, batch_size=config.evaluate.batch_size
-        )
+    membership = membership_attack(run) if audit.membership else {}
     if audit.num_shadows:
-        membership["lira"] = lira_attack(
-            config, members, nonmembers, num_shadows=audit.num_shadows, first=first, last=last, evaluate=evaluate
-        )
+        membership["lira"] = lira_attack(run, num_shadows=audit.num_shadows)
     return {
-        "one_run": _one_run(plan, config, tokenizer=tokenizer, ledger=ledger, first=first, last=last, evaluate=evaluate),
+        "one_run": _one_run(plan, run, tokenizer=tokenizer, ledger=ledger) if plan.num_one_run else None,
         "membership": membership or None,
-        "inversion": inversion_rows(config, members) if audit.inversion else None,
+        "inversion": inversion_rows(run.config, run.members) if audit.inversion else None,
     }
 
 
-def membership_attack(
-    members: Sequence[Example], nonmembers: Sequence[Example], *, first: Vector, last: Vector, evaluate: Evaluate, batch_size: int
-) -> dict[str, Any]:
+def membership_attack(run: Audited) -> dict[str, Any]:
     """Four membership scores of training records against held-out ones, each as `membership_report`."""
-    examples = [*members, *nonmembers]
-    after, before = token_losses(examples, [last, first], evaluate=evaluate, batch_size=batch_size)
+    examples = run.examples
+    after, before = run.token_losses(examples, [run.last, run.first])
+    texts = ["\n".join(example.record.answers) if example.earlier else example.record.response for example in examples]
     scores = {
         "loss": loss_scores(after),
         "reference": calibrated_scores(after, before),
-        "zlib": zlib_scores(
-            after, ["\n".join(example.record.answers) if example.earlier else example.record.response for example in examples]
-        ),
+        "zlib": zlib_scores(after, texts),
         "min_k": min_k_scores(after),
     }
-    return {name: membership_report(values[: len(members)], values[len(members) :]) for name, values in scores.items()}
+    return {name: run.report(values) for name, values in scores.items()}
 
 
-def lira_attack(
-    config: Config,
-    members: Sequence[Example],
-    nonmembers: Sequence[Example],
-    *,
-    num_shadows: int,
-    first: Vector,
-    last: Vector,
-    evaluate: Evaluate,
-) -> dict[str, Any]:
+def lira_attack(run: Audited, *, num_shadows: int) -> dict[str, Any]:
     """Offline LiRA: shadow adapters trained without noise on random halves of all records, as long as the run trained."""
-    train, pool = config.train, [*members, *nonmembers]
+    config, train, pool = run.config, run.config.train, run.examples
     settings = TrainSettings(
         num_epochs=train.num_epochs * config.server.num_rounds,
         max_steps=0,
@@ -192,10 +191,9 @@ def lira_attack(
         Job("shadow", tuple(pool[i] for i in np.flatnonzero(half)), seed=seed_for(config.seed, "shadow", index), settings=settings)
         for index, half in enumerate(is_in)
     ]
-    shadows = [adapter for (adapter,) in evaluate([(first, job) for job in jobs])]
-    losses = token_losses(pool, [last, *shadows], evaluate=evaluate, batch_size=config.evaluate.batch_size)
-    scores = lira_scores(loss_scores(losses[0]), np.stack([loss_scores(loss) for loss in losses[1:]]), is_out=~is_in)
-    return membership_report(scores[: len(members)], scores[len(members) :]) | {"num_shadows": num_shadows}
+    shadows = [adapter for (adapter,) in run.evaluate([(run.first, job) for job in jobs])]
+    own, *others = [loss_scores(losses) for losses in run.token_losses(pool, [run.last, *shadows])]
+    return run.report(lira_scores(own, np.stack(others), is_out=~is_in)) | {"num_shadows": num_shadows}
 
 
 def shadow_halves(num_shadows: int, num_examples: int, *, seed: int) -> np.ndarray:
@@ -258,34 +256,16 @@ def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
     return sorted({rank, *(min(other, max(1, hidden_size // 2)) for other in INVERSION_RANKS)})
 
 
-def token_losses(examples: Sequence[Example], adapters: Sequence[Vector], *, evaluate: Evaluate, batch_size: int) -> list[list[np.ndarray]]:
-    """The NLL (nats) of every response token of each example, under each adapter."""
-    jobs = [Job("token_nll", batch) for batch in batches(examples, batch_size)]
-    results = evaluate([(adapter, job) for adapter in adapters for job in jobs])
-    return [[nll for part in results[i * len(jobs) : (i + 1) * len(jobs)] for nll in part] for i in range(len(adapters))]
-
-
-def _one_run(
-    plan: CanaryPlan,
-    config: Config,
-    *,
-    tokenizer: Any,
-    ledger: dict[str, Any],
-    first: Vector,
-    last: Vector,
-    evaluate: Evaluate,
-) -> dict[str, Any] | None:
-    if not plan.num_one_run:
-        return None
+def _one_run(plan: CanaryPlan, run: Audited, *, tokenizer: Any, ledger: dict[str, Any]) -> dict[str, Any]:
+    config = run.config
     if plan.members:
         examples = secret_examples(tokenizer, plan.members, chat=chat_format(config.data))
-        after, before = token_losses(examples, [last, first], evaluate=evaluate, batch_size=config.evaluate.batch_size)
-        scores = calibrated_scores(after, before)
+        scores = calibrated_scores(*run.token_losses(examples, [run.last, run.first]))
         included = np.array([canary.included for canary in plan.members])
     else:
         number = plan.num_updates + plan.num_gradients
         sign = 1.0 if plan.num_updates else -1.0  # a step goes against the gradient
-        scores = sign * canary_scores(np.asarray(last - first, dtype=np.float32), number, seed=config.seed)
+        scores = sign * canary_scores(np.asarray(run.last - run.first, dtype=np.float32), number, seed=config.seed)
         included = canary_coins(number, seed=config.seed)
     delta = ledger["delta"] or DELTA_WITHOUT_PROMISE
     result = one_run_audit(scores, included, delta=delta, confidence=config.audit.confidence)

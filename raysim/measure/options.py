@@ -16,7 +16,7 @@ from raysim.data.choices import ChoiceQuestion
 from raysim.data.tokens import encode_chat
 from raysim.lora.layout import Vector
 from raysim.model.language_model import LanguageModel
-from raysim.model.score import Row, branch_nlls
+from raysim.model.score import Branches, branch_nlls
 
 
 def option_nlls(
@@ -46,8 +46,8 @@ def check_fit(lm: LanguageModel, questions: Sequence[ChoiceQuestion], *, chat: C
             )
 
 
-def _row(lm: LanguageModel, question: ChoiceQuestion, *, chat: ChatFormat) -> Row:
-    return Row(
+def _row(lm: LanguageModel, question: ChoiceQuestion, *, chat: ChatFormat) -> Branches:
+    return Branches(
         prompt_ids=tuple(encode_chat(lm.tokenizer, [*question.history, ("user", question.prompt)], chat=chat)),
         branches=tuple(tuple(lm.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in question.options),
     )

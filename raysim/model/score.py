@@ -36,7 +36,7 @@ MIN_SHARED = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class Branches:
     """A prompt and the token sequences that may follow it; none of them is empty."""
 
     prompt_ids: tuple[int, ...]
@@ -54,7 +54,7 @@ class Row:
 
 
 @torch.no_grad()
-def branch_nlls(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int) -> list[list[float]]:
+def branch_nlls(lm: LanguageModel, rows: Sequence[Branches], *, batch_size: int) -> list[list[float]]:
     """The negative log-likelihood (nats) of each branch after its row's prompt, summed over its tokens, in order.
 
     Guarantees: in float32 equal, up to last bits, to scoring each prompt and branch alone; no other row and no batch size changes more.
@@ -70,7 +70,9 @@ def branch_nlls(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int) -> l
 
 
 @torch.no_grad()
-def next_token_logprobs(lm: LanguageModel, rows: Sequence[Row], token_ids: Sequence[int], *, batch_size: int) -> list[NDArray[np.float64]]:
+def next_token_logprobs(
+    lm: LanguageModel, rows: Sequence[Branches], token_ids: Sequence[int], *, batch_size: int
+) -> list[NDArray[np.float64]]:
     """The log-probabilities (nats) of `token_ids` as the next token after each branch: for each row one array (branches, tokens).
 
     Guarantees and errors as of `branch_nlls`.
@@ -93,7 +95,7 @@ def _last_places(branch: tuple[int, ...], *, last_of_prompt: int, start: int) ->
     return [start + len(branch) - 1]
 
 
-def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pick) -> Iterator[tuple[list[Found], torch.Tensor]]:
+def _passes(lm: LanguageModel, rows: Sequence[Branches], *, batch_size: int, pick: Pick) -> Iterator[tuple[list[Found], torch.Tensor]]:
     """For each batch what was looked at, `(row, branch, which of the branch's picked columns)`, and the float32 logits NV there."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -105,7 +107,9 @@ def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pi
         with lm.autocast():
             memory = read_text(lm.model, shared)[0] if shared else []
     else:
-        parts = [(index, number, Row(row.prompt_ids, (branch,))) for index, _, row in parts for number, branch in enumerate(row.branches)]
+        parts = [
+            (index, number, Branches(row.prompt_ids, (branch,))) for index, _, row in parts for number, branch in enumerate(row.branches)
+        ]
         shared, memory = (), []
     parts.sort(key=lambda part: part[2].num_tokens)
     for start in range(0, len(parts), batch_size):
@@ -121,7 +125,7 @@ def _passes(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, pick: Pi
         yield found, _forward(lm, layouts, places, shared=len(shared), memory=memory, plain=plain)
 
 
-def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
+def _check(lm: LanguageModel, rows: Sequence[Branches]) -> None:
     for index, row in enumerate(rows):
         if not row.prompt_ids or not row.branches or not all(row.branches):
             raise ValueError(f"rows[{index}] has an empty prompt or branch, or no branch; each needs at least 1 token")
@@ -132,7 +136,7 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
             )
 
 
-def _common_beginning(rows: Sequence[Row]) -> tuple[int, ...]:
+def _common_beginning(rows: Sequence[Branches]) -> tuple[int, ...]:
     """What all prompts begin with, less than the whole of any of them; empty where it is short or there is one row only."""
     shared = common_prefix([row.prompt_ids for row in rows])
     return tuple(shared) if len(shared) >= MIN_SHARED else ()
@@ -148,7 +152,7 @@ class _Layout:
     starts: list[int]
 
 
-def _lay_out(row: Row, *, num_shared: int) -> _Layout:
+def _lay_out(row: Branches, *, num_shared: int) -> _Layout:
     ids, length = list(row.prompt_ids[num_shared:]), len(row.prompt_ids)
     positions, segments, starts = list(range(num_shared, length)), [0] * len(ids), []
     for number, branch in enumerate(row.branches, start=1):

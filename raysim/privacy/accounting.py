@@ -39,7 +39,7 @@ FAR = 50.0
 """The logarithm that stands for a cost of nothing (negative) or without bound, over the target."""
 MOST_STEPS = 100
 MET = "target_epsilon={!r} is met with next to no noise, so there is nothing to solve for; lower it, or delta"
-Point = tuple[float, float]
+Tried = tuple[float, float]
 """A noise multiplier, and the logarithm of what it costs over the target."""
 REPLACE_ONE = dp_accounting.NeighboringRelation.REPLACE_ONE
 
@@ -293,7 +293,7 @@ def _least(cost: Callable[[float], float], target: float, *, start: float, strid
     return high[0]
 
 
-def _bracket(excess: Callable[[float], float], target: float, *, start: float, stride: float) -> tuple[Point, Point]:
+def _bracket(excess: Callable[[float], float], target: float, *, start: float, stride: float) -> tuple[Tried, Tried]:
     """Two noise multipliers, each with its excess over the target, of which the first costs more than the target and the second not.
 
     Errors: ValueError if there is no such pair.
@@ -315,7 +315,7 @@ def _bracket(excess: Callable[[float], float], target: float, *, start: float, s
     return low, high
 
 
-def _between(low: Point, high: Point, *, tolerance: float, halve: bool) -> float:
+def _between(low: Tried, high: Tried, *, tolerance: float, halve: bool) -> float:
     """Where to look next: at the crossing of the line through both ends (in logarithms), a little towards the farther end.
 
     That little draws in the farther end too, so that both close in on the crossing.

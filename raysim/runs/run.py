@@ -25,7 +25,7 @@ from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster
 from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
-from raysim.measure.audits import final_audit
+from raysim.measure.audits import Audited, final_audit
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
 from raysim.reports.page import write_run_report
 from raysim.results import files, inputs
@@ -277,14 +277,12 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, n
 
 def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], layout: Any) -> dict[str, Any] | None:
     experiment = simulation.experiment
-    return final_audit(
-        experiment.canaries,
+    audited = Audited(
         config,
         members=experiment.real_examples,
         nonmembers=experiment.heldout,
-        tokenizer=simulation.tokenizer,
-        ledger=ledger,
         first=start(config, experiment, layout=layout).adapter,
         last=simulation.state.adapter,
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
     )
+    return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raysim.runs.compare import comparison
 
 from raysim.claims.decide import (
     FAILS,
@@ -40,6 +39,7 @@ from raysim.privacy.accounting import epsilon_pld, paper_epsilon
 from raysim.results.contents import Answer, Judge, Judged
 from raysim.results.folders import typed
 from raysim.rng import numpy_rng
+from raysim.runs.compare import comparison
 from tests.run_folders import a_ledger, a_round, a_summary
 
 SEEDS = (0, 1, 2)

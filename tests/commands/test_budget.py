@@ -92,7 +92,7 @@ def test_the_standard_question_is_answered_in_time_without_torch() -> None:
 
 
 def test_both_directions_agree() -> None:
-    plan = budget.plan_of(ask(f"--target-epsilon 1.5 --delta 1e-4 {SMALL}"))
+    plan = budget.budget_of(ask(f"--target-epsilon 1.5 --delta 1e-4 {SMALL}"))
     solved = budget.answer(plan, target_epsilon=1.5)
     assert 0.99 * 1.5 <= solved.epsilon.quoted <= 1.5
     shown = first_numbers(budget.lines_of(solved)[0])

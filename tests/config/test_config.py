@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from raysim.runs.compare import comparison
 
 from raysim.config import (
     CHOICES,
@@ -35,6 +34,7 @@ from raysim.config import (
     with_overrides,
 )
 from raysim.config import schema as config_module
+from raysim.runs.compare import comparison
 from raysim.runs.run import run
 from raysim.sweeps.space import grid_points, trial_config
 

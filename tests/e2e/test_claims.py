@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raysim.runs.compare import compare
 
 from raysim.claims.decide import OPEN
 from raysim.claims.papers import FEDPIT_CLAIMS
 from raysim.config import Config, load, to_yaml
+from raysim.runs.compare import compare
 from raysim.runs.run import run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving

@@ -24,10 +24,10 @@ from typing import Any
 
 import ray
 import torch
-from raysim.runs.compare import compare
 
 import tests.conftest  # noqa: F401  (one thread a process, as in the suite)
 from raysim.config import load
+from raysim.runs.compare import compare
 from raysim.runs.run import Backend, open_backend, run
 from tests.invariance.test_same_bits import PRIVATE, QUICK, RAY
 from tests.small_runs import METHODS, small

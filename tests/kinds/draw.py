@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from raysim.runs.compare import comparison
 
 from raysim.config import CHOICES, FLAT_DEFAULTS, RANGES, load
+from raysim.runs.compare import comparison
 from raysim.runs.run import run
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points, random_points
 

@@ -25,7 +25,7 @@ from raysim.model.generate import Sampling, write_texts
 from raysim.model.kv_cache import has_plain_attention
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.private_train import check_private, clipped_gradient_sum
-from raysim.model.score import Row, branch_nlls, next_token_logprobs
+from raysim.model.score import Branches, branch_nlls, next_token_logprobs
 from raysim.model.train import mean_nll
 from tests.kinds.models import KINDS, Kind, build, save
 
@@ -150,7 +150,8 @@ def test_options(pair: Both) -> None:
     """The likelihood of each of several continuations is that of it alone behind its prompt, wherever a layer looks."""
     start = pair.examples[0].prompt_ids
     rows = [
-        Row((*start, *example.prompt_ids), tuple(tuple(other.response_ids) for other in pair.examples)) for example in pair.examples[:2]
+        Branches((*start, *example.prompt_ids), tuple(tuple(other.response_ids) for other in pair.examples))
+        for example in pair.examples[:2]
     ]
     with torch.no_grad():
         expected = [[float(pair.nll(row.prompt_ids, branch)) for branch in row.branches] for row in rows]

@@ -19,7 +19,7 @@ from raysim.federation.adversary import canary_sums
 from raysim.federation.setup import Experiment, prepare
 from raysim.federation.worker import Worker
 from raysim.lora.layout import initial_adapter, load_adapter
-from raysim.measure.audits import CanaryPlan, dealt, exposure_record, plan_canaries, token_losses, verdict
+from raysim.measure.audits import Audited, CanaryPlan, dealt, exposure_record, plan_canaries, verdict
 from raysim.methods.call import ClientCall
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.audit_bounds import one_run_audit
@@ -322,7 +322,8 @@ def test_token_losses_are_in_order_whatever_the_batch(backend: Backend, lm: Lang
         return [backend.worker.run_job(load("", SMALL).lora, adapter, job) for adapter, job in work]
 
     for batch_size in (1, 5, 100):
-        losses = token_losses(examples, adapters, evaluate=evaluate, batch_size=batch_size)
+        config = load("", [*SMALL, f"evaluate.batch_size={batch_size}"])
+        losses = Audited(config, examples, [], adapters[0], adapters[1], evaluate).token_losses(examples, adapters)
         assert [len(of_adapter) for of_adapter in losses] == [12, 12]
         for adapter, of_adapter in zip(adapters, losses, strict=True):
             for own, expected in zip(of_adapter, token_nlls(lm, adapter, examples, batch_size=1), strict=True):

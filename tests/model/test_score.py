@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from raysim.model.base_model import load_base_model
 from raysim.model.kv_cache import has_plain_attention
 from raysim.model.language_model import LanguageModel
-from raysim.model.score import MIN_SHARED, Row, branch_nlls, next_token_logprobs
+from raysim.model.score import MIN_SHARED, Branches, branch_nlls, next_token_logprobs
 from tests.tiny_models import build, sharp_base
 
 BEGINNING = tuple(range(10, 10 + MIN_SHARED + 5))
 ROWS = [
-    Row((*BEGINNING, 40, 41, 42), ((50, 51), (60,), (50, 51, 52, 53))),
-    Row((*BEGINNING, 43), ((70, 71, 72),)),
-    Row((*BEGINNING, 44, 45, 46, 47, 48, 49, 50), ((60, 61), (60, 61), (62, 60))),
+    Branches((*BEGINNING, 40, 41, 42), ((50, 51), (60,), (50, 51, 52, 53))),
+    Branches((*BEGINNING, 43), ((70, 71, 72),)),
+    Branches((*BEGINNING, 44, 45, 46, 47, 48, 49, 50), ((60, 61), (60, 61), (62, 60))),
 ]
 
 
@@ -61,7 +61,7 @@ def test_next_tokens_are_those_after_each_branch_alone(lm: LanguageModel, batch_
 def test_a_branch_does_not_see_the_other_branches(lm: LanguageModel) -> None:
     prompt, branch = (10, 11, 12), (50, 51, 52)
     beside = [((60, 61, 62, 63, 64), branch), ((70,), branch), (branch, branch)]
-    found = [branch_nlls(lm, [Row(prompt, branches)], batch_size=1)[0][1] for branches in beside]
+    found = [branch_nlls(lm, [Branches(prompt, branches)], batch_size=1)[0][1] for branches in beside]
     assert found == pytest.approx([nll_alone(lm, prompt, branch)] * 3, rel=1e-5)
 
 
@@ -79,13 +79,13 @@ def test_a_branch_does_not_see_the_other_branches(lm: LanguageModel) -> None:
 )
 def test_any_rows_score_as_they_do_alone(rows: list[tuple[list[int], list[list[int]]]], common: bool) -> None:
     lm = build(sharp_base(seed=1))
-    made = [Row((BEGINNING if common else ()) + tuple(prompt), tuple(map(tuple, branches))) for prompt, branches in rows]
+    made = [Branches((BEGINNING if common else ()) + tuple(prompt), tuple(map(tuple, branches))) for prompt, branches in rows]
     for row, found in zip(made, branch_nlls(lm, made, batch_size=2), strict=True):
         assert found == pytest.approx([nll_alone(lm, row.prompt_ids, branch) for branch in row.branches], rel=1e-4, abs=1e-4)
 
 
 def test_one_prompt_may_be_the_beginning_of_another(lm: LanguageModel) -> None:
-    rows = [Row(BEGINNING, ((50, 51),)), Row((*BEGINNING, 52), ((50, 51),)), Row(BEGINNING, ((50, 51),))]
+    rows = [Branches(BEGINNING, ((50, 51),)), Branches((*BEGINNING, 52), ((50, 51),)), Branches(BEGINNING, ((50, 51),))]
     found = branch_nlls(lm, rows, batch_size=3)
     assert found[0] == pytest.approx(found[2])
     assert [nlls[0] for nlls in found] == pytest.approx([nll_alone(lm, row.prompt_ids, (50, 51)) for row in rows], rel=1e-5)
@@ -101,14 +101,14 @@ def test_bfloat16_is_near() -> None:
 
 def test_branches_share_the_prompt_s_positions_when_the_context_is_tight(lm: LanguageModel) -> None:
     tight = replace(lm, max_positions=len(BEGINNING) + 4)
-    row = Row(BEGINNING, ((50, 51, 52, 53),) * 5)
+    row = Branches(BEGINNING, ((50, 51, 52, 53),) * 5)
     assert branch_nlls(tight, [row], batch_size=1)[0] == pytest.approx([nll_alone(lm, BEGINNING, (50, 51, 52, 53))] * 5, rel=1e-5)
     with pytest.raises(ValueError, match=rf"rows\[0\] takes {len(BEGINNING) + 5} tokens.*={len(BEGINNING) + 4}"):
-        branch_nlls(tight, [Row(BEGINNING, ((50, 51, 52, 53, 54),))], batch_size=1)
+        branch_nlls(tight, [Branches(BEGINNING, ((50, 51, 52, 53, 54),))], batch_size=1)
 
 
-@pytest.mark.parametrize("row", [Row((), ((5,),)), Row((5,), ()), Row((5,), ((6,), ()))])
-def test_rows_without_tokens_are_refused(lm: LanguageModel, row: Row) -> None:
+@pytest.mark.parametrize("row", [Branches((), ((5,),)), Branches((5,), ()), Branches((5,), ((6,), ()))])
+def test_rows_without_tokens_are_refused(lm: LanguageModel, row: Branches) -> None:
     with pytest.raises(ValueError, match=r"rows\[1\] has an empty prompt or branch"):
         branch_nlls(lm, [ROWS[0], row], batch_size=2)
 
@@ -121,7 +121,9 @@ def test_a_short_window_scores_each_branch_behind_its_prompt_and_a_long_one_behi
         changes: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
         mistral = build(replace(base, config=base.config | changes))
         assert has_plain_attention(mistral.model.get_base_model(), longest=longest) == is_plain
-        alone = [[branch_nlls(mistral, [Row(row.prompt_ids, (branch,))], batch_size=1)[0][0] for branch in row.branches] for row in ROWS]
+        alone = [
+            [branch_nlls(mistral, [Branches(row.prompt_ids, (branch,))], batch_size=1)[0][0] for branch in row.branches] for row in ROWS
+        ]
         for found, expected in zip(branch_nlls(mistral, ROWS, batch_size=2), alone, strict=True):
             assert found == pytest.approx(expected, rel=1e-4)
 

@@ -18,7 +18,7 @@ from raysim.data.tokens import Example
 from raysim.federation.adversary import canary_sums
 from raysim.federation.server import begin
 from raysim.lora.layout import Vector, initial_adapter
-from raysim.measure.audits import CanaryPlan, final_audit, plan_canaries, verdict
+from raysim.measure.audits import Audited, CanaryPlan, final_audit, plan_canaries, verdict
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientCall
 from raysim.methods.dplora import dplora as dplora_group
@@ -48,9 +48,8 @@ def nothing_to_evaluate(work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
 def audited(config: Config, plan: CanaryPlan, mechanism: Mechanism, *, first: Vector, last: Vector) -> dict[str, Any]:
     """The bound on epsilon beside the ledger's epsilon, as at the end of a run."""
     ledger = mechanism.ledger(mechanism.num_rounds)
-    found = final_audit(
-        plan, config, members=(), nonmembers=(), tokenizer=None, ledger=ledger, first=first, last=last, evaluate=nothing_to_evaluate
-    )
+    run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate)
+    found = final_audit(plan, run, tokenizer=None, ledger=ledger)
     assert found is not None
     one_run: dict[str, Any] = found["one_run"]
     assert 1.0 <= one_run["epsilon_claimed"] <= 2.0
