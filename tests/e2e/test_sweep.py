@@ -23,9 +23,9 @@ SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a sweep that was left alone, and what it printed."""
+    """The folder of a sweep that was left alone, one trial after the other, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = raysim("sweep", "sweep-smoke", *SMALLER, f"out={folder / 'out'}", cwd=folder)
+    done = raysim("sweep", "sweep-smoke", *SMALLER, "sweep.max_concurrent=1", f"out={folder / 'out'}", cwd=folder)
     assert done.returncode == 0, done.stderr + done.stdout
     return folder / "out", done.stdout
 
@@ -62,7 +62,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_table(undisturbed: t
 @pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_sweep_that_is_interrupted_ends_in_one_line_and_leaves_no_process(tmp_path: Path, how: str, status: int) -> None:
     out, node = tmp_path / "out", Node(f"interrupted-{tmp_path.name}")
-    settings = ["sweep", "sweep-smoke", *SMALLER, f"out={out}"]
+    settings = ["sweep", "sweep-smoke", *SMALLER, f"sweep.max_concurrent={2 if how == 'Ctrl-C' else 1}", f"out={out}"]
     process, terminal = start(settings, node, on_terminal=how == "Ctrl-C")
     listener = Listener(terminal)
     try:
