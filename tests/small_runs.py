@@ -90,8 +90,9 @@ def warm_raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def started(*arguments: str, cwd: Path) -> warm.Command:
-    """The command `raysim ARGUMENTS`, started in the folder `cwd` in such a process."""
-    return warm.start(*arguments, cwd=cwd, env=environment())
+    """The command `raysim ARGUMENTS`, started in the folder `cwd` in such a process; what it prints is kept there."""
+    said = cwd / f"said-{len(list(cwd.glob('said-*')))}"
+    return warm.start(*arguments, cwd=cwd, env=environment(), said=said)
 
 
 def raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -40,27 +40,26 @@ class Command:
         assert self.process.exitcode == -signal.SIGKILL, self.stderr.read_text()
 
 
-def start(*arguments: str, cwd: Path, env: dict[str, str]) -> Command:
-    """The command `raysim ARGUMENTS`, started in the folder `cwd`."""
+def start(*arguments: str, cwd: Path, env: dict[str, str], said: Path) -> Command:
+    """The command `raysim ARGUMENTS`, started in the folder `cwd`; what it prints goes into files of the new folder `said`."""
+    said.mkdir()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    folder = Path(tempfile.mkdtemp(prefix="raysim-said-"))
-    given = (arguments, str(cwd), env, str(folder / "stdout"), str(folder / "stderr"))
-    process = context.Process(target=_be_command, args=given)
+    process = context.Process(target=_be_command, args=(arguments, str(cwd), env, str(said / "stdout"), str(said / "stderr")))
     process.start()
-    return Command(process, folder / "stdout", folder / "stderr")
+    return Command(process, said / "stdout", said / "stderr")
 
 
 def raysim(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """The finished command `raysim ARGUMENTS`, run in the folder `cwd`."""
-    started = start(*arguments, cwd=cwd, env=env)
-    started.process.join(PATIENCE_S)
-    if started.poll() is None:
-        started.kill()
-        raise TimeoutError(f"raysim {' '.join(arguments)}\n{started.stderr.read_text()}")
-    status = started.poll()
-    assert status is not None
-    return subprocess.CompletedProcess(list(arguments), status, started.stdout.read_text(), started.stderr.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        started = start(*arguments, cwd=cwd, env=env, said=Path(folder) / "said")
+        started.process.join(PATIENCE_S)
+        status = started.poll()
+        if status is None:
+            started.kill()
+            raise TimeoutError(f"raysim {' '.join(arguments)}\n{started.stderr.read_text()}")
+        return subprocess.CompletedProcess(list(arguments), status, started.stdout.read_text(), started.stderr.read_text())
 
 
 def _be_command(arguments: tuple[str, ...], cwd: str, env: dict[str, str], stdout: str, stderr: str) -> None:
