@@ -54,8 +54,13 @@ SMALL = [
 ]
 
 
+LONGEST = ("sweeps", "invariance", "e2e")
+"""The folders of tests whose files take minutes: they come first, so that no worker is left alone with one of them at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked `gpu` on a machine without a CUDA device."""
+    """Puts the longest files first, and skips what is marked `gpu` on a machine without a CUDA device."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     if torch.cuda.is_available():
         return
     for item in items:

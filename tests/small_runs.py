@@ -12,6 +12,7 @@ from typing import Any
 
 from raysim.config import Config, load
 from raysim.methods.spec import METHODS as SPECS
+from tests import warm
 from tests.conftest import ROOT, SMALL
 
 # Bytes from a random model rarely make words: these settings let some of its synthetic records through the filters.
@@ -85,12 +86,29 @@ def environment() -> dict[str, str]:
     return {**outside, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def warm_raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same as `raysim`, without the time that an interpreter and its imports take (see `warm`)."""
+    return warm.raysim(*arguments, cwd=cwd, env=environment())
+
+
+def started(*arguments: str, cwd: Path) -> warm.Command:
+    """The command `raysim ARGUMENTS`, started in the folder `cwd` in such a process; what it prints is kept there."""
+    said = cwd / f"said-{len(list(cwd.glob('said-*')))}"
+    return warm.start(*arguments, cwd=cwd, env=environment(), said=said)
+
+
 def raysim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The finished command `raysim ARGUMENTS`, run in the folder `cwd`."""
     return subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False)
 
 
-def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes] | None = None, *, patience_s: float = PATIENCE_S) -> None:
+def wait_for(
+    reached: Callable[[], object],
+    process: subprocess.Popen[bytes] | warm.Command | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
+    pause_s: float = 0.005,
+) -> None:
     """Returns once `reached()` is true, which must be before the process ends, if one is given.
 
     It looks often, since what some tests wait for lasts only a round; the deadline, and not the pause, decides.
@@ -99,4 +117,4 @@ def wait_for(reached: Callable[[], object], process: subprocess.Popen[bytes] | N
     while not reached():
         assert process is None or process.poll() is None, "the command ended by itself"
         assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.005)
+        time.sleep(pause_s)

@@ -234,7 +234,7 @@ def test_what_is_no_fault_of_a_disk_passes_as_it_is() -> None:
 
 
 def test_a_run_leaves_nothing_in_the_users_home_that_turns_authentication_on(tmp_path: Path) -> None:
-    words = [word for word in SMALL if not word.startswith("resources.")]
+    words = [*(word for word in SMALL if not word.startswith("resources.")), "resources.num_actors=1"]
     command = [sys.executable, "-m", "raysim", "run", "quickstart", *words, *QUICK, "method.name=fedit", "out=run", "--quiet"]
     unset = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     home = tmp_path / "home"

@@ -1,9 +1,6 @@
 """`raysim compare` over seeds, held against claims: killed and continued, run twice, judged by an endpoint that dies, and on a labelled set."""
 
 import json
-import os
-import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from raysim.runs.compare import compare
 from raysim.runs.run import run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving
-from tests.small_runs import command, environment, raysim, results, small, wait_for
+from tests.small_runs import raysim, results, small, started, wait_for, warm_raysim
 
 FOLDERS = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("base", "fedit", "fedpit")]
 
@@ -84,16 +81,13 @@ def test_a_second_run_gives_the_same_text(undisturbed: Path, tmp_path: Path) -> 
 def test_a_killed_comparison_goes_on_with_what_is_not_finished(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "three"
     (tmp_path / "three.yaml").write_text(to_yaml(three(out)))
-    process = subprocess.Popen(
-        command("compare", "three.yaml"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    wait_for(lambda: (out / "fedpit-seed-0" / "state" / "round-00001").is_dir(), process, patience_s=120)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    begun = started("compare", "three.yaml", cwd=tmp_path)
+    wait_for(lambda: (out / "fedpit-seed-0" / "state" / "round-00001").is_dir(), begun, patience_s=120)
+    begun.kill()
     assert not (out / "claims.md").exists(), "it was over before it was killed"
     finished = {path: path.stat().st_mtime_ns for folder in ("base-seed-0", "fedit-seed-0") for path in (out / folder).rglob("*")}
     assert (out / "fedit-seed-0" / "summary.json") in finished
-    done = raysim("compare", "three.yaml", cwd=tmp_path)
+    done = warm_raysim("compare", "three.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert (out / "claims.md").read_text() == (undisturbed / "claims.md").read_text()
@@ -104,7 +98,7 @@ def test_a_killed_comparison_goes_on_with_what_is_not_finished(undisturbed: Path
     assert f"{OPEN} FEDPIT's utility comes near CENIT's" in " ".join(done.stdout.split())
     page = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
-    assert raysim("report", "three", cwd=tmp_path).returncode == 0
+    assert warm_raysim("report", "three", cwd=tmp_path).returncode == 0
     assert (out / "report.html").read_bytes() == page
 
 

@@ -1,4 +1,7 @@
-"""Judges that are the real small model: behind `transformers serve`, killed in the middle, and in this process by likelihood."""
+"""Judges that are the real small model: behind `transformers serve`, killed in the middle, and in this process by likelihood.
+
+Left out: what a server can say and do otherwise (tests/judging/test_endpoint.py, of a small one).
+"""
 
 import json
 import os
@@ -8,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ from raysim.judging.pairwise import Pair, in_words, judge_pairs, summarise
 from raysim.model.base_model import load_base_model
 from raysim.model.find import find_model
 from raysim.model.language_model import build_language_model
-from tests.judge_server import patience
+from tests.judge_server import patience, serving
 from tests.small_runs import environment
 
 pytestmark = pytest.mark.slow
@@ -34,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "concurrency": 1,
     "max_attempts": 2,
     "max_unparsed": 0,
-    "parameters": {"temperature": 0.0, "max_tokens": 80},
+    "parameters": {"temperature": 0.0, "max_tokens": 24},
     "price_prompt": 1.0,
     "price_completion": 2.0,
 }
@@ -91,34 +93,34 @@ def kill_after_replies(journal: Path, number: int, process: subprocess.Popen[byt
     os.kill(process.pid, signal.SIGKILL)
 
 
-def test_a_real_server_that_is_killed_in_the_middle_is_gone_on_with(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_a_real_server_that_is_killed_in_the_middle_is_gone_on_with_elsewhere(tmp_path: Path, pairs: list[Pair]) -> None:
     model, journal = find_model("smollm2-135m-instruct"), tmp_path / "judge.jsonl"
-    with served(model, tmp_path / "first.log") as (url, process):
-        killer = threading.Thread(target=kill_after_replies, args=(journal, 1, process))
+    with served(model, tmp_path / "server.log") as (url, process):
+        real = Endpoint(url, model)
+        with EndpointJudge(real, journal=journal, settings=patience(**SETTINGS)) as judge:
+            judged = judge_pairs(pairs[:1], judge)
+            tally = judge.tally()
+        killer = threading.Thread(target=kill_after_replies, args=(journal, 3, process))
         killer.start()
         with (
-            EndpointJudge(Endpoint(url, model), journal=journal, settings=patience(**SETTINGS)) as judge,
+            EndpointJudge(real, journal=journal, settings=patience(**SETTINGS)) as judge,
             pytest.raises(JudgeError, match="could not be had in 2 attempts"),
         ):
-            judge_pairs(pairs[:1], judge)
+            judge_pairs(pairs[:2], judge)
         killer.join()
+    assert (tally["num_sent"], tally["num_failed"], tally["num_replayed"], tally["num_replies"]) == (2, 0, 0, 2)
     kept = [json.loads(line) for line in journal.read_text().splitlines()]
-    answered = {entry["key"] for entry in kept if entry["reply"] is not None}
-    assert len(answered) == 1
-    with (
-        served(model, tmp_path / "second.log") as (url, _),
-        EndpointJudge(Endpoint(url, model), journal=journal, settings=patience(**SETTINGS)) as judge,
-    ):
-        judged = judge_pairs(pairs[:1], judge)
-        tally = judge.tally()
-    assert (tally["num_sent"], tally["num_failed"], tally["num_replayed"], tally["num_replies"]) == (1, 0, 1, 2)
-    entries = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert set(Counter(entry["key"] for entry in entries if entry["reply"] is not None).values()) == {1}
-    check_tokens(entries, tally)
+    check_tokens(kept[:2], tally)
     summary = summarise(judged)
     assert summary["num_judged"] + summary["num_unparsed"] == 1
-    with EndpointJudge(Endpoint(url, model), journal=journal, settings=patience(**SETTINGS)) as judge:
+    with EndpointJudge(real, journal=journal, settings=patience(**SETTINGS)) as judge:
         assert judge_pairs(pairs[:1], judge) == judged, "the server is gone, and is not missed"
+    with serving() as other, EndpointJudge(Endpoint(other.url, model), journal=journal, settings=patience(**SETTINGS)) as judge:
+        assert judge_pairs(pairs[:2], judge)[:1] == judged
+        tally = judge.tally()
+    assert (tally["num_sent"], tally["num_failed"], tally["num_replayed"], tally["num_replies"]) == (1, 0, 3, 4)
+    answered = [entry["key"] for entry in map(json.loads, journal.read_text().splitlines()) if entry["reply"] is not None]
+    assert len(answered) == len(set(answered)) == 4
 
 
 def check_tokens(entries: list[dict[str, Any]], tally: dict[str, Any]) -> None:

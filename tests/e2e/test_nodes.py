@@ -22,8 +22,10 @@ SWEEP = [
     "sweep.space={method.name: [dplora], lora.rank: [2, 4, 8]}",
     "sweep.seeds=[0]",
     f"server.num_rounds={NUM_ROUNDS}",
+    "resources.num_actors=1",
+    "resources.client.num_cpus=1",
 ]
-"""The shipped smoke sweep with three trials of two client actors each, half a CPU on paper for each."""
+"""The shipped smoke sweep with three trials of one client actor each, which takes a node's whole CPU on paper."""
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import shutil
@@ -18,11 +17,11 @@ import pytest
 from raysim.config import Config, load, to_yaml
 from raysim.federation import checkpoint
 from raysim.runs.run import Backend, open_backend, run
-from tests.small_runs import command, environment, raysim, results, small, wait_for
+from tests.small_runs import command, environment, results, small, started, wait_for, warm_raysim
 
 NUM_ROUNDS = 4
 ROUNDS = [f"server.num_rounds={NUM_ROUNDS}", "train.num_epochs=4"]
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -193,24 +192,16 @@ def saved(config: Config, folder: Path) -> Path:
 
 def kill_when(reached: Path, config: Path, *, out: Path) -> None:
     """Starts the run and kills it with all it started at a random moment of the round after `reached` appears."""
-    process = subprocess.Popen(
-        command("run", str(config)), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"{reached} did not appear"
-        time.sleep(0.005)
+    command = started("run", str(config), cwd=config.parent)
+    wait_for(reached.exists, command, patience_s=PATIENCE_S)
     time.sleep(random.uniform(0.0, 0.15))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    command.kill()
     assert not (out / "summary.json").exists(), "the run was over before it was killed"
 
 
 def finish(config: Path, folder: Path) -> None:
     """Gives the same command again, which must succeed."""
-    done = raysim("run", str(config), "--quiet", cwd=folder)
+    done = warm_raysim("run", str(config), "--quiet", cwd=folder)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import MARK, Node
-from tests.small_runs import PATIENCE_S, command, environment, raysim, table, wait_for
+from tests.small_runs import PATIENCE_S, command, environment, raysim, started, table, wait_for, warm_raysim
 
 SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2"]
 """The shipped smoke sweep with a process for each trial instead of three, and half its trials."""
@@ -23,9 +23,9 @@ SMALLER = ["resources.backend=local", "sweep.seeds=[0]", "sweep.max_concurrent=2
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a sweep that was left alone, and what it printed."""
+    """The folder of a sweep that was left alone, one trial after the other, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = raysim("sweep", "sweep-smoke", *SMALLER, f"out={folder / 'out'}", cwd=folder)
+    done = warm_raysim("sweep", "sweep-smoke", *SMALLER, "sweep.max_concurrent=1", f"out={folder / 'out'}", cwd=folder)
     assert done.returncode == 0, done.stderr + done.stdout
     return folder / "out", done.stdout
 
@@ -53,7 +53,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_table(undisturbed: t
     kill_when_one_trial_is_done(settings, out)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/summary.json")}
     assert 1 <= len(finished) < 4
-    done = raysim(*settings, "--quiet", cwd=tmp_path)
+    done = warm_raysim(*settings, "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert table(out) == table(undisturbed[0])
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was finished is not run again"
@@ -62,7 +62,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_to_the_same_table(undisturbed: t
 @pytest.mark.parametrize(("how", "status"), [("Ctrl-C", 130), ("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_sweep_that_is_interrupted_ends_in_one_line_and_leaves_no_process(tmp_path: Path, how: str, status: int) -> None:
     out, node = tmp_path / "out", Node(f"interrupted-{tmp_path.name}")
-    settings = ["sweep", "sweep-smoke", *SMALLER, f"out={out}"]
+    settings = ["sweep", "sweep-smoke", *SMALLER, f"sweep.max_concurrent={2 if how == 'Ctrl-C' else 1}", f"out={out}"]
     process, terminal = start(settings, node, on_terminal=how == "Ctrl-C")
     listener = Listener(terminal)
     try:
@@ -102,12 +102,9 @@ def test_what_cannot_be_swept_is_one_line_and_status_2(tmp_path: Path, settings:
 
 def kill_when_one_trial_is_done(arguments: list[str], out: Path) -> None:
     """Starts the command and kills it, with all it started, once a trial has its summary and another has a checkpoint."""
-    process = subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-    wait_for(lambda: list(out.glob("trials/*/report.html")) and at_work(out), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    begun = started(*arguments, cwd=out.parent)
+    wait_for(lambda: list(out.glob("trials/*/report.html")) and at_work(out), begun)
+    begun.kill()
     assert not (out / "results.csv").exists(), "the sweep was over before it was killed"
 
 

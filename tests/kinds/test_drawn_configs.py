@@ -14,7 +14,7 @@ from tests.kinds import draw
 
 @pytest.mark.parametrize("part", range(4), ids=["first", "second", "third", "fourth"])
 def test_a_drawn_configuration_loads_or_is_refused_in_one_line(part: int, record_property: Callable[[str, object], None]) -> None:
-    counts, faults = draw.loads(375, seed=100 + part)
+    counts, faults = draw.loads(250, seed=100 + part)
     assert [(fault.what, fault.given) for fault in faults] == []
     assert counts["loaded"] > 20, "most of them refused would test the first check alone"
     assert counts["refused"] > 100
