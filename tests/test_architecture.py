@@ -389,7 +389,9 @@ def _opens_text(call: ast.Call) -> bool:
     if name == "open":
         modes = [arg.value for arg in (*call.args, *(k.value for k in call.keywords)) if isinstance(arg, ast.Constant)]
         return not any(isinstance(mode, str) and "b" in mode for mode in modes) and "os.open" not in ast.unparse(call.func)
-    return name == "read_text" or (name == "write_text" and isinstance(call.func, ast.Attribute) and "files" not in ast.unparse(call.func))
+    if name not in ("read_text", "write_text") or not isinstance(call.func, ast.Attribute):
+        return False
+    return name == "read_text" or "files" not in ast.unparse(call.func)
 
 
 def named_run_files(tree: ast.Module, module: str) -> list[str]:
