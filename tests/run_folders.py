@@ -140,6 +140,7 @@ def ledger(method: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "sampler": "poisson",
         "sampling_prob": 0.3,
         "noise_multiplier": 1.0,
+        "accounted_multiplier": 1.0,
         "clip_norm": 1.0,
         "num_releases": len(records),
         "delta": 1e-5,

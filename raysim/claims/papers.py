@@ -224,7 +224,7 @@ def sigma_formula(runs: Runs) -> Reading:
     fits = all(accounted <= stated for _, stated, accounted in known)
     one, stated, accounted = known[0]
     text = (
-        f"sigma {one.paper_noise_multiplier:g}, delta {one.delta:g}: stated {stated:.3g}; accounted for "
+        f"sigma {one.noise_multiplier:g}, delta {one.delta:g}: stated {stated:.3g}; accounted for "
         f"{one.num_releases} rounds {accounted:.4g}. {published_setting()}"
     )
     return Reading("epsilon", HOLDS if fits else FAILS, text)

@@ -366,6 +366,7 @@ class Mechanism:
     def ledger(self, num_rounds: int) -> dict[str, Any]:
         """What was promised to whom after `num_rounds`: the content of ledger.json.
 
+        `noise_multiplier` is what the configuration gives, or what was solved for; `accounted_multiplier` what the accountant is given.
         `epsilon` is dp-accounting's at `delta` for the events in `releases`; null where nothing is promised.
         """
         spent, private = self.epsilon(num_rounds), self.kind != "none"
@@ -374,7 +375,8 @@ class Mechanism:
             "neighbouring_relation": promises.RELATIONS[self._relation],
             "sampler": self._sampler(),
             "sampling_prob": self.sampling_prob,
-            "noise_multiplier": self.accounted_multiplier if private else 0.0,
+            "noise_multiplier": self.noise_multiplier if private else 0.0,
+            "accounted_multiplier": self.accounted_multiplier if private else 0.0,
             "clip_norm": self.clip_norm if private and self.kind != "synthesis" else None,
             "num_releases": self.num_releases(num_rounds),
             "delta": self.delta if private else None,
@@ -458,11 +460,10 @@ class Mechanism:
         if self.is_masked:
             entries |= {"dropout_tolerance": self.dropout_tolerance}
         if self.kind == "synthesis":
-            entries |= {"num_tokens_per_record": self.num_tokens, "noise_multiplier_per_token": self.noise_multiplier}
+            entries |= {"num_tokens_per_record": self.num_tokens}
         if self.kind == "literal":
             stated = paper_epsilon(self.noise_multiplier, delta=self.delta) if self.noise_multiplier else None
             entries |= {
-                "paper_noise_multiplier": self.noise_multiplier,
                 "sensitivity_over_clip_norm": LITERAL_SENSITIVITY,
                 "paper_epsilon_per_step": stated,
                 "paper_epsilon_note": "the paper's formula: of one step, for a sensitivity of C, valid below 1 only; invalid as a total",

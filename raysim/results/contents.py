@@ -171,6 +171,9 @@ class Ledger:
     sampler: str
     sampling_prob: float
     noise_multiplier: float
+    """As configured, or as solved for."""
+    accounted_multiplier: float
+    """What the accountant is given: noise over the sensitivity of one release."""
     clip_norm: float | None
     num_releases: int
     delta: float | None
@@ -196,8 +199,6 @@ class Ledger:
     sensitivity: float | None = None
     dropout_tolerance: int | None = None
     num_tokens_per_record: int | None = None
-    noise_multiplier_per_token: float | None = None
-    paper_noise_multiplier: float | None = None
     sensitivity_over_clip_norm: float | None = None
     paper_epsilon_per_step: float | None = None
     paper_epsilon_note: str | None = None

@@ -47,7 +47,18 @@ CLOSE = 0.01
 """By how much, as a share, epsilon computed again may differ."""
 LARGEST_PLD = 1e6
 """Above this an epsilon is compared by RDP alone: the grid of losses would not fit into memory."""
-LEDGER_KEYS = ("unit", "sampler", "sampling_prob", "noise_multiplier", "clip_norm", "num_releases", "delta", "noise_at", "releases")
+LEDGER_KEYS = (
+    "unit",
+    "sampler",
+    "sampling_prob",
+    "noise_multiplier",
+    "accounted_multiplier",
+    "clip_norm",
+    "num_releases",
+    "delta",
+    "noise_at",
+    "releases",
+)
 """What the ledger must say as the configuration has it."""
 
 
@@ -269,7 +280,7 @@ def check_epsilon(run: RunFolder) -> str:
     ledger = run.ledger
     claimed = {"epsilon": ledger.epsilon, "epsilon_rdp": ledger.epsilon_rdp}
     if ledger.unit == "none":
-        if any(value is not None for value in claimed.values()) or ledger.noise_multiplier != 0 or ledger.releases:
+        if any(value is not None for value in claimed.values()) or ledger.accounted_multiplier != 0 or ledger.releases:
             raise Violation("the ledger protects no unit and yet states an epsilon, noise or releases")
         return "none is claimed"
     if ledger.delta is None:

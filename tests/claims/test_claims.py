@@ -291,7 +291,7 @@ def test_the_uplink_is_counted_and_reckoned_and_compared_with_full_fine_tuning()
 def literal(sigma: float, delta: float, *, num_rounds: int) -> RunData:
     multiplier = sigma / LITERAL_SENSITIVITY
     ledger = a_ledger(
-        paper_noise_multiplier=sigma,
+        noise_multiplier=sigma,
         paper_epsilon_per_step=paper_epsilon(sigma, delta=delta),
         delta=delta,
         num_releases=num_rounds,

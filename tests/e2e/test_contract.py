@@ -45,6 +45,7 @@ LEDGER_KEYS = {
     "sampler",
     "sampling_prob",
     "noise_multiplier",
+    "accounted_multiplier",
     "clip_norm",
     "num_releases",
     "delta",
@@ -101,7 +102,7 @@ def test_every_file_of_the_contract_is_there_with_every_key(finished: Callable[[
 @pytest.mark.parametrize("method", PRIVATE)
 def test_epsilon_is_what_the_accountant_gives_for_the_ledgers_own_numbers(finished: Callable[[str], Run], method: str) -> None:
     ledger = read(finished(method).out / "ledger.json")
-    event: Any = dp_accounting.GaussianDpEvent(ledger["noise_multiplier"])
+    event: Any = dp_accounting.GaussianDpEvent(ledger["accounted_multiplier"])
     if ledger["sampling_prob"] < 1:
         event = dp_accounting.PoissonSampledDpEvent(ledger["sampling_prob"], event)
     expected = PLDAccountant().compose(event, ledger["num_releases"]).get_epsilon(ledger["delta"])

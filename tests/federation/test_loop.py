@@ -194,7 +194,8 @@ def test_private_self_generation_is_run_as_it_is_accounted(backend: Backend, tmp
     assert all(row["score"] is None and row["max_rouge_l"] is None for row in rows)
     assert {row["verdict"] for row in rows} <= {"kept", "format", "diversity", "response"}
     assert any(row["kept"] for row in rows)
-    assert (done.ledger["unit"], done.ledger["noise_multiplier"]) == ("example", pytest.approx(8 / math.sqrt(8 + 32)))
+    assert (done.ledger["unit"], done.ledger["accounted_multiplier"]) == ("example", pytest.approx(8 / math.sqrt(8 + 32)))
+    assert done.ledger["noise_multiplier"] == 8
     assert done.summary["epsilon"] == done.ledger["epsilon"] > 0
     assert "synthetic records are drawn from noised sums" in done.summary["guarantee"]
     assert done.records[-1]["private"] is not None, "each client keeps an adapter of its own records, which is not released"

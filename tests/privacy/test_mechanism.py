@@ -53,7 +53,7 @@ def make(*overrides: str, sizes: tuple[int, ...] = (16, 20, 12)) -> Mechanism:
 )
 def test_ledger_agrees_with_the_accountant_called_directly(mechanism: Mechanism, num_rounds: int) -> None:
     ledger = json.loads(json.dumps(mechanism.ledger(num_rounds)))
-    event = dp_accounting.GaussianDpEvent(ledger["noise_multiplier"])
+    event = dp_accounting.GaussianDpEvent(ledger["accounted_multiplier"])
     if ledger["sampling_prob"] < 1:
         event = dp_accounting.PoissonSampledDpEvent(ledger["sampling_prob"], event)
     assert PLDAccountant().compose(event, ledger["num_releases"]).get_epsilon(ledger["delta"]) == pytest.approx(ledger["epsilon"], rel=0.01)
@@ -450,11 +450,23 @@ def test_fault_expected_participation() -> None:
 def test_fault_separate_clipping_of_a_and_b() -> None:
     """The paper's mode is charged for replacing a record in two groups, without amplification, and says what the paper claimed."""
     ledger = make(*LITERAL, "privacy.noise_multiplier=2", "privacy.clip_norm=10").ledger(50)
-    assert ledger["noise_multiplier"] == pytest.approx(2 / (2 * math.sqrt(2)))
+    assert (ledger["noise_multiplier"], ledger["accounted_multiplier"]) == (2.0, pytest.approx(2 / (2 * math.sqrt(2))))
     assert ledger["epsilon"] == pytest.approx(91.8, rel=0.001)
     assert (ledger["sampling_prob"], ledger["num_releases"], ledger["neighbouring_relation"]) == (1.0, 50, "replace one record")
-    assert (ledger["paper_noise_multiplier"], ledger["paper_epsilon_per_step"]) == (2.0, pytest.approx(2.42, abs=0.01))
+    assert ledger["paper_epsilon_per_step"] == pytest.approx(2.42, abs=0.01)
     assert "invalid as a total" in ledger["paper_epsilon_note"]
+
+
+@pytest.mark.parametrize("keys", [CLIENT, EXAMPLE, LITERAL, SYNTHESIS])
+@pytest.mark.parametrize("noise", ["privacy.noise_multiplier=2.5", "privacy.target_epsilon=3"])
+def test_a_ledger_tells_the_configured_noise_from_what_is_accounted(keys: tuple[str, ...], noise: str) -> None:
+    """The one is the configuration's or was solved for; the other gives the epsilon, and less noise than there is in units of one release."""
+    mechanism = make(*keys, noise)
+    ledger = mechanism.ledger(5)
+    assert ledger["noise_multiplier"] == mechanism.noise_multiplier
+    assert ("target" in noise) == (ledger["noise_multiplier"] != 2.5)
+    assert {release["noise_multiplier"] for release in ledger["releases"]} == {ledger["accounted_multiplier"]}
+    assert (ledger["accounted_multiplier"] < ledger["noise_multiplier"]) == (keys in (LITERAL, SYNTHESIS))
 
 
 def test_literal_sensitivity_is_reached() -> None:
@@ -484,7 +496,8 @@ def test_methods_without_noise_promise_nothing(method: str) -> None:
     ledger = make(f"method.name={method}").ledger(5)
     assert ledger["epsilon"] is None
     assert ledger["epsilon_rdp"] is None
-    assert (ledger["unit"], ledger["noise_at"], ledger["noise_multiplier"], ledger["seeded_noise"]) == ("none", "none", 0.0, False)
+    assert (ledger["unit"], ledger["noise_at"], ledger["seeded_noise"]) == ("none", "none", False)
+    assert ledger["noise_multiplier"] == ledger["accounted_multiplier"] == 0.0
     assert "differentially private" not in ledger["guarantee"]
 
 

@@ -310,7 +310,7 @@ def test_rounds_are_composed(keys: tuple[str, ...]) -> None:
     spent = [quoted(one, num_rounds) for num_rounds in (1, 2, 10)]
     assert spent[0] < spent[1] < spent[2]
     if one.sampling_prob == 1.0:
-        equivalent = one.ledger(10)["noise_multiplier"] / math.sqrt(10)  # ten Gaussian releases are one of less noise
+        equivalent = one.ledger(10)["accounted_multiplier"] / math.sqrt(10)  # ten Gaussian releases are one of less noise
         assert gaussian_delta(spent[2], equivalent) == pytest.approx(DELTA, rel=0.03)
 
 

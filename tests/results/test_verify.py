@@ -120,6 +120,7 @@ def drop_last_round(out: Path) -> None:
 def more_noise(ledger: dict[str, Any]) -> None:
     """A ledger that states more noise than there was, consistently."""
     ledger["noise_multiplier"] *= 2
+    ledger["accounted_multiplier"] *= 2
     for release in ledger["releases"]:
         release["noise_multiplier"] *= 2
 
@@ -155,6 +156,16 @@ TAMPERED: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
     "an epsilon of nothing": ("fedit", edit("ledger.json", lambda entries: entries.update(epsilon=1.0)), {"epsilon", "epsilon by round"}),
     "words for an epsilon": ("fedit-client", edit("ledger.json", lambda entries: entries.update(epsilon="small")), {"epsilon"}),
     "more noise": ("fedit-client", edit("ledger.json", more_noise), {"epsilon", "ledger as configured", "noise by round"}),
+    "another configured noise": (
+        "fedit-client",
+        edit("ledger.json", lambda entries: entries.update(noise_multiplier=9.0)),
+        {"ledger as configured"},
+    ),
+    "another accounted noise": (
+        "fedit-client",
+        edit("ledger.json", lambda entries: entries.update(accounted_multiplier=9.0)),
+        {"ledger as configured"},
+    ),
     "a larger delta": ("fedit-client", edit("ledger.json", lambda entries: entries.update(delta=0.1)), {"epsilon", "ledger as configured"}),
     "another bound": ("fedit-client", edit("ledger.json", lambda entries: entries.update(clip_norm=0.5)), {"ledger as configured"}),
     "fewer releases": ("dplora-example", edit("ledger.json", lambda entries: entries.update(num_releases=1)), {"releases"}),
