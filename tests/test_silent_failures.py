@@ -372,7 +372,9 @@ def test_an_adapter_is_passed_through_as_it_is(lm: LanguageModel) -> None:
 def test_what_a_client_sends_is_an_adapter_and_nothing_more(overrides: tuple[str, ...]) -> None:
     lm = build_language_model(load_base_model("tiny"), rank=4, alpha=8.0, dropout=0.0, target_modules=TARGETS)
     call = make_call(lm, *overrides)
-    check_adapter(alone(method_of(call.config.method.name))(lm, call).upload["adapter"], lm.layout)
+    upload = alone(method_of(call.config.method.name))(lm, call).upload
+    assert list(upload) == ["adapter"]
+    assert check_adapter(upload["adapter"], lm.layout) is upload["adapter"]
 
 
 # --- the client is named ---

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-IMPORTED = ["raysim.cli", "raysim.claims.page", "raysim.commands.audit", "raysim.runs.run", "raysim.sweeps.tune"]
+IMPORTED = ["raysim.cli", "raysim.commands.audit", "raysim.runs.compare", "raysim.sweeps.sweep"]
 PATIENCE_S = 240
 
 
