@@ -3,7 +3,7 @@
 A key that is not listed here is passed over, so that a later version may add one; a key that is missing, or of another kind, is refused by
 the reader with the file's name. A field with a default stands in a file only where there is something to say. Figures of utility and
 leakage are means over records (`evaluate`), sizes are bytes, durations seconds, losses nats a token.
-Left out: the texts of the figures, which belong to the pages.
+Left out: what no reader here asks for, such as the criteria of a judge or the parameters that only one kind of noise has.
 """
 
 from collections.abc import Mapping
@@ -49,16 +49,8 @@ class Attack:
     heldout_details_rate: float | None
     num_examples: int | float
     """Attacked records."""
-    train_approximate_match: float | None = None
-    heldout_approximate_match: float | None = None
     prefixed_train_rouge_l: float | None = None
-    prefixed_train_exact_match: float | None = None
-    prefixed_train_approximate_match: float | None = None
-    prefixed_train_details_rate: float | None = None
     prefixed_heldout_rouge_l: float | None = None
-    prefixed_heldout_exact_match: float | None = None
-    prefixed_heldout_approximate_match: float | None = None
-    prefixed_heldout_details_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,19 +181,8 @@ class Ledger:
     releases: tuple[Release, ...]
     accountant: str | None
     seeded_noise: bool
-    noise_cohort_size: int | None = None
-    population: int | None = None
-    clipping: str | None = None
-    count_noise: float | None = None
-    update_noise_multiplier: float | None = None
-    num_bands: int | None = None
-    num_rounds_planned: int | None = None
-    sensitivity: float | None = None
-    dropout_tolerance: int | None = None
-    num_tokens_per_record: int | None = None
-    sensitivity_over_clip_norm: float | None = None
     paper_epsilon_per_step: float | None = None
-    paper_epsilon_note: str | None = None
+    """Of the published algorithm: what its paper states for a step."""
 
 
 @dataclass(frozen=True)
@@ -308,9 +289,7 @@ class Answer:
     """The record's own response."""
     answer: str | None = None
     rouge_l: float | None = None
-    label_chosen: str | None = None
     label_right: bool | None = None
-    chosen: str | None = None
     right: bool | None = None
 
 
@@ -333,17 +312,9 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Judged:
-    """A line of judged.jsonl: a pair and who won it; no outcome where a reply could not be read."""
+    """A line of judged.jsonl: an answer and whether it won against the record's own; no outcome where a reply could not be read."""
 
     record_id: int
-    owner: int | None
-    instruction: str
-    answer: str
-    reference: str
-    answer_first: Mapping[str, Mapping[str, float]] | None
-    """Scores of the answer and the reference, read in this order."""
-    answer_second: Mapping[str, Mapping[str, float]] | None
-    by_order: tuple[str | None, ...]
     outcome: str | None
 
 
@@ -354,25 +325,6 @@ class Judge:
     made_from: Mapping[str, Any]
     """The judge's kind, model and settings, and the hash of the answers."""
     words: str
-    num_pairs: int
-    num_judged: int
-    num_unparsed: int
-    num_win: int
-    num_tie: int
-    num_lose: int
-    win: float | None
-    tie: float | None
-    lose: float | None
-    win_tie: float | None
-    win_tie_interval: tuple[float, ...] | None
-    scores: Mapping[str, Mapping[str, float | None]]
-    self_agreement: Mapping[str, float | None]
-    position: Mapping[str, float | None]
-    num_readings: int
-    num_different: int
-    """Readings with scores of their own."""
-    tally: Mapping[str, Any] | None
-    """Requests and tokens; None for a judge that sends none."""
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,8 @@ from raysim.claims.decide import (
 from raysim.claims.page import TITLES, EntryRow, as_json, as_markdown, entry_table, panels
 from raysim.claims.papers import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dplora, sent_bytes, sigma_table, uplink
 from raysim.config import Config, load
-from raysim.judging.pairwise import summarise
 from raysim.privacy.accounting import epsilon_pld, paper_epsilon
 from raysim.results.contents import Answer, Judge, Judged
-from raysim.results.folders import typed
 from raysim.rng import numpy_rng
 from raysim.runs.compare import comparison
 from tests.run_folders import a_ledger, a_round, a_summary
@@ -227,9 +225,9 @@ def test_rows_become_measures_of_the_release() -> None:
         row("heldout", 7, owner=0, nll=60.0, num_tokens=6, rouge_l=1.0),
         row("prefixed_train", 1, rouge_l=0.7),
         row("prefixed_control", 7, rouge_l=0.6),
-        Answer(0, None, "choice", question=3, chosen="a", right=True),
+        Answer(0, None, "choice", question=3, right=True),
     ]
-    judged = [Judged(record_id, None, "", "", "", None, None, (), won) for record_id, won in ((7, "tie"), (9, "lose"), (10, None))]
+    judged = [Judged(record_id, won) for record_id, won in ((7, "tie"), (9, "lose"), (10, None))]
     assert measures_of(rows, judged) == {
         "nll": {0: {7: (2.0, 6.0), 8: (1.0, 3.0)}},
         "rouge_l": {0: {7: (0.4, 1.0)}},
@@ -254,7 +252,7 @@ def test_only_a_judge_behind_an_endpoint_decides_by_its_verdicts() -> None:
     claim = CLAIMS["fedpit"][0]
     runs = made_up(claim, [1.0])
     for kind, figure in (("endpoint", "win_tie"), ("likelihood", "nll")):
-        judge = typed(Judge, summarise([]) | {"made_from": {"kind": kind}, "words": "", "tally": None}, where="judge")
+        judge = Judge({"kind": kind}, words="")
         judged = {entry: dict(members) for entry, members in runs.items()}
         for entry, lost in (("fedpit", 0.0), ("fedit", 1.0)):
             for seed, run in runs[entry].items():
