@@ -9,9 +9,8 @@ import pytest
 
 from raysim.config import Config, load, to_yaml, with_overrides
 from raysim.results.files import check_folder
-from raysim.runs.compare import comparison, time_left_s
+from raysim.runs.compare import comparison, first_alike, time_left_s
 from raysim.runs.run import Backend, Run, backend_key, open_backend, resolved, run
-from raysim.sweeps.space import first_alike
 from tests.conftest import SMALL
 from tests.small_runs import overrides, small
 
