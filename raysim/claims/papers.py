@@ -47,131 +47,127 @@ PUBLISHED_SIGMA, PUBLISHED_ROUNDS, PUBLISHED_DELTA = 2.0, 50, 1e-5
 LITERAL_SENSITIVITY = 2.0 * 2.0**0.5
 """Over the clipping norm: a record can turn the clipped mean gradients of A and of B from one end to the other."""
 
+
+def stated(where: str, figures: tuple[str, ...], *rows: tuple[str, str, str, *tuple[Contrast, ...]]) -> tuple[Claim, ...]:
+    """Claims that stand in one place and are decided by the same figures, from rows of key, claim, published figures and contrasts."""
+    return tuple(Claim(key, text, where, published, figures, tuple(contrasts)) for key, text, published, *contrasts in rows)
+
+
 FEDPIT_CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "fedpit-above-fedit",
-        "FEDPIT's utility is above FEDIT's",
+    *stated(
         TABLE_2,
-        "win+tie 62.0 against 53.9 (FedAvg)",
         UTILITY,
-        (above("fedpit", "fedit"),),
+        ("fedpit-above-fedit", "FEDPIT's utility is above FEDIT's", "win+tie 62.0 against 53.9 (FedAvg)", above("fedpit", "fedit")),
+        (
+            "fedpit-above-fewfedweight",
+            "FEDPIT's utility is above FewFedWeight's (here a reconstruction)",
+            "win+tie 62.0 against 55.7",
+            above("fedpit", "fewfedweight"),
+        ),
+        (
+            "fedpit-above-other-federated",
+            "FEDPIT's utility is above FedProx's, SCAFFOLD's and FedOpt's",
+            "win+tie 62.0 against 55.0, 54.3 and 48.9",
+            above("fedpit", "fedprox"),
+            above("fedpit", "scaffold"),
+            above("fedpit", "fedopt"),
+        ),
+        (
+            "fedpit-near-cenit",
+            "FEDPIT's utility comes near CENIT's: it lies nearer to CENIT's than to FEDIT's",
+            "win+tie 62.0; CENIT 64.2, FEDIT 53.9: four fifths of the way",
+            Contrast("fedpit above the middle between fedit and cenit", (Term(1, "fedpit"), Term(-0.5, "fedit"), Term(-0.5, "cenit"))),
+        ),
     ),
-    Claim(
-        "fedpit-above-fewfedweight",
-        "FEDPIT's utility is above FewFedWeight's (here a reconstruction)",
-        TABLE_2,
-        "win+tie 62.0 against 55.7",
-        UTILITY,
-        (above("fedpit", "fewfedweight"),),
-    ),
-    Claim(
-        "fedpit-above-other-federated",
-        "FEDPIT's utility is above FedProx's, SCAFFOLD's and FedOpt's",
-        TABLE_2,
-        "win+tie 62.0 against 55.0, 54.3 and 48.9",
-        UTILITY,
-        (above("fedpit", "fedprox"), above("fedpit", "scaffold"), above("fedpit", "fedopt")),
-    ),
-    Claim(
-        "fedpit-near-cenit",
-        "FEDPIT's utility comes near CENIT's: it lies nearer to CENIT's than to FEDIT's",
-        TABLE_2,
-        "win+tie 62.0; CENIT 64.2, FEDIT 53.9: four fifths of the way",
-        UTILITY,
-        (Contrast("fedpit above the middle between fedit and cenit", (Term(1, "fedpit"), Term(-0.5, "fedit"), Term(-0.5, "cenit"))),),
-    ),
-    Claim(
-        "locit-synthetic-below-fedit",
-        "LOCIT with synthetic data stays below FEDIT",
+    *stated(
         f"{TIST}, section 4 (MedInstruct)",
-        "the ordering only, from a figure",
-        UTILITY,
-        (above("fedit", "locit-synthetic"),),
-    ),
-    Claim(
-        "synthetic-helps-locit",
-        "Synthetic data help LOCIT",
-        f"{TIST}, section 4 (MedInstruct)",
-        "the ordering only, from a figure",
-        UTILITY,
-        (above("locit-synthetic", "locit"),),
-    ),
-    Claim(
-        "alpha-degrades",
-        "Federated methods degrade as alpha falls (from 10 to 0.1)",
-        FIRST,
-        NOT_KNOWN,
-        UTILITY,
-        (above("fedit-alpha-10", "fedit-alpha-0.1"), above("fedpit-alpha-10", "fedpit-alpha-0.1")),
-    ),
-    Claim(
-        "alpha-degrades-fedpit-least",
-        "FEDPIT degrades least as alpha falls",
-        FIRST,
-        NOT_KNOWN,
         UTILITY,
         (
+            "locit-synthetic-below-fedit",
+            "LOCIT with synthetic data stays below FEDIT",
+            "the ordering only, from a figure",
+            above("fedit", "locit-synthetic"),
+        ),
+        ("synthetic-helps-locit", "Synthetic data help LOCIT", "the ordering only, from a figure", above("locit-synthetic", "locit")),
+    ),
+    *stated(
+        FIRST,
+        UTILITY,
+        (
+            "alpha-degrades",
+            "Federated methods degrade as alpha falls (from 10 to 0.1)",
+            NOT_KNOWN,
+            above("fedit-alpha-10", "fedit-alpha-0.1"),
+            above("fedpit-alpha-10", "fedpit-alpha-0.1"),
+        ),
+        (
+            "alpha-degrades-fedpit-least",
+            "FEDPIT degrades least as alpha falls",
+            NOT_KNOWN,
             Contrast(
                 "fedit loses more than fedpit from alpha 10 to 0.1",
                 (*above("fedit-alpha-10", "fedit-alpha-0.1").terms, *minus(above("fedpit-alpha-10", "fedpit-alpha-0.1").terms)),
             ),
         ),
     ),
-    Claim(
-        "fedit-leakage-grows",
-        "FEDIT's leakage grows with rounds",
+    *stated(
         f"{TIST}, section 4.3",
-        "curves between about 30 and 80 of 100 over 10 rounds, read from a figure",
         LEAKAGE,
-        (Contrast("fedit after the last round above after the first", growth("fedit")),),
+        (
+            "fedit-leakage-grows",
+            "FEDIT's leakage grows with rounds",
+            "curves between about 30 and 80 of 100 over 10 rounds, read from a figure",
+            Contrast("fedit after the last round above after the first", growth("fedit")),
+        ),
+        (
+            "fedpit-leakage-low",
+            "FEDPIT's leakage stays low: below FEDIT's at the end, and it grows less",
+            "about 20% less",
+            above("fedit", "fedpit"),
+            Contrast("fedit's leakage grows more than fedpit's", (*growth("fedit"), *minus(growth("fedpit")))),
+        ),
     ),
-    Claim(
-        "fedpit-leakage-low",
-        "FEDPIT's leakage stays low: below FEDIT's at the end, and it grows less",
-        f"{TIST}, section 4.3",
-        "about 20% less",
-        LEAKAGE,
-        (above("fedit", "fedpit"), Contrast("fedit's leakage grows more than fedpit's", (*growth("fedit"), *minus(growth("fedpit"))))),
-    ),
-    Claim(
-        "first-version-leaks-less",
-        "What FEDPIT's first version shares (trained on synthetic records alone, as with beta 0) leaks less than FEDIT",
+    *stated(
         FIRST,
-        NOT_KNOWN,
         LEAKAGE,
-        (above("fedit", "fedpit-beta-0"),),
+        (
+            "first-version-leaks-less",
+            "What FEDPIT's first version shares (trained on synthetic records alone, as with beta 0) leaks less than FEDIT",
+            NOT_KNOWN,
+            above("fedit", "fedpit-beta-0"),
+        ),
     ),
-    Claim(
-        "leakage-monotone-in-beta",
-        "Leakage rises with beta (0, 0.3, 0.5, 0.7, 1)",
+    *stated(
         f"{TIST}, section 4.3",
-        "the ordering of five curves, read from a figure",
         LEAKAGE,
-        rising(*(entry for _, entry in BETAS)),
+        (
+            "leakage-monotone-in-beta",
+            "Leakage rises with beta (0, 0.3, 0.5, 0.7, 1)",
+            "the ordering of five curves, read from a figure",
+            *rising(*(entry for _, entry in BETAS)),
+        ),
+        (
+            "cenit-leaks-most",
+            "CENIT leaks most",
+            "the steepest curve, read from a figure",
+            *tuple(above("cenit", other) for other in ("fedit", "fedpit", "fedmit", "fewfedweight")),
+        ),
+        (
+            "mixing-data-protects-no-better",
+            "Real and synthetic data in one adapter (FedMIT) protect less than FEDPIT's two adapters",
+            "no better than FedAvg, read from a figure",
+            above("fedmit", "fedpit"),
+        ),
     ),
-    Claim(
-        "cenit-leaks-most",
-        "CENIT leaks most",
-        f"{TIST}, section 4.3",
-        "the steepest curve, read from a figure",
-        LEAKAGE,
-        tuple(above("cenit", other) for other in ("fedit", "fedpit", "fedmit", "fewfedweight")),
-    ),
-    Claim(
-        "mixing-data-protects-no-better",
-        "Real and synthetic data in one adapter (FedMIT) protect less than FEDPIT's two adapters",
-        f"{TIST}, section 4.3",
-        "no better than FedAvg, read from a figure",
-        LEAKAGE,
-        (above("fedmit", "fedpit"),),
-    ),
-    Claim(
-        "demonstrations-help-up-to-8",
-        "More demonstrations in the prompt help up to 8",
+    *stated(
         f"{TIST}, section 4 (analysis)",
-        "win+tie about 40 at 1, the mid-fifties at 4, level at 8 and 16, read from a figure",
         UTILITY,
-        rising(*(entry for count, entry in SHOWN if int(count) <= 8)),
+        (
+            "demonstrations-help-up-to-8",
+            "More demonstrations in the prompt help up to 8",
+            "win+tie about 40 at 1, the mid-fifties at 4, level at 8 and 16, read from a figure",
+            *rising(*(entry for count, entry in SHOWN if int(count) <= 8)),
+        ),
     ),
 )
 
@@ -249,61 +245,55 @@ def sigma_table(
 
 MIDDLE = RANKS[len(RANKS) // 2]
 DPLORA_CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "utility-rises-with-epsilon",
-        f"DP-LoRA's utility rises with epsilon (1, 3, 8, without noise; rank {MIDDLE})",
+    *stated(
         DPLORA,
-        "LLaMA-7B, LiveQA: 55.9 at epsilon 2, 69.4 without noise",
         UTILITY,
-        rising(*(dplora(epsilon, MIDDLE) for epsilon in EPSILONS)),
+        (
+            "utility-rises-with-epsilon",
+            f"DP-LoRA's utility rises with epsilon (1, 3, 8, without noise; rank {MIDDLE})",
+            "LLaMA-7B, LiveQA: 55.9 at epsilon 2, 69.4 without noise",
+            *rising(*(dplora(epsilon, MIDDLE) for epsilon in EPSILONS)),
+        ),
+        (
+            "noise-costs-utility",
+            "The noise of a moderate epsilon costs utility (3 against none, every rank)",
+            "LLaMA-7B, LiveQA: 69.4 to 55.9 at epsilon 2",
+            *tuple(above(dplora("none", rank), dplora("3", rank)) for rank in RANKS),
+        ),
+        (
+            "smaller-rank-less-utility",
+            "A smaller rank has less utility (without noise)",
+            "the ordering only",
+            *rising(*(dplora("none", rank) for rank in RANKS)),
+        ),
+        (
+            "smaller-rank-less-utility-private",
+            "A smaller rank has less utility (epsilon 8)",
+            "the ordering only",
+            *rising(*(dplora("8", rank) for rank in RANKS)),
+        ),
+        (
+            "private-training-learns",
+            f"DP-LoRA learns from private records at epsilon 8 (rank {MIDDLE}): better than the base model",
+            NOT_KNOWN,
+            above(dplora("8", MIDDLE), "base"),
+        ),
+        (
+            "published-algorithm-learns",
+            "The published algorithm at its published noise (sigma 2, C 10, SGD) learns: better than the base model",
+            NOT_KNOWN,
+            above("dplora-literal", "base"),
+        ),
     ),
-    Claim(
-        "noise-costs-utility",
-        "The noise of a moderate epsilon costs utility (3 against none, every rank)",
+    *stated(
         DPLORA,
-        "LLaMA-7B, LiveQA: 69.4 to 55.9 at epsilon 2",
-        UTILITY,
-        tuple(above(dplora("none", rank), dplora("3", rank)) for rank in RANKS),
-    ),
-    Claim(
-        "smaller-rank-less-utility",
-        "A smaller rank has less utility (without noise)",
-        DPLORA,
-        "the ordering only",
-        UTILITY,
-        rising(*(dplora("none", rank) for rank in RANKS)),
-    ),
-    Claim(
-        "smaller-rank-less-utility-private",
-        "A smaller rank has less utility (epsilon 8)",
-        DPLORA,
-        "the ordering only",
-        UTILITY,
-        rising(*(dplora("8", rank) for rank in RANKS)),
-    ),
-    Claim(
-        "private-training-learns",
-        f"DP-LoRA learns from private records at epsilon 8 (rank {MIDDLE}): better than the base model",
-        DPLORA,
-        NOT_KNOWN,
-        UTILITY,
-        (above(dplora("8", MIDDLE), "base"),),
-    ),
-    Claim(
-        "published-algorithm-learns",
-        "The published algorithm at its published noise (sigma 2, C 10, SGD) learns: better than the base model",
-        DPLORA,
-        NOT_KNOWN,
-        UTILITY,
-        (above("dplora-literal", "base"),),
-    ),
-    Claim(
-        "noise-protects",
-        "DP-LoRA at epsilon 8 leaks less than without noise",
-        DPLORA,
-        NOT_KNOWN,
         LEAKAGE,
-        (above(dplora("none", MIDDLE), dplora("8", MIDDLE)),),
+        (
+            "noise-protects",
+            "DP-LoRA at epsilon 8 leaks less than without noise",
+            NOT_KNOWN,
+            above(dplora("none", MIDDLE), dplora("8", MIDDLE)),
+        ),
     ),
     Claim(
         "uplink-below-full",

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysim.model.base_model import load_base_model, resolve_dtype
-from raysim.model.language_model import build_language_model
 from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge, score_tokens
 from raysim.judging.pairwise import Judge, Pair, in_words, judge_pairs, judgement_rows, summarise
+from raysim.model.base_model import load_base_model, resolve_dtype
+from raysim.model.language_model import build_language_model
 from raysim.results import files
 from raysim.results.contents import Answer
 from raysim.results.folders import RunFolder

@@ -8,34 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.federation.on_ray import clients as actors, cluster
-from raysim.results import files, inputs
-from raysim.results.folders import RunFolder
-from raysim.runs import judged
-from raysim.measure.audits import final_audit
-from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
-from raysim.claims.page import write_claims_report
 from raysim.config import (
     TODAY,
     Config,
-    JudgeConfig,
     SweepConfig,
     load,
-    result_key,
-    unresolved,
-    unused_privacy,
     validate,
-    with_overrides,
 )
+from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import describe_chat
-from raysim.federation.setup import EncodedData, Experiment, data_key, encode_data, prepare
-from raysim.console.progress import Progress, run_line
 from raysim.errors import plain_errors
-from raysim.reports.page import write_comparison_report, write_run_report
 from raysim.federation.in_process import LocalClients, LocalServer
 from raysim.federation.loop import Clients, Server, Simulation, simulate, start
+from raysim.federation.on_ray import clients as actors
+from raysim.federation.on_ray import cluster
+from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
+from raysim.measure.audits import final_audit
+from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
+from raysim.reports.page import write_run_report
+from raysim.results import files, inputs
+from raysim.results.folders import RunFolder
+from raysim.runs import judged
 
 LARGE_DELTA = 1e-3
 """A default delta above this protects too little to go unmentioned."""
