@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 
 from raysim import __version__
 from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
-from raysim.console.progress import print_comparison
+from raysim.console.tables import print_comparison
 from raysim.errors import check_path, one_line, plain_errors
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
 
@@ -223,11 +223,12 @@ def _check_folder(folder: str) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim.reports import page as report
+    from raysim.reports.tables import comparison_rows
+    from raysim.results.folders import RunFolder
     from raysim.runs import run as runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     done = runner.run(config, display=False if arguments.quiet else None)
-    print_comparison(report.comparison_rows([done.summary]))
+    print_comparison(comparison_rows([RunFolder(done.out).summary]))
     print(f"{done.summary['guarantee']}\nadapter sha256: {done.summary['adapter_sha256']}\nreport: {done.page}")
     return 0
 
@@ -235,8 +236,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from raysim.claims import page as claims_report
-    from raysim.reports import page as report
+    from raysim.reports.tables import comparison_rows
     from raysim.results import files
+    from raysim.results.folders import RunFolder
     from raysim.runs.compare import compare, comparison_folder  # as in _run
 
     runs = compare(config, display=False if arguments.quiet else None)
@@ -245,7 +247,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(claims_report.in_short(out))
         print(f"claims: {out / files.CLAIMS_TABLE}")
     else:
-        print_comparison(report.comparison_rows([run.summary for run in {run.out: run for run in runs}.values()]))
+        print_comparison(comparison_rows([RunFolder(folder).summary for folder in dict.fromkeys(run.out for run in runs)]))
     print(f"report: {out / files.REPORT}")
     return 0
 
@@ -254,7 +256,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     check_sweep(config)
     check_points(config, grid_points(config) if config.sweep.search == "grid" else probe_points(config))
-    from raysim.sweeps import tune as sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    from raysim.sweeps import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     return sweep.main(arguments)
 

@@ -61,7 +61,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.commands.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.claims.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.commands.budget"): "the other commands answer without importing dp-accounting and scipy",
-    ("raysim.cli", "raysim.sweeps.tune"): "help and refusals answer without importing torch and Ray",
+    ("raysim.cli", "raysim.sweeps.sweep"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.results.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.commands.budget", "raysim.reports.figures"): "matplotlib: a second, and only who asks for a picture draws one",
     ("raysim.cli", "raysim.sweeps.page"): "help and refusals answer without importing matplotlib",
@@ -69,6 +69,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.results.files"): "help and refusals answer without importing torch",
     ("raysim.cli", "raysim.results.folders"): "help and refusals answer without importing torch",
     ("raysim.cli", "raysim.runs.compare"): "help and refusals answer without importing torch and Ray",
+    ("raysim.cli", "raysim.reports.tables"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.runs.run"): "help and refusals answer without importing torch and Ray",
     (
         "raysim.methods.registry",

@@ -4,7 +4,6 @@ Everything is read from the runs' files, so both can be written again at any tim
 Left out: a page for each run (each run's folder has one), and absolute comparisons with published figures.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +26,12 @@ from raysim.claims.decide import (
     over_seeds,
 )
 from raysim.claims.papers import ALPHAS, BETAS, CLAIMS, EPSILONS, RANKS, dplora, sent_bytes, sigma_table
-from raysim.console.progress import MISSING, clock
+from raysim.console.words import MISSING, clock
 from raysim.methods.spec import spec_of
 from raysim.reports import figures
 from raysim.reports.figures import SPARE_COLOURS, Curve, Level, Line
-from raysim.reports.page import Panel, page_environment, write_comparison_tables
+from raysim.reports.page import write_comparison_tables
+from raysim.reports.rendering import Panel, draw, render
 from raysim.results import files
 from raysim.results.folders import ComparisonFolder, RunFolder
 
@@ -244,30 +244,22 @@ def _largest(found: Sequence[float | None]) -> str:
 
 
 def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders: Sequence[Path]) -> str:
-    drawn = []
-    for panel in panels(runs, name=name):
-        figures.save_png(panel.figure, out_dir / files.FIGURES / f"{panel.name}.png")
-        drawn.append({"panel": panel, "svg": figures.inline_svg(panel.figure, name=panel.name, title=html.escape(panel.title))})
     distinct = {(run.summary.name, run.summary.seed): run for members in runs.values() for run in members.values()}  # entries may share one
-    return (
-        page_environment()
-        .get_template("claims.html.j2")
-        .render(
-            title=TITLES[name],
-            config=RunFolder(folders[0]).config,
-            seeds=seeds_of(runs),
-            how=HOW.replace("*", ""),
-            tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
-            shown=[(row, *our_values(row), _lines(row.readings[0])) for row in rows],
-            others=[(row.claim, FIGURE_WORDS[r.figure], _lines(r) or [MISSING], r.verdict) for row in rows for r in row.readings[1:]],
-            drawn=drawn,
-            entries=entry_table(runs),
-            notes=notes(runs),
-            folders=[folder.name for folder in folders],
-            sigmas=sigma_table() if name == "dplora" else [],
-            time=clock(sum(run.summary.wall_s for run in distinct.values())),
-            themed=figures.themed_colours(),
-        )
+    return render(
+        "claims.html.j2",
+        title=TITLES[name],
+        config=RunFolder(folders[0]).config,
+        seeds=seeds_of(runs),
+        how=HOW.replace("*", ""),
+        tally=[(verdict, sum(row.verdict == verdict for row in rows)) for verdict in (HOLDS, FAILS, OPEN)],
+        shown=[(row, *our_values(row), _lines(row.readings[0])) for row in rows],
+        others=[(row.claim, FIGURE_WORDS[r.figure], _lines(r) or [MISSING], r.verdict) for row in rows for r in row.readings[1:]],
+        drawn=draw(panels(runs, name=name), out_dir),
+        entries=entry_table(runs),
+        notes=notes(runs),
+        folders=[folder.name for folder in folders],
+        sigmas=sigma_table() if name == "dplora" else [],
+        time=clock(sum(run.summary.wall_s for run in distinct.values())),
     )
 
 
@@ -291,7 +283,7 @@ def _leakage_panel(runs: Runs) -> Panel | None:
         points = base | own
         if own and (len(points) > 1 or entry == "base"):
             marker = figures.MARKERS[len(lines) % len(figures.MARKERS)]
-            lines.append(Line(_label(entry, runs), _colour(entry, runs), marker, sorted(points.items()), [], []))
+            lines.append(Line(_label(entry, runs), _colour(entry, runs), marker, sorted(points.items())))
     if not lines:
         return None
     note = "The attacker asks the release the true training prompts; how close the answers come to the training records (ROUGE-L). Mean over seeds."

@@ -24,7 +24,7 @@ from raysim.claims.decide import (
     minus,
     rising,
 )
-from raysim.console.progress import human_bytes
+from raysim.console.words import human_bytes
 from raysim.privacy.accounting import analytic_epsilon, analytic_sigma, epsilon_pld, paper_epsilon, paper_sigma
 
 TIST = "PPFedIT, the last version of FEDPIT (ACM TIST 17(5), Art. 106, 2026)"

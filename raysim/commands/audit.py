@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.config import Config, with_overrides
-from raysim.console.progress import print_rows
+from raysim.console.tables import print_rows
 from raysim.data.tokens import Example
 from raysim.federation.loop import Clients, start
 from raysim.federation.setup import Experiment, prepare

@@ -241,7 +241,7 @@ def write_figure(found: Answer, path: Path) -> None:
         plans = [replace(plan, num_rounds=num_rounds, sample_size=size) for num_rounds in rounds]
         spent = [_quick_epsilon(one, found.noise_multiplier) for one in plans]
         points = [(num_rounds, value) for num_rounds, value in zip(rounds, spent, strict=True) if math.isfinite(value)]
-        lines.append(figures.Line(f"{size:,} {plan.unit}s", colours[i], figures.MARKERS[i], points, [], []))
+        lines.append(figures.Line(f"{size:,} {plan.unit}s", colours[i], figures.MARKERS[i], points))
     title = f"epsilon at delta {plan.delta:.3g}, noise multiplier {found.noise_multiplier:.5g}, {plan.num_units:,} {plan.unit}s in all"
     figure = figures.by_round(lines, axis=title, least_span=0.0)
     axes = figure.axes[0]

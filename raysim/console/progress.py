@@ -1,82 +1,35 @@
-"""What a run shows while it works, and the table that a comparison ends with, on standard output.
+"""What a run shows while it works: on a terminal one live block (round, clients, tokens/s, time left) under one permanent line a round.
 
-On a terminal there is one live block (round, clients, tokens/s, time left) under one permanent line a round. Anywhere else
-(a file, CI, a job's log, a notebook) there are plain lines without a single control character.
+Anywhere else (a file, CI, a job's log, a notebook) there are plain lines without a single control character.
 Left out: progress inside a client's work. A client is one call, so what can be known is which clients are done.
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-NO_GUARANTEE = "no guarantee"
-MISSING = "—"
+from raysim.console.screen import Screen
+from raysim.console.words import MISSING, clock
 
-# The columns of a comparison: key of a row, heading (two lines at most), heading in plain text.
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("label", "method", "method"),
-    ("heldout_nll", "held-out\nNLL", "held-out NLL"),
-    ("heldout_rouge_l", "held-out\nROUGE-L", "held-out ROUGE-L"),
-    ("leakage", "leakage\ntrain/control", "leakage train/control"),
-    ("train_exact_match", "exact\nmatch", "exact match"),
-    ("train_details_rate", "details\nfound", "details found"),
-    ("epsilon", "epsilon", "epsilon"),
-    ("uplink_bytes", "uplink", "uplink"),
-    ("tokens_per_s", "tokens/s", "tokens/s"),
-)
-TABLE_NOTE = "leakage: ROUGE-L on training prompts / on held-out ones (control: skill)."
 LONGEST_CHIPS = 12
 HEARTBEAT_S = 30.0
-_ASCII = str.maketrans({"—": "-", "✓": "+", "…": "...", "·": "|", "└": " "})
-
-
-def human_bytes(num_bytes: float | None) -> str:
-    """A size as people read it, in powers of 1000: `0 B`, `912 B`, `3.7 MB`."""
-    if num_bytes is None:
-        return MISSING
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    digits = 0 if unit == "B" or size >= 99.95 else 1
-    return f"{size:.{digits}f} {unit}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as `m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
-    """The display of one run, as a context manager around its loop.
-
-    `enabled` is None for a live display on a terminal and plain lines elsewhere, False for silence, and True for the live
-    display even where standard output does not say that it is a terminal.
-    """
+    """The display of one run, as a context manager around its loop; `enabled` as in `Screen`."""
 
     def __init__(self, total_rounds: int, title: str, *, enabled: bool | None = None) -> None:
         self._total_rounds = total_rounds
         self._title = title
-        self._silent = enabled is False
-        self._console = _console(force_terminal=enabled is True)
-        self._live: Live | None = None
-        if not self._silent and (enabled or _is_terminal()):
-            # Errors keep their own stream where that leads somewhere else than the terminal.
-            self._live = Live(self, console=self._console, refresh_per_second=4, transient=True, redirect_stderr=sys.stderr.isatty())
+        self._screen = Screen(self, enabled=enabled, refresh_per_second=4)
         self._spinner = Spinner("dots", style="cyan")
         now = time.monotonic()
         self._started = self._round_started = self._phase_started = self._last_line = now
@@ -91,13 +44,11 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
-        if self._live is not None:
-            self._live.start()
+        self._screen.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._screen.__exit__(kind, error, trace)
 
     def round(self, round_index: int, cohort: Sequence[int]) -> None:
         """Starts a round: its clients are shown as running and its clock starts."""
@@ -135,7 +86,7 @@ class Progress:
         self._round_started = time.monotonic()
         self._begin_phase("waiting for the next round" if self._round_index < self._total_rounds else "finishing")
         self._clients_shown, self._cohort = False, []
-        left_s = None if self._live is not None else self.left_s()  # the live block has a clock of its own
+        left_s = None if self._screen.is_live else self.left_s()  # the live block has a clock of its own
         self._print(record_line(record, title=self._title, total_rounds=self._total_rounds, left_s=left_s))
 
     def left_s(self) -> float | None:
@@ -204,7 +155,7 @@ class Progress:
 
     def _heartbeat(self) -> None:
         """In a log, a sign of life where no round has ended for a while."""
-        if self._live is not None or time.monotonic() - self._last_line < HEARTBEAT_S:
+        if self._screen.is_live or time.monotonic() - self._last_line < HEARTBEAT_S:
             return
         fields = [self._title, self._round_text(), self._phase]
         if self._clients_shown:
@@ -213,12 +164,7 @@ class Progress:
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        if self._silent:
-            return
-        if self._live is not None:
-            self._console.print(line, soft_wrap=True, markup=False)
-        else:
-            print(_printable(line), flush=True)
+        self._screen.print(line)
 
 
 def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, left_s: float | None = None) -> str:
@@ -246,101 +192,3 @@ def run_line(number: int, total: int, *, name: str, seed: int, left_s: float | N
     """What announces a run of many: which it is, and how long all that are left will take if they take as long as those before."""
     left = "" if left_s is None else f", all of them done in about {clock(left_s)}"
     return f"run {number} of {total}: {name}, seed {seed}{left}"
-
-
-def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows of `raysim.report.comparison_rows`: a table on a terminal, plain aligned text elsewhere."""
-    if not rows:
-        print("no runs to compare")
-    elif _is_terminal():
-        console = _console()
-        wide = console.measure(comparison_table(rows, wide=True), options=console.options.update(max_width=1000)).maximum <= console.width
-        console.print(comparison_table(rows, wide=wide))
-        console.print(Text(_table_note(wide=wide), style="dim"))
-    else:
-        print(_printable("\n" + comparison_text(rows)), flush=True)
-
-
-def print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a small table: the first column is a name, the others are figures; plain aligned text where there is no terminal."""
-    if _is_terminal():
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if index == 0 else "right")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        _console().print(table, "", sep="\n")
-        return
-    lines = [list(headings), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(_aligned(cell, widths[i], left=i == 0) for i, cell in enumerate(line)).rstrip() for line in lines]
-    print(_printable("\n".join([title, text[0], "-" * max(map(len, text)), *text[1:], ""])), flush=True)
-
-
-def comparison_table(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
-    """The comparison as a table; a narrow one shortens the cells and the headings, never drops a column."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0) if wide else 0, header_style="bold")
-    for key, heading, _ in COLUMNS:
-        if key == "label":
-            table.add_column(heading, justify="left", overflow="fold", min_width=14)
-        else:
-            table.add_column(heading if wide else _short_heading(heading), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(_cell(row["text"], key, wide=wide), style=_style(row, key)) for key, _, _ in COLUMNS))
-        if row.get("private_text"):
-            table.add_row(*(Text(_cell(row["private_text"], key, wide=wide), style="dim") for key, _, _ in COLUMNS))
-    return table
-
-
-def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison as plain aligned text, the best value of a column marked with an asterisk."""
-    lines = [[heading + " " for _, _, heading in COLUMNS]]
-    for row in rows:
-        lines.append([row["text"][key] + ("*" if key in row["best"] else " ") for key, _, _ in COLUMNS])
-        if row.get("private_text"):
-            lines.append([row["private_text"][key] + " " for key, _, _ in COLUMNS])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [" ".join(_aligned(cells[i], width, left=i == 0) for i, width in enumerate(widths)).rstrip() for cells in lines]
-    rule = " ".join("-" * (width - 1) + " " for width in widths)
-    return "\n".join([text[0], rule.rstrip(), *text[1:], "", TABLE_NOTE, "*: best of the trained runs."])
-
-
-def _aligned(cell: str, width: int, *, left: bool) -> str:
-    return cell.ljust(width) if left else cell.rjust(width)
-
-
-def _short_heading(heading: str) -> str:
-    return heading.replace("train/control", "train/ctrl").replace("held-out", "heldout").replace("tokens/s", "tok/s")
-
-
-def _cell(text: Mapping[str, str], key: str, *, wide: bool) -> str:
-    return text[key] if wide else text[key].replace(" / ", "/").replace(NO_GUARANTEE, "none").replace("not sent", MISSING)
-
-
-def _style(row: Mapping[str, Any], key: str) -> str:
-    if key == "label":
-        return "bold"
-    return "bold green" if key in row["best"] else ""
-
-
-def _table_note(*, wide: bool) -> str:
-    return f"\n{TABLE_NOTE}\nBold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")
-
-
-def _is_terminal() -> bool:
-    """Whether standard output is a terminal that can move its cursor (the environment's colour switches do not count)."""
-    return sys.stdout.isatty() and not Console(file=sys.stdout, force_jupyter=False).is_dumb_terminal
-
-
-def _console(*, force_terminal: bool = False) -> Console:
-    return Console(file=sys.stdout, force_jupyter=False, force_terminal=True if force_terminal else None, highlight=False)
-
-
-def _printable(text: str) -> str:
-    """`text` in characters that standard output can encode."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-    return text

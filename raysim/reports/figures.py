@@ -6,12 +6,14 @@ Left out: pyplot and its global state; interactive figures.
 """
 
 import contextlib
+import html
 import io
 import logging
 import re
 import statistics
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +27,7 @@ from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raysim.console.progress import human_bytes
+from raysim.console.words import human_bytes
 from raysim.methods.spec import spec_of
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ STYLE: Any = {  # Any: the keys of matplotlib settings are a closed set of liter
     "svg.fonttype": "none",
     "text.parse_math": False,  # labels and names are the user's: `$5 off $10` is no formula
 }
+WIDTH, FULL_WIDTH = 7.2, 11.0
+"""Inches of a figure that stands beside another, and of one that takes the whole width of a page."""
 LONGEST_LABEL = 40
 """Characters of a name or label in a figure; tables and pages have them whole."""
 
@@ -86,13 +90,13 @@ class Line:
     label: str
     colour: str
     marker: str
-    values: list[tuple[int, float]]
-    control: list[tuple[int, float]]
-    kept: list[tuple[int, float]]
+    values: Sequence[tuple[int, float]]
+    control: Sequence[tuple[int, float]] = ()
+    kept: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
-class Point:
+class RunEnd:
     """One run at its end, for the trade-off figure."""
 
     label: str
@@ -151,7 +155,7 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
         for line in lines:
             _draw_line(axes, line)
         _round_axis(axes, lines)
-        axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
+        name_values(axes, axis)
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
@@ -162,39 +166,38 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
         return figure
 
 
-def trade_off(points: Sequence[Point]) -> Figure:
+def trade_off(runs: Sequence[RunEnd]) -> Figure:
     """Utility against leakage at the end of every run; a hollow mark is the held-out control."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=3.7)
-        for point in points:
-            if point.control is not None:
-                axes.plot([point.nll] * 2, [point.control, point.leakage], color=point.colour, linewidth=1.6, alpha=0.6)
-                axes.plot([point.nll], [point.control], point.marker, color=point.colour, markerfacecolor=SURFACE, markersize=7)
-            axes.plot([point.nll], [point.leakage], point.marker, color=point.colour, markersize=8)
-        axes.set_title("Extraction ROUGE-L (filled: training prompts, hollow: control)", loc="left", fontsize=10.5, color=MUTED, pad=10)
+        for run in runs:
+            if run.control is not None:
+                axes.plot([run.nll] * 2, [run.control, run.leakage], color=run.colour, linewidth=1.6, alpha=0.6)
+                axes.plot([run.nll], [run.control], run.marker, color=run.colour, markerfacecolor=SURFACE, markersize=7)
+            axes.plot([run.nll], [run.leakage], run.marker, color=run.colour, markersize=8)
+        name_values(axes, "Extraction ROUGE-L (filled: training prompts, hollow: control)")
         axes.set_xlabel("held-out NLL (left is better)")
-        _value_limits(axes, [v for p in points for v in (p.leakage, p.control) if v is not None], least_span=0.1, from_zero=False)
+        _value_limits(axes, [v for run in runs for v in (run.leakage, run.control) if v is not None], least_span=0.1, from_zero=False)
         axes.margins(x=0.18)
-        heights = _spread([point.leakage for point in points], *axes.get_ylim(), at_least=0.055)
-        for point, height in zip(points, heights, strict=True):
+        heights = _spread([run.leakage for run in runs], *axes.get_ylim(), at_least=0.055)
+        for run, height in zip(runs, heights, strict=True):
             axes.annotate(
-                label_text(point.label),
-                (point.nll, height),
+                label_text(run.label),
+                (run.nll, height),
                 xytext=(9, 0),
                 textcoords="offset points",
-                color=point.colour,
+                color=run.colour,
                 va="center",
                 fontweight="bold",
             )
         return figure
 
 
-def partition(clients: Sequence[Mapping[str, Any]]) -> Figure:
-    """Who holds what: a bar a client, as long as its examples, coloured by label; the rarest labels become one."""
-    labels = _labels_shown(clients)
-    counts = [[_count(client["label_counts"], label, labels) for label in labels] for client in clients]
-    names = [f"client {client['client_id']}" for client in clients]
-    return _stacked_bars(names, labels, counts, colours=list(LABEL_COLOURS), axis="training examples")
+def partition(clients: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
+    """Who holds what: a bar a client (named, with its records by label), coloured by label; the rarest labels become one."""
+    labels = _labels_shown([counts for _, counts in clients])
+    counts = [[_count(label_counts, label, labels) for label in labels] for _, label_counts in clients]
+    return _stacked_bars([name for name, _ in clients], labels, counts, colours=LABEL_COLOURS, axis="training examples")
 
 
 def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
@@ -256,11 +259,11 @@ def against(
         axes.set_xticks(places, [label_text(text) for _, text in ticks])
         axes.set_xlabel(label)
         axes.grid(axis="x", visible=False)
-        axes.set_title(axis, loc="left", fontsize=10.5, color=MUTED, pad=10)
+        name_values(axes, axis)
         values = [value for curve in curves for point in curve.points for value in point[1:]] + [level.value for level in levels]
         _value_limits(axes, values, least_span=least_span, from_zero=False)
-        ends = [Line(c.label, c.colour, c.marker, [(0, c.points[-1][1])], [], []) for c in curves]
-        ends += [Line(one.label, one.colour, "", [(0, one.value)], [], []) for one in levels]
+        ends = [Line(c.label, c.colour, c.marker, [(0, c.points[-1][1])]) for c in curves]
+        ends += [Line(one.label, one.colour, "", [(0, one.value)]) for one in levels]
         _label_ends(axes, ends, "{:.2f}", x=max(places))
         return figure
 
@@ -294,8 +297,11 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
-def inline_svg(figure: Figure, *, name: str, title: str) -> str:
-    """`figure` as an SVG element that follows the page's colours and font, its ids made unique by `name`."""
+def inline_svg(figure: Figure, *, name: str, title: str, titles: Sequence[str] = ()) -> str:
+    """`figure` as an SVG element that follows the page's colours and font, its ids made unique by `name`.
+
+    Its element with the gid `mark-INDEX-...` says `titles[INDEX]` under the pointer.
+    """
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with _drawing({"svg.hashsalt": name}):  # the reader's browser has its own fonts
@@ -306,11 +312,18 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
     svg = re.sub(r"""(['"]?)DejaVu Sans\1(, *[^;"]*)?""", "var(--sans)", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(
-        r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{title}">', svg, count=1
+        r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>",
+        lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{html.escape(title)}">',
+        svg,
+        count=1,
     )
     for colour in themed_colours():
         svg = re.sub(colour, f"var(--f{colour[1:]})", svg, flags=re.IGNORECASE)
-    return svg
+
+    def named(found: re.Match[str]) -> str:
+        return f'<g id="{found[1]}" class="mark"><title>{html.escape(titles[int(found[2])])}</title>'
+
+    return re.sub(rf'<g id="({re.escape(name)}-mark-(\d+)-\d+)">', named, svg)
 
 
 @contextlib.contextmanager
@@ -351,8 +364,13 @@ def themed_colours() -> dict[str, str]:
 
 
 def _canvas(*, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def name_values(axes: Axes, text: str, *, pad: float | None = 10) -> None:
+    """Writes above the axes what their values are."""
+    axes.set_title(text, loc="left", fontsize=10.5, color=MUTED, pad=pad)
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
@@ -421,11 +439,10 @@ def _spread(values: Sequence[float], low: float, high: float, *, at_least: float
     return placed
 
 
-def _labels_shown(clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    totals: dict[str, int] = {}
-    for client in clients:
-        for label, count in client["label_counts"].items():
-            totals[label] = totals.get(label, 0) + count
+def _labels_shown(label_counts: Sequence[Mapping[str, int]]) -> list[str]:
+    totals: Counter[str] = Counter()
+    for counts in label_counts:
+        totals.update(counts)
     ranked = sorted(totals, key=lambda label: (-totals[label], label))
     room = len(LABEL_COLOURS)
     return ranked if len(ranked) <= room else [*ranked[: room - 1], OTHER]

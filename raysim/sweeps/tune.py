@@ -1,22 +1,18 @@
-"""Sweeps: whole simulations as Ray Tune trials, each an ordinary run in a folder of its own below the sweep's.
+"""The trials of a sweep on Ray Tune.
 
 A trial's client actors live in that trial's placement group, so as many trials run at once as fit and none waits for another.
-The run folder is the trial's checkpoint: whatever dies, the same command goes on from the last finished round.
 The base models and the tokenised data are in the object store once, for all trials that share them.
 Left out: Tune's own checkpoints and `Tuner.restore`, which would be a second account of how far a trial is.
 """
 
-import argparse
 import contextlib
-import csv
 import dataclasses
 import importlib.util
-import io
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,59 +27,30 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
-from raysim.console.progress import MISSING, print_rows
-from raysim.errors import one_line, plain_errors
+from raysim.config import Config
+from raysim.console.sweep_progress import SweepProgress
 from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster, memory
-from raysim.federation.setup import EncodedData, data_key, encode_data
+from raysim.federation.setup import data_key, encode_data
 from raysim.federation.worker import Worker
-from raysim.privacy.mechanism import Mechanism
-from raysim.privacy.selection import draw_num_trials, selection_epsilon, selection_statement, worst_releases
 from raysim.results import files as runfiles
-from raysim.results import inputs
 from raysim.runs import run as runner
-from raysim.sweeps.page import write_sweep_report
-from raysim.sweeps.progress import SweepProgress
-from raysim.sweeps.space import (
-    Axis,
-    Point,
-    axes,
-    check_points,
-    first_alike,
-    grid_points,
-    idle_keys,
-    point_of,
-    probe_points,
-    random_points,
-    support_points,
-    trial_config,
-)
+from raysim.sweeps.space import Point, axes, first_alike, point_of
+from raysim.sweeps.trial import WarmBackend, first_line, records_of, reported, status, trial_folder, trial_of
 
-COLUMNS_BEFORE = ("trial", "status", "error")
-COLUMNS_AFTER = (
-    "seed",
-    "num_rounds",
-    "heldout_nll",
-    "heldout_rouge_l",
-    "leakage",
-    "control",
-    "details_rate",
-    "epsilon",
-    "delta",
-    "unit",
-    "simulated",
-    "noise_multiplier",
-    "uplink_bytes",
-    "num_tokens",
-    "tokens_per_s",
-    "wall_s",
-    "adapter_sha256",
-    "folder",
-)
-SWEEP_KEYS = ("space", "search", "num_samples", "seeds", "objectives", "scheduler", "grace_rounds", "private_selection")
-"""Keys of the section `sweep` that decide which trials there are and how far each is run."""
-LOGGERS = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+LOGGERS: dict[str, tuple[str, Callable[[Config], Any]]] = {
+    "tensorboard": ("tensorboardX", lambda config: TBXLoggerCallback()),
+    "mlflow": ("mlflow", lambda config: MLflowLoggerCallback(experiment_name=config.name)),
+    "wandb": ("wandb", lambda config: WandbLoggerCallback(project=config.name)),
+}
+"""Each logger's package, and Ray's callback for it."""
+DOMAINS: dict[str, Callable[..., Any]] = {
+    "list": lambda *values: tune.choice(list(values)),
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "randint": lambda low, high: tune.randint(int(low), int(high) + 1),  # Tune leaves the end out
+}
+"""Each kind of axis as Tune describes it."""
 MOST_DEATHS = 3
 """Times that a trial whose process or node died is started again."""
 LOW_MEMORY = "low on memory"
@@ -100,21 +67,8 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """A finished sweep."""
-
-    config: Config
-    out: Path
-    rows: list[dict[str, Any]]
-    """The lines of results.csv: None where there is no value."""
-    summary: dict[str, Any]
-    report: Path | None
-    """None where no trial was drawn, so that there is nothing to show."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every trial is given."""
+class TuneJob:
+    """What the process of every trial is given."""
 
     config: Config
     """The sweep's configuration, its output folder and dtype decided."""
@@ -127,271 +81,63 @@ class Plan:
     given_up: frozenset[str] = frozenset()
     """Names of trials for which there is not enough memory."""
 
-    def trial(self, point: Point) -> Config:
-        """The configuration of a trial, all decided."""
-        return _trial(self.config, point)
+    @property
+    def searches(self) -> bool:
+        """Whether the points are made as the trials go."""
+        return self.config.sweep.search == "optuna"
 
 
-# --- the sweep
-
-
-@plain_errors()
-def sweep(config: Config, *, display: bool | None = None, config_name: str = "", overrides: Sequence[str] = ()) -> SweepResult:
-    """Runs the trials that `config.sweep` describes, and writes results.csv, summary.json and report.html; continues an interrupted one.
-
-    `display` is as in `raysim.runner.run`; `config_name` and `overrides` are the words of the command line, for the report's commands.
-    A trial that fails is a row of the results and does not stop the others.
-
-    Errors: ValueError for what the configuration or the cluster cannot give, before any trial.
-    """
-    config = decided(config)
-    points = planned(config)
-    out = check_folder(config)
-    for point in suggested(out) if config.sweep.search == "optuna" else points:
-        inputs.check_inputs(trial_folder(config, point), _trial(config, point))
-    write_start(config, out)
-    with SweepProgress(config.name, enabled=display) as progress:
-        for warning in idle_keys(config, points):
-            progress.note(warning)
-        errors = _run_all(config, points, progress)
-    if config.sweep.search == "optuna":
-        points = suggested(out)
-    ran = first_alike(config, points)
-    rows = [row(config, point, ran=ran[point.name], error=errors.get(ran[point.name].name, "")) for point in points]
-    write_results(out, rows, swept=swept_keys(points))
-    if not rows:
-        return SweepResult(config, out, [], {}, None)
-    path = write_sweep_report(
-        out,
-        title=config.name,
-        objectives=config.sweep.objectives,
-        swept=swept_keys(points),
-        selection=selection(config, rows),
-        config_name=config_name,
-        overrides=overrides,
-    )
-    return SweepResult(config, out, rows, runfiles.read_json(out / "summary.json"), path)
-
-
-def decided(config: Config) -> Config:
-    """`config` with the sweep's folder and `train.dtype` decided."""
-    return runner.resolved(dataclasses.replace(config, out=str(Path(config.out or f"runs/{config.name}-sweep").absolute()), compare={}))
-
-
-def planned(config: Config) -> list[Point]:
-    """The trials, every one of them checked; for a search that makes them as it goes, points that try every value of its space.
-
-    Errors: ValueError naming the point.
-    """
-    settings = config.sweep
-    for name in settings.loggers:
-        if name not in LOGGERS:
-            raise ValueError(f"sweep.loggers: {name!r} is none of {', '.join(LOGGERS)}")
-    if settings.search == "optuna":
-        _check_optuna(config)
-        points = probe_points(config)
-    elif settings.search == "random":
-        points = random_points(config, num=_num_drawn(config))
-    else:
-        points = grid_points(config)
-    check_points(config, points)
-    return points
-
-
-def _num_drawn(config: Config) -> int:
-    """`sweep.num_samples`, or the number that `sweep.private_selection` draws."""
-    chosen = config.sweep.private_selection
-    return draw_num_trials(**chosen, seed=config.seed) if chosen else config.sweep.num_samples
-
-
-def _check_optuna(config: Config) -> None:
-    if importlib.util.find_spec("optuna") is None:
-        raise ValueError("sweep.search='optuna' needs the package optuna; run: pip install optuna")
-    if config.sweep.seeds:
-        raise ValueError(
-            f"sweep.seeds={config.sweep.seeds} has no place in sweep.search='optuna', which learns from single trials; leave it out"
-        )
-
-
-def selection(config: Config, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The sentences on what choosing the best of the trials costs in privacy."""
-    chosen = config.sweep.private_selection
-    private = [values for values in rows if values["epsilon"] is not None]
-    epsilon = _selection_epsilon(config, private) if chosen and private else None
-    return selection_statement(
-        epsilon=epsilon,
-        delta=private[0]["delta"] if private else None,
-        distribution=chosen.get("distribution", ""),
-        mean=chosen.get("mean", 0.0),
-        num_private=len(private),
-        reads_private="leakage" in config.sweep.objectives,
-    )
-
-
-def _selection_epsilon(config: Config, private: Sequence[Mapping[str, Any]]) -> float:
-    """Epsilon of a private selection: of the costliest settings that could have been drawn, on the split that all trials share."""
-    manifest = runfiles.read_json(Path(config.out) / private[0]["folder"] / "partition.json")
-    mechanisms = [Mechanism.of_run(_trial(config, point), manifest=manifest) for point in support_points(config)]
-    releases = [mechanism.releases(mechanism.num_rounds) for mechanism in mechanisms]
-    return selection_epsilon(worst_releases(releases, shared_samples=True), delta=private[0]["delta"], **config.sweep.private_selection)
-
-
-def _trial(config: Config, point: Point) -> Config:
-    return runner.resolved(trial_config(config, point, out=config.out))
-
-
-def trial_folder(config: Config, point: Point) -> Path:
-    """The run folder of a trial."""
-    return Path(config.out) / "trials" / point.name
-
-
-def swept_keys(points: Sequence[Point]) -> list[str]:
-    """The swept keys but for the seed, in the order of the space."""
-    return list(dict.fromkeys(key for point in points for key in point.settings if key != "seed"))
-
-
-# --- its folder
-
-
-def check_folder(config: Config) -> Path:
-    """The sweep's folder, which is new, empty, or holds this very sweep (finished or not).
-
-    Errors: ValueError if it is something else's.
-    """
-    # A sweep that was killed or refused before its first trial leaves at most its own file.
-    scratch = (".sweep.yaml.", "sweep.yaml")
-    return runfiles.own_folder(config, file="sweep.yaml", scratch=scratch, key=sweep_key, kind="sweep", other="sweep")
-
-
-def sweep_key(config: Config) -> dict[str, Any]:
-    """The values that the results of a sweep depend on."""
-    flat = flatten_keys(to_dict(config))
-    return result_key(config) | {f"sweep.{name}": flat[f"sweep.{name}"] for name in SWEEP_KEYS}
-
-
-def write_start(config: Config, out: Path) -> None:
-    """Writes sweep.yaml, the complete configuration.
-
-    Errors: ValueError if the folder cannot be written.
-    """
-    try:
-        runfiles.write_text(out / "sweep.yaml", to_yaml(config))
-    except OSError as error:
-        raise ValueError(f"out={config.out!r} cannot be written ({error.strerror or error}); choose another folder") from None
-
-
-def row(config: Config, point: Point, *, ran: Point, error: str = "") -> dict[str, Any]:
-    """A trial's line of results.csv, read from the folder of the point whose run is its own; `error` is why it failed, if it is not finished."""
-    folder = trial_folder(config, ran)
-    found = status(folder)
-    ledger = _read_json(folder / "ledger.json") or {}
-    values: dict[str, Any] = {"trial": point.name, "status": "failed" if found == "waiting" else found}
-    values["error"] = (error or "not finished") if found == "waiting" else ""
-    values |= point.settings | {"seed": point.settings.get("seed", config.seed), "folder": str(folder.relative_to(config.out))}
-    values |= figures(_records(folder))
-    values |= {key: ledger.get(key) for key in ("delta", "unit", "simulated", "noise_multiplier")}
-    if found == "done":
-        summary = _read_json(folder / "summary.json") or {}
-        values |= {"adapter_sha256": summary["adapter_sha256"], "wall_s": summary["wall_s"]}
-    return values
-
-
-def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a run after its last record, those measured less often from the last that has them."""
-    evaluation: Mapping[str, Any] = next((r["eval"] for r in reversed(records) if r["eval"]), {})
-    attack: Mapping[str, Any] = next((r["attack"] for r in reversed(records) if r["attack"]), {})
-    seconds = sum(r.get("client_s", 0.0) for r in records)
-    tokens = sum(r["num_tokens"] for r in records)
-    return {
-        "num_rounds": records[-1]["round_index"] + 1 if records else 0,
-        "heldout_nll": evaluation.get("heldout_nll"),
-        "heldout_rouge_l": evaluation.get("heldout_rouge_l"),
-        "leakage": attack.get("train_rouge_l"),
-        "control": attack.get("heldout_rouge_l"),
-        "details_rate": attack.get("train_details_rate"),
-        "epsilon": records[-1]["epsilon"] if records else None,
-        "uplink_bytes": sum(r["uplink_bytes"] for r in records),
-        "num_tokens": tokens,
-        "tokens_per_s": tokens / seconds if seconds else None,
-        "wall_s": sum(r["wall_s"] for r in records),
-    }
-
-
-def status(folder: Path) -> str:
-    """`done`, `stopped` (by a scheduler) or `waiting`, of a trial's folder."""
-    if (folder / "summary.json").is_file() and (folder / "report.html").is_file():
-        return "done"
-    return "stopped" if (folder / "stopped.json").is_file() else "waiting"
-
-
-def write_results(out: Path, rows: Sequence[Mapping[str, Any]], *, swept: Sequence[str]) -> None:
-    """Writes results.csv: an empty cell where there is no value."""
-    text = io.StringIO()
-    columns = [*COLUMNS_BEFORE, *swept, *COLUMNS_AFTER]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for values in rows:
-        writer.writerow({key: "" if values.get(key) is None else values[key] for key in columns})
-    runfiles.write_text(out / "results.csv", text.getvalue())
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "rounds.jsonl"
-    return runfiles.read_jsonl(path) if path.is_file() else []
-
-
-def _read_json(path: Path) -> Any:
-    return runfiles.read_json(path) if path.is_file() else None
-
-
-# --- its trials on Ray Tune
-
-
-def _run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -> dict[str, str]:
+def run_all(config: Config, points: Sequence[Point], progress: SweepProgress) -> dict[str, str]:
     """Runs the trials that are not over yet; returns the errors of those that failed, by name."""
     searches = config.sweep.search == "optuna"
-    if not searches:
-        ran = first_alike(config, points)
-        points = [point for point in points if ran[point.name] is point]
-    over = [] if searches else [point for point in points if status(trial_folder(config, point)) != "waiting"]
-    remaining = [point for point in points if point not in over]
+    ran = {} if searches else first_alike(config, points)
+    points = [point for point in points if searches or ran[point.name] is point]
+    over = [] if searches else _over(config, points)
     progress.expect(config.sweep.num_samples if searches else len(points))
     for point in [] if searches else points:
-        found = status(trial_folder(config, point))
-        progress.add(point.name, point.settings, num_rounds=_trial(config, point).server.num_rounds, status=found)
-    if not remaining or (searches and _all_suggested(config)):
+        _show(progress, config, point, status=status(trial_folder(config, point)))
+    if (len(over) == len(points)) or (searches and _all_suggested(config)):
         return {}
+    remaining = [point for point in points if point not in over]
     cluster.start_ray()
     for point in remaining:
-        _check_fits(_trial(config, point), point)
+        _check_fits(trial_of(config, point), point)
     if over:
         progress.note(f"{len(over)} of {len(points)} trials were over before")
     base_refs = share_models(config, remaining)
     watch = Watch(progress, config)
-    _fit(Plan(config, base_refs, share_data(config, remaining, base_refs)), points, watch)
+    _fit(TuneJob(config, base_refs, share_data(config, remaining, base_refs)), points, watch)
     return watch.errors
 
 
-def _fit(plan: Plan, points: Sequence[Point], watch: "Watch") -> None:
+def _over(config: Config, points: Sequence[Point]) -> list[Point]:
+    """The points whose trials are finished or stopped."""
+    return [point for point in points if status(trial_folder(config, point)) != "waiting"]
+
+
+def _show(progress: SweepProgress, config: Config, point: Point, *, status: str = "waiting") -> None:
+    progress.add(point.name, point.settings, num_rounds=trial_of(config, point).server.num_rounds, status=status)
+
+
+def _fit(job: TuneJob, points: Sequence[Point], watch: "Watch") -> None:
     """Runs the trials that are not over on Tune.
 
     Tune itself ends where Ray ends a trial's process for lack of memory. Then, after a while, all go on from their last rounds, half
     as many at once; a trial that was running `MOST_DEATHS` times when that happened is given up.
     """
-    config, at_once = plan.config, plan.config.sweep.max_concurrent
-    searches, deaths = config.sweep.search == "optuna", Counter[str]()
+    config, at_once, deaths = job.config, job.config.sweep.max_concurrent, Counter[str]()
     while True:
-        over = [] if searches else [point for point in points if status(trial_folder(config, point)) != "waiting"]
+        over = [] if job.searches else _over(config, points)
         remaining = [point for point in points if point not in over]
-        known = suggested(Path(config.out)) if searches else remaining
-        rounds_before = {point.name: len(_records(trial_folder(config, point))) for point in known}
+        known = suggested(Path(config.out)) if job.searches else remaining
+        rounds_before = {point.name: len(records_of(trial_folder(config, point))) for point in known}
         given_up = frozenset(name for name, number in deaths.items() if number >= MOST_DEATHS)
-        plan = dataclasses.replace(plan, rounds_before=rounds_before, given_up=given_up)
+        job = dataclasses.replace(job, rounds_before=rounds_before, given_up=given_up)
         scheduler = scheduler_of(config)
         if scheduler is not None:
-            tell(scheduler, [_trial(config, point) for point in over])
+            tell(scheduler, [trial_of(config, point) for point in over])
         try:
-            _tuner(plan, remaining, at_once=at_once, scheduler=scheduler, callbacks=[watch, *_loggers(config, watch.progress)]).fit()
+            _tuner(job, remaining, at_once=at_once, scheduler=scheduler, callbacks=[watch, *_loggers(config, watch.progress)]).fit()
             return
         except RuntimeError as error:
             if not isinstance(error.__cause__, OutOfMemoryError):
@@ -407,11 +153,8 @@ def _check_fits(trial: Config, point: Point) -> None:
     try:
         _num_actors(trial)
     except ValueError as error:
-        raise ValueError(f"point {point.index} ({_settings_text(point)}): {error}") from None
-
-
-def _settings_text(point: Point) -> str:
-    return ", ".join(f"{key}={value}" for key, value in point.settings.items())
+        settings = ", ".join(f"{key}={value}" for key, value in point.settings.items())
+        raise ValueError(f"point {point.index} ({settings}): {error}") from None
 
 
 def _num_actors(trial: Config) -> int:
@@ -437,7 +180,7 @@ def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
 
 def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[str, str, str], Any]:
     """Each base model of the trials in the object store, once."""
-    trials = {_model_key(trial): trial for trial in (_trial(config, point) for point in points)}
+    trials = {_model_key(trial): trial for trial in (trial_of(config, point) for point in points)}
     return {key: actors.share(runner.load_model(trial)) for key, trial in trials.items()}
 
 
@@ -449,7 +192,7 @@ def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple
     """
     shared: dict[tuple[Any, ...], Any] = {}
     for point in points:
-        trial = _trial(config, point)
+        trial = trial_of(config, point)
         elsewhere = trial.resources.backend == "local" and trial.resources.client.num_gpus > 0
         if elsewhere or data_key(trial) in shared:
             continue
@@ -463,18 +206,18 @@ def _model_key(trial: Config) -> tuple[str, str, str]:
     return (trial.model.name, trial.train.dtype, trial.model.cache_dir)
 
 
-def _tuner(plan: Plan, points: Sequence[Point], *, at_once: int, scheduler: Any, callbacks: Sequence[Any]) -> Any:
+def _tuner(job: TuneJob, points: Sequence[Point], *, at_once: int, scheduler: Any, callbacks: Sequence[Any]) -> Any:
     os.environ.update(QUIET)
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `Watch` says what failed, in one line
-    config, settings, searches = plan.config, plan.config.sweep, plan.config.sweep.search == "optuna"
+    config, settings, searches = job.config, job.config.sweep, job.searches
 
     def room(values: dict[str, Any]) -> Any:
-        trial = _trial(config, _point(values))
+        trial = trial_of(config, _point(values))
         return tune.PlacementGroupFactory(bundles(trial, num_actors=_num_actors(trial)))
 
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, plan=plan), room),
+        tune.with_resources(tune.with_parameters(run_trial, job=job), room),
         param_space={} if searches else {"point": tune.grid_search([dataclasses.asdict(point) for point in points])},
         tune_config=tune.TuneConfig(
             search_alg=Suggestions(config) if searches else None,
@@ -486,7 +229,7 @@ def _tuner(plan: Plan, points: Sequence[Point], *, at_once: int, scheduler: Any,
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6:06d}",
-            storage_path=str(Path(plan.config.out) / "tune"),
+            storage_path=str(Path(job.config.out) / "tune"),
             failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
             callbacks=list(callbacks),
             verbose=0,
@@ -512,15 +255,14 @@ def scheduler_of(config: Config) -> Any:
 def tell(scheduler: Any, trials: Sequence[Config]) -> None:
     """Tells a scheduler of the rounds of trials that were over before, so that it compares with them as if it had watched."""
     for trial in trials:
-        records, told = _records(Path(trial.out)), _OverTrial(trial.name)
+        records, told = records_of(Path(trial.out)), _OverTrial(trial.name)
         if not records:
             continue
         scheduler.on_trial_add(NO_OTHERS, told)
         for num_rounds in range(1, len(records)):
-            result = _reported(records[:num_rounds], trial)
-            if scheduler.on_trial_result(NO_OTHERS, told, result) == TrialScheduler.STOP:
+            if scheduler.on_trial_result(NO_OTHERS, told, reported(records[:num_rounds])) == TrialScheduler.STOP:
                 break
-        scheduler.on_trial_complete(NO_OTHERS, told, _reported(records, trial))
+        scheduler.on_trial_complete(NO_OTHERS, told, reported(records))
 
 
 @dataclass(frozen=True)
@@ -546,28 +288,23 @@ def _loggers(config: Config, progress: SweepProgress) -> list[Any]:
     """Ray's callbacks for the loggers that are asked for; says once which is not installed."""
     made: list[Any] = []
     for name in config.sweep.loggers:
-        if importlib.util.find_spec(LOGGERS[name]) is None:
-            progress.note(
-                f"sweep.loggers: {name} needs the package {LOGGERS[name]} (pip install {LOGGERS[name]}); the sweep goes on without"
-            )
-        elif name == "tensorboard":
-            made.append(TBXLoggerCallback())
-        elif name == "mlflow":
-            made.append(MLflowLoggerCallback(experiment_name=config.name))
+        package, callback = LOGGERS[name]
+        if importlib.util.find_spec(package) is None:
+            progress.note(f"sweep.loggers: {name} needs the package {package} (pip install {package}); the sweep goes on without")
         else:
-            made.append(WandbLoggerCallback(project=config.name))
+            made.append(callback(config))
     return made
 
 
 def _all_suggested(config: Config) -> bool:
     """Whether a search has made all its points, and each of them is over."""
     points = suggested(Path(config.out))
-    return len(points) == config.sweep.num_samples and all(status(trial_folder(config, point)) != "waiting" for point in points)
+    return len(points) == config.sweep.num_samples == len(_over(config, points))
 
 
 def suggested(out: Path) -> list[Point]:
     """The points that a search has suggested so far, from the sweep's folder."""
-    path = out / "points.jsonl"
+    path = out / runfiles.POINTS
     return [point_of(index, settings) for index, settings in enumerate(runfiles.read_jsonl(path) if path.is_file() else [])]
 
 
@@ -580,7 +317,7 @@ class Suggestions(OptunaSearch):
     def __init__(self, config: Config) -> None:
         objectives = config.sweep.objectives
         super().__init__(
-            space=OptunaSearch.convert_search_space({key: _domain(axis) for key, axis in axes(config).items()}),
+            space=OptunaSearch.convert_search_space({key: DOMAINS[axis.kind](*axis.values) for key, axis in axes(config).items()}),
             metric=list(objectives),
             mode=list(objectives.values()),
             seed=config.seed,
@@ -601,23 +338,13 @@ class Suggestions(OptunaSearch):
         self._num += 1
         if self._num > len(self._points):
             self._points.append(point)
-            runfiles.write_jsonl(Path(self._config.out) / "points.jsonl", [one.settings for one in self._points])
+            runfiles.write_jsonl(Path(self._config.out) / runfiles.POINTS, [one.settings for one in self._points])
         return {"point": dataclasses.asdict(point)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See `Searcher`: a trial that lacks an objective teaches the search nothing."""
         whole = result is not None and all(result.get(name) is not None for name in self._config.sweep.objectives)
         super().on_trial_complete(trial_id, result if whole else None, error=not whole)
-
-
-def _domain(axis: Axis) -> Any:
-    """An axis as Tune describes it, whose `randint` leaves its end out."""
-    if axis.kind == "list":
-        return tune.choice(list(axis.values))
-    low, high = axis.values
-    if axis.kind == "randint":
-        return tune.randint(int(low), int(high) + 1)
-    return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)
 
 
 class Watch(tune.Callback):
@@ -639,7 +366,7 @@ class Watch(tune.Callback):
         """See `tune.Callback`."""
         point = _point(trial.config)
         if point.name not in self.progress.trials:
-            self.progress.add(point.name, point.settings, num_rounds=_trial(self._config, point).server.num_rounds)
+            _show(self.progress, self._config, point)
         self.progress.start(point.name)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -658,7 +385,7 @@ class Watch(tune.Callback):
             self.progress.end(name, over_before)
         elif result["status"] == "running":
             told = {"num_rounds": result["round"], "scheduler": self._config.sweep.scheduler}
-            runfiles.write_json(trial_folder(self._config, point) / "stopped.json", told)
+            runfiles.write_json(trial_folder(self._config, point) / runfiles.STOPPED, told)
             self.progress.end(name, "stopped")
         else:
             self._end(name, result["status"], error=result.get("error", ""))
@@ -698,73 +425,49 @@ def _delay_s(num_deaths: int) -> float:
 # --- inside a trial
 
 
-def run_trial(values: dict[str, Any], *, plan: Plan) -> None:
+_warm = WarmBackend()
+
+
+def run_trial(values: dict[str, Any], *, job: TuneJob) -> None:
     """A trial, in a process of its own: a run that reports each round to Tune, and its end, good or bad."""
-    trial = plan.trial(_point(values))
-    if trial.name in plan.given_up:
-        tune.report(_reported([], trial) | {"status": "failed", "error": "its process was ended again and again for lack of memory"})
+    trial = trial_of(job.config, _point(values))
+    if trial.name in job.given_up:
+        _report([], "failed", error="its process was ended again and again for lack of memory")
         return
-    if plan.config.sweep.scheduler != "none":
-        _report_again(trial, rounds_before=plan.rounds_before.get(trial.name, 0))
+    records = records_of(Path(trial.out))
+    if job.config.sweep.scheduler != "none" and len(records) == job.rounds_before.get(trial.name, 0):
+        # The scheduler of this sitting has not heard of the rounds of an earlier one; of those of this one, it has.
+        for num_rounds in range(1, 1 + len(records)):
+            _report_round(records[:num_rounds], trial)
     if status(Path(trial.out)) == "stopped":  # before, and a search wants to hear of it again
-        tune.report(_reported(_records(Path(trial.out)), trial) | {"status": "stopped"})
+        _report(records, "stopped")
         return
     try:
-        base_ref, data_ref = plan.base_refs.get(_model_key(trial)), plan.data_refs.get(data_key(trial))
+        base_ref, data_ref = job.base_refs.get(_model_key(trial)), job.data_refs.get(data_key(trial))
         data = ray.get(data_ref) if data_ref is not None else None
-        records = _warm.run(trial, base_ref=base_ref, data=data, on_round=lambda records: _report_round(records, trial))
+        records = _warm.run(
+            trial,
+            base_ref=base_ref,
+            data=data,
+            num_actors=lambda: _actors_here(trial),
+            on_round=lambda records: _report_round(records, trial),
+        )
     except Exception as error:  # whatever it is, it is this trial's and not the sweep's
         _warm.close()
-        tune.report(_reported([], trial) | {"status": "failed", "error": _first_line(error)})
+        _report([], "failed", error=first_line(error))
         return
-    tune.report(_reported(records, trial) | {"status": "done"})
-
-
-def _report_again(trial: Config, *, rounds_before: int) -> None:
-    """Reports the rounds of an earlier sitting, which the scheduler of this one has not heard of; not those of this one, which it has."""
-    records = _records(Path(trial.out))
-    for num_rounds in range(1, 1 + (rounds_before if len(records) == rounds_before else 0)):
-        _report_round(records[:num_rounds], trial)
+    _report(records, "done")
 
 
 def _report_round(records: Sequence[Mapping[str, Any]], trial: Config) -> None:
     """Reports a round; the last is reported at the end, so that no scheduler stops a trial that has only its report to write."""
     memory.return_freed_memory()  # of a trial that is its own client
     if records[-1]["round_index"] + 1 < trial.server.num_rounds:
-        tune.report(_reported(records, trial) | {"status": "running"})
+        _report(records, "running")
 
 
-def _reported(records: Sequence[Mapping[str, Any]], trial: Config) -> dict[str, Any]:
-    found = {key: value for key, value in figures(records).items() if value is not None}
-    return found | {"round": found.pop("num_rounds"), "train_loss": records[-1].get("train_loss") if records else None}
-
-
-def _first_line(error: BaseException) -> str:
-    return one_line(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {one_line(error)}"
-
-
-class WarmBackend:
-    """The backend of this process, kept for the next trial that Tune gives it (same model, same resources)."""
-
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._backend: runner.Backend | None = None
-
-    def run(self, trial: Config, *, base_ref: Any, data: EncodedData | None, on_round: runner.OnRound) -> list[dict[str, Any]]:
-        """The records of the finished trial."""
-        if self._backend is None or self._backend.key != runner.backend_key(trial):
-            self.close()
-            num_actors = _actors_here(trial)
-            self._backend = self._stack.enter_context(runner.open_backend(trial, display=False, base_ref=base_ref, num_actors=num_actors))
-        return runner.run(trial, display=False, backend=self._backend, data=data, on_round=on_round).records
-
-    def close(self) -> None:
-        """Ends the actors, if there are any."""
-        self._backend = None
-        self._stack.close()
-
-
-_warm = WarmBackend()
+def _report(records: Sequence[Mapping[str, Any]], status: str, **words: str) -> None:
+    tune.report(reported(records) | {"status": status, **words})
 
 
 def _actors_here(trial: Config) -> int:
@@ -772,34 +475,3 @@ def _actors_here(trial: Config) -> int:
     client, group = trial.resources.client, ray.util.get_current_placement_group()
     assert group is not None, "a trial runs in a placement group"
     return len(group.bundle_specs) if client.num_cpus or client.num_gpus or client.memory_gb else _num_actors(trial)
-
-
-# --- the command
-
-
-def print_front(summary: Mapping[str, Any]) -> None:
-    """Prints the settings that no other beats in every objective, with their figures."""
-    objectives = list(summary["front"]["objectives"])
-    rows = [
-        [" ".join(f"{key}={value}" for key, value in entry["settings"].items()), *(_shown(entry["figures"].get(key)) for key in objectives)]
-        for entry in summary["front"]["settings"]
-    ]
-    if rows:
-        print_rows("Pareto front (mean over seeds): what no other setting beats in everything", ["settings", *objectives], rows)
-
-
-def _shown(value: Any) -> str:
-    return MISSING if value is None else f"{value:.4g}"
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """`raysim sweep`: status 0, whatever became of single trials, unless every one of them failed (1)."""
-    config = load(arguments.config, arguments.overrides)
-    done = sweep(config, display=False if arguments.quiet else None, config_name=arguments.config, overrides=arguments.overrides)
-    if done.report is None:
-        print("sweep.private_selection drew 0 trials: nothing was run, and nothing may be shown")
-        return 0
-    failed = sum(values["status"] == "failed" for values in done.rows)
-    print_front(done.summary)
-    print(f"{len(done.rows)} trials, {failed} failed\nresults: {done.out / 'results.csv'}\nreport: {done.report}")
-    return 1 if failed == len(done.rows) else 0

@@ -9,21 +9,28 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysim.console.progress import COLUMNS, Progress, clock, comparison_text, human_bytes, print_comparison, record_line, run_line
-from raysim.reports.page import comparison_rows
+from raysim.console.progress import Progress, record_line, run_line
+from raysim.console.tables import COLUMNS, Compared, comparison_text, print_comparison
+from raysim.console.words import clock, human_bytes
+from raysim.reports.tables import comparison_rows
+from raysim.results.contents import Summary
+from raysim.results.folders import typed
 from tests.run_folders import ENDS, record, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rows() -> list[dict[str, Any]]:
-    return comparison_rows([summary(method, method, [record(method, -1 if method == "base" else 4, 3)], seed=0) for method in ENDS])
+def rows() -> list[Compared]:
+    return comparison_rows([summary_of(method) for method in ENDS])
+
+
+def summary_of(method: str) -> Summary:
+    return typed(Summary, summary(method, method, [record(method, -1 if method == "base" else 4, 3)], seed=0), where="summary.json")
 
 
 def a_run(progress: Progress, num_rounds: int = 2) -> None:
@@ -118,20 +125,22 @@ def test_plain_table_is_aligned_and_complete(capsys: pytest.CaptureFixture[str])
     ends = [match.end() for match in re.finditer(r"-+", table[1])]
     for line, row in zip(table[2:], rows(), strict=True):
         for (key, _, _), end in zip(COLUMNS[1:], ends[1:], strict=True):
-            assert line[:end].endswith(row["text"][key])
-            assert line[end : end + 1] in ("*" if key in row["best"] else " ", "")
+            assert line[:end].endswith(row.text[key])
+            assert line[end : end + 1] in ("*" if key in row.best else " ", "")
     assert out.count("no guarantee") == len(ENDS) - 2, "all but DP-LoRA, and the base model, which has seen no record"
 
 
 def test_comparison_text_shows_what_clients_keep() -> None:
-    summaries = [summary("fedpit", "fedpit", [record("fedpit", 4, 3)], seed=0)]
-    text = comparison_text(comparison_rows(summaries))
+    one = summary_of("fedpit")
+    text = comparison_text(comparison_rows([one]))
     assert "kept private" in text
-    assert f"{summaries[0]['private']['eval']['heldout_nll']:.3f}" in text
+    assert one.private is not None
+    assert one.private.eval is not None
+    assert f"{one.private.eval.heldout_nll:.3f}" in text
 
 
 def test_output_that_cannot_encode_signs_is_still_written() -> None:
-    script = "from tests.test_progress import *; print_comparison(rows()); a_run(Progress(1, 'fedpit'))"
+    script = "from tests.console.test_progress import *; print_comparison(rows()); a_run(Progress(1, 'fedpit'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
@@ -145,7 +154,7 @@ def on_a_terminal(script: str, columns: int) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
-        [sys.executable, "-c", "from tests.test_progress import *; " + script], stdout=side, stderr=side, env=environment
+        [sys.executable, "-c", "from tests.console.test_progress import *; " + script], stdout=side, stderr=side, env=environment
     )
     os.close(side)
     output = b""
@@ -178,9 +187,9 @@ def test_table_fits_the_terminal(columns: int) -> None:
     assert "\x1b[1" in raw, "the best values are emphasised"
     assert max(map(len, lines)) <= columns
     for row in rows():
-        line = next(line for line in lines if line.startswith(row["label"]))
+        line = next(line for line in lines if line.startswith(row.label))
         for key, _, _ in COLUMNS:
-            text = row["text"][key]
+            text = row.text[key]
             assert text in line or (columns < 100 and text.replace(" / ", "/").replace("no guarantee", "none") in line)
     assert "no guarantee" in "\n".join(lines)
 

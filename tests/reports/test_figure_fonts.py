@@ -14,7 +14,7 @@ LABELS = ["内科", "جراحة", "ศัลยกรรม", "plain"]
 
 
 def bars() -> Figure:
-    return partition([{"client_id": n, "label_counts": dict.fromkeys(LABELS, n + 1)} for n in range(2)])
+    return partition([(f"client {n}", dict.fromkeys(LABELS, n + 1)) for n in range(2)])
 
 
 def test_what_no_font_draws_is_said_in_one_line_and_nothing_else_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from matplotlib import image
 
 from raysim.attacks.views import SEES
-from raysim.console.progress import COLUMNS
+from raysim.console.tables import COLUMNS
 from raysim.reports import figures
-from raysim.reports.page import comparison_rows, read_run, write_comparison_report, write_run_report
+from raysim.reports.page import write_comparison_report, write_run_report
+from raysim.reports.tables import comparison_rows
+from raysim.results.folders import so_far
 from tests.run_folders import record, write_run
 
 METHODS = ("base", "fedit", "fedpit", "dplora")
@@ -151,8 +154,8 @@ def test_no_epsilon_reads_as_no_guarantee(page: Page) -> None:
 
 
 def test_an_infinite_epsilon_is_no_guarantee(runs: list[Path]) -> None:
-    summary = read_run(runs[3]).summary | {"epsilon": float("inf")}
-    assert comparison_rows([summary])[0]["text"]["epsilon"] == "no guarantee"
+    summary = replace(so_far(runs[3]).summary, epsilon=float("inf"))
+    assert comparison_rows([summary])[0].text["epsilon"] == "no guarantee"
 
 
 def test_summary_and_csv_hold_every_run(report: Path, runs: list[Path]) -> None:
@@ -167,12 +170,12 @@ def test_summary_and_csv_hold_every_run(report: Path, runs: list[Path]) -> None:
 
 
 def test_best_is_taken_among_trained_runs_and_only_where_they_differ(runs: list[Path]) -> None:
-    rows = {row["label"]: row for row in comparison_rows([read_run(folder).summary for folder in runs])}
-    assert not rows["base model"]["best"]
-    assert "heldout_nll" in rows["FEDIT"]["best"]
-    assert "leakage" in rows["DP-LoRA"]["best"]
-    assert "leakage" not in rows["FEDIT"]["best"]
-    assert not any("uplink_bytes" in row["best"] for row in rows.values()), "all trained runs sent the same"
+    rows = {row.label: row for row in comparison_rows([so_far(folder).summary for folder in runs])}
+    assert not rows["base model"].best
+    assert "heldout_nll" in rows["FEDIT"].best
+    assert "leakage" in rows["DP-LoRA"].best
+    assert "leakage" not in rows["FEDIT"].best
+    assert not any("uplink_bytes" in row.best for row in rows.values()), "all trained runs sent the same"
 
 
 def test_headline_names_the_run_that_leaks_most_only_where_one_does(runs: list[Path], page: Page, tmp_path: Path) -> None:
@@ -185,16 +188,16 @@ def test_headline_names_the_run_that_leaks_most_only_where_one_does(runs: list[P
 
 
 def test_epsilons_of_different_units_are_not_ranked(runs: list[Path]) -> None:
-    strong, weak = read_run(runs[3]).summary | {"name": "a", "epsilon": 1.0}, read_run(runs[3]).summary | {"name": "b", "epsilon": 9.0}
-    assert "epsilon" in comparison_rows([strong, weak])[0]["best"]
-    assert "epsilon" not in comparison_rows([strong | {"unit": "client"}, weak])[0]["best"]
-    assert "epsilon" not in comparison_rows([strong | {"unit": None}, weak | {"unit": None}])[0]["best"]
+    strong, weak = (replace(so_far(runs[3]).summary, name=name, epsilon=epsilon) for name, epsilon in (("a", 1.0), ("b", 9.0)))
+    assert "epsilon" in comparison_rows([strong, weak])[0].best
+    assert "epsilon" not in comparison_rows([replace(strong, unit="client"), weak])[0].best
+    assert "epsilon" not in comparison_rows([replace(strong, unit=None), replace(weak, unit=None)])[0].best
 
 
 @pytest.mark.parametrize("names_and_seeds", [[("a", 0), ("b", 0)], [("a", 0), ("a", 1)], [("a", 0), ("a", 0)]])
 def test_runs_of_one_method_have_different_labels(runs: list[Path], names_and_seeds: list[tuple[str, int]]) -> None:
-    summary = read_run(runs[1]).summary
-    labels = [row["label"] for row in comparison_rows([summary | {"name": name, "seed": seed} for name, seed in names_and_seeds])]
+    summary = so_far(runs[1]).summary
+    labels = [row.label for row in comparison_rows([replace(summary, name=name, seed=seed) for name, seed in names_and_seeds])]
     assert len(set(labels)) == 2
 
 
@@ -261,12 +264,12 @@ def test_last_line_cut_short_is_left_out_with_a_note(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "cut", "fedit", finished=False)
     rounds = (folder / "rounds.jsonl").read_text()
     (folder / "rounds.jsonl").write_text(rounds + rounds[:40])
-    run = read_run(folder)
+    run = so_far(folder)
     assert len(run.records) == 2
     assert any("cut short" in note for note in run.notes)
     (folder / "rounds.jsonl").write_text(rounds[:40] + "\n" + rounds)
     with pytest.raises(ValueError, match="line 1 is not JSON"):
-        read_run(folder)
+        so_far(folder)
 
 
 def test_real_data_are_not_called_fictional_and_their_samples_carry_a_warning(tmp_path: Path) -> None:
@@ -297,7 +300,7 @@ def test_colours_belong_to_methods() -> None:
 
 def test_rare_labels_are_counted_together() -> None:
     counts = {f"topic{i}": 20 - i for i in range(14)}
-    figure = figures.partition([{"client_id": 0, "label_counts": counts}])
+    figure = figures.partition([("client 0", counts)])
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert len(widths) == len(figures.LABEL_COLOURS)
     assert sum(widths) == sum(counts.values())
@@ -353,7 +356,7 @@ def test_a_name_or_label_of_any_characters_is_drawn_and_shown_and_runs_nothing(n
 
 
 def test_a_label_is_drawn_as_it_stands_and_not_as_mathematics() -> None:
-    figure = figures.partition([{"client_id": 0, "label_counts": {"$x^2$": 1, "_y": 2}}])
+    figure = figures.partition([("client 0", {"$x^2$": 1, "_y": 2})])
     svg = figures.inline_svg(figure, name="one", title="t")
     assert "$x^2$" in svg
     assert "_y" in svg

@@ -16,7 +16,7 @@ from raysim.results import inputs
 from raysim.results.verify import verify
 from raysim.runs.compare import compare
 from raysim.runs.run import run
-from raysim.sweeps.tune import sweep
+from raysim.sweeps.sweep import sweep
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
 

@@ -24,28 +24,16 @@ from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from raysim.config import Config, load
+from raysim.console.sweep_progress import SweepProgress
 from raysim.federation.setup import data_key, encode_data, prepare
 from raysim.federation.worker import Worker
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
 from raysim.results.verify import RunFolder
 from raysim.runs.run import load_model, resolved, run
-from raysim.sweeps.progress import SweepProgress
 from raysim.sweeps.space import support_points, trial_config
-from raysim.sweeps.tune import (
-    NO_OTHERS,
-    Watch,
-    bundles,
-    decided,
-    planned,
-    scheduler_of,
-    selection,
-    share_data,
-    share_models,
-    status,
-    sweep,
-    tell,
-    trial_folder,
-)
+from raysim.sweeps.sweep import decided, planned, selection, sweep
+from raysim.sweeps.trial import status, trial_folder
+from raysim.sweeps.tune import NO_OTHERS, Watch, bundles, scheduler_of, share_data, share_models, tell
 from tests.conftest import SMALL
 
 PATIENCE_S = 200
@@ -435,7 +423,7 @@ def test_a_trial_that_lacked_memory_waits_longer_each_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, waited = small_sweep(tmp_path, "sweep.space={lora.rank: [4]}"), list[float]()
-    monkeypatch.setattr("raysim.sweep.time.sleep", waited.append)
+    monkeypatch.setattr("raysim.sweeps.tune.time.sleep", waited.append)
     values = {"point": dataclasses.asdict(planned(config)[0])}
     failures = ["killed by a signal", "the node was low on memory", "low on memory", "killed by a signal", "low on memory"]
     with SweepProgress("demo") as progress:

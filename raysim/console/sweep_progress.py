@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich import box
 from rich.console import Group
-from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from raysim.console.progress import MISSING, _console, _is_terminal, _printable, clock
+from raysim.console.screen import Screen
+from raysim.console.tables import plain_table
+from raysim.console.words import MISSING, clock, settings_text
 
 STYLES = {"waiting": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "red"}
 SPARE_LINES = 8
@@ -55,28 +54,22 @@ class TrialView:
 
 
 class SweepProgress:
-    """The display of one sweep, as a context manager around it; `enabled` as in `raysim.progress.Progress`."""
+    """The display of one sweep, as a context manager around it; `enabled` as in `Screen`."""
 
     def __init__(self, title: str, *, enabled: bool | None = None) -> None:
         self._title = title
-        self._silent = enabled is False
-        self._console = _console(force_terminal=enabled is True)
-        self._live: Live | None = None
-        if not self._silent and (enabled or _is_terminal()):
-            self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
+        self._screen = Screen(self, enabled=enabled, refresh_per_second=2)
         self._started = time.monotonic()
         self._already_over = 0
         self._expected = 0
         self.trials: dict[str, TrialView] = {}
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
+        self._screen.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._screen.__exit__(kind, error, trace)
 
     def expect(self, num_trials: int) -> None:
         """How many trials there will be, where they are not all known beforehand."""
@@ -84,8 +77,7 @@ class SweepProgress:
 
     def add(self, name: str, settings: Mapping[str, Any], *, num_rounds: int, status: str = "waiting") -> None:
         """Shows a trial; with another status than `waiting` it ended in an earlier sitting of the sweep."""
-        text = " ".join(f"{key}={value}" for key, value in settings.items())
-        self.trials = {**self.trials, name: TrialView(settings=text, num_rounds=num_rounds, status=status)}
+        self.trials = {**self.trials, name: TrialView(settings=settings_text(settings), num_rounds=num_rounds, status=status)}
         self._already_over += status != "waiting"
 
     def start(self, name: str) -> None:
@@ -110,7 +102,7 @@ class SweepProgress:
 
     def note(self, text: str) -> None:
         """Prints one permanent line."""
-        self._print(f"{self._title}  {text}")
+        self._screen.print(f"{self._title}  {text}")
 
     def left_s(self) -> float | None:
         """Seconds left, from the trials that ended since the sweep was started; None before the first."""
@@ -120,20 +112,14 @@ class SweepProgress:
 
     def __rich__(self) -> Group:
         """The table as it stands at this moment."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table = plain_table(padding=(0, 1, 0, 0), header_style="bold")
         for heading in ("trial", "", "round", "NLL", "leakage", "epsilon", "tokens/s", "left"):
             table.add_column(heading, justify="left" if heading in ("trial", "") else "right", no_wrap=True, overflow="ellipsis")
         for name, view in self._shown():
             label = Text(f"{name.split('-')[0]} {view.settings}", no_wrap=True, overflow="ellipsis")
             left = view.left_s()
-            cells = [_figure(view.figures, key, form) for key, _, form in FIGURES]
-            table.add_row(
-                label,
-                Text(view.status, style=STYLES[view.status]),
-                f"{view.round}/{view.num_rounds}",
-                *cells,
-                MISSING if left is None else clock(left),
-            )
+            cells = [f"{view.round}/{view.num_rounds}", *(_figure(view.figures, key, form) for key, _, form in FIGURES)]
+            table.add_row(label, Text(view.status, style=STYLES[view.status]), *cells, MISSING if left is None else clock(left))
         left = self.left_s()
         when = f"about {clock(left)} left" if left is not None else "time left: known after the first trial"
         head = Text(self._title, style="bold")
@@ -143,7 +129,7 @@ class SweepProgress:
     def _shown(self) -> Sequence[tuple[str, TrialView]]:
         """The trials that fit on the screen: those that run, then the latest to end, then those that wait; in their own order."""
         rank = {"running": 0, "failed": 1, "done": 1, "stopped": 1, "waiting": 2}
-        room = max(4, self._console.height - SPARE_LINES)
+        room = max(4, self._screen.console.height - SPARE_LINES)
         chosen = sorted(self.trials.items(), key=lambda item: (rank[item[1].status], -(item[1].ended or 0.0)))[:room]
         return sorted(chosen)
 
@@ -160,16 +146,8 @@ class SweepProgress:
 
     def _line(self, name: str, text: str) -> None:
         """A line of a log; on a terminal the table says it."""
-        if self._live is None:
-            self._print(f"{self._title}  {name}  {text}")
-
-    def _print(self, line: str) -> None:
-        if self._silent:
-            return
-        if self._live is not None:
-            self._console.print(line, soft_wrap=True, markup=False)
-        else:
-            print(_printable(line), flush=True)
+        if not self._screen.is_live:
+            self._screen.print(f"{self._title}  {name}  {text}")
 
 
 def _figure(figures: Mapping[str, Any], key: str, form: str) -> str:

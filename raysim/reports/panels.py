@@ -1,0 +1,253 @@
+"""Which figures a report of runs has, and the words around each. A figure for which the runs have no numbers is left out."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from raysim.console.words import is_number
+from raysim.data.configured import responses_are_labels
+from raysim.reports import figures
+from raysim.reports.named import NamedRun
+from raysim.reports.rendering import Panel
+from raysim.reports.tables import measured
+from raysim.results.contents import Partition, Private, RoundRecord, Synthetic
+
+MOST_CLIENTS = 20
+"""Rows of the picture of how near synthetic records come to private ones."""
+Place = tuple[str, str]
+"""Section and key of a figure in a round's record."""
+
+
+@dataclass(frozen=True)
+class ByRound:
+    """A figure by rounds: what is drawn solid, dashed (`control`) and dotted (`kept` by the clients), and what is said about it."""
+
+    name: str
+    title: str
+    note: str
+    axis: str
+    figure: Place
+    control: Place | None = None
+    kept: Place | None = None
+    least_span: float = 0.1
+    percent: bool = False
+    legend: str = ""
+
+
+BY_ROUND = (
+    ByRound(
+        "leakage",
+        "Leakage by round",
+        "The attacker has the released adapter and true training prompts, and asks for the answers. Solid: how close the answers come "
+        "to the training records (ROUGE-L, 1 is word for word). Dashed: the same for records the model never saw. Only the gap between the two is memory.",
+        "Extraction ROUGE-L",
+        ("attack", "train_rouge_l"),
+        control=("attack", "heldout_rouge_l"),
+        legend="solid: training prompts, dashed: held-out control",
+    ),
+    ByRound(
+        "utility",
+        "Utility by round",
+        "Mean loss a token (negative log-likelihood) on held-out records: lower is better. ",
+        "Held-out NLL",
+        ("eval", "heldout_nll"),
+        kept=("eval", "heldout_nll"),
+    ),
+    ByRound(
+        "details",
+        "Private details recovered by round",
+        "Of the names, dates and values in the attacked records, how many appear in the extracted answers. Dashed: by chance, on held-out records.",
+        "Private details recovered",
+        ("attack", "train_details_rate"),
+        control=("attack", "heldout_details_rate"),
+        least_span=0.05,
+        percent=True,
+        legend="dashed: held-out control",
+    ),
+    ByRound(
+        "prefixed",
+        "Leakage by round, with a prefix",
+        "The same attack by someone who knows the first {given} tokens of the true response too, and asks for the rest. "
+        "Dashed: on held-out records. Only the gap between the two is memory.",
+        "Extraction ROUGE-L of the rest",
+        ("attack", "prefixed_train_rouge_l"),
+        control=("attack", "prefixed_heldout_rouge_l"),
+        legend="solid: training prompts, dashed: held-out control",
+    ),
+)
+
+
+def panels(named: Sequence[NamedRun]) -> list[Panel]:
+    """The figures that the runs have numbers for, in reading order."""
+    kinds = (
+        _round_panels,
+        _trade_off_panel,
+        _epsilon_panel,
+        _exposure_panels,
+        _partition_panels,
+        _traffic_panel,
+        _candidate_panels,
+        _nearness_panels,
+    )
+    return [panel for kind in kinds for panel in kind(named)]
+
+
+def _round_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    given = sorted({one.settings["attack.long_prefix_tokens"] for one in named if one.settings["attack.long_prefix_tokens"]})
+    for kind in BY_ROUND:
+        lines = _lines(named, kind)
+        if not lines:
+            continue
+        note, legend = kind.note.format(given=", ".join(map(str, given))), kind.legend
+        if kind.kept:
+            note += "Round 0 is the base model. " if any(line.values[0][0] == 0 for line in lines) else ""
+        if any(line.kept for line in lines):
+            note, legend = note + "Dotted: the adapters that clients keep for themselves and never send.", "dotted: kept by the clients"
+        figure = figures.by_round(lines, axis=kind.axis, least_span=kind.least_span, percent=kind.percent, note=legend)
+        yield Panel(kind.name, kind.title, note, figure)
+
+
+def _lines(named: Sequence[NamedRun], kind: ByRound) -> list[figures.Line]:
+    """A line for each run that has values; where there is a base run, every line starts from it at 0 completed rounds."""
+    base = next((_completed(one) for one in named if one.is_base), [])
+    lines = []
+    for one in named:
+        own = _completed(one)
+        private = [(x, record.private) for x, record in own if record.private]
+        if _series(own, kind.figure):
+            whole = own if one.is_base else [*base, *own]
+            values, control, kept = _series(whole, kind.figure), _series(whole, kind.control), _series(private, kind.kept)
+            lines.append(figures.Line(one.label, one.colour, one.marker, values, control, kept))
+    return lines
+
+
+def _completed(one: NamedRun) -> list[tuple[int, RoundRecord]]:
+    """(rounds completed, record) of a run."""
+    return [(record.round_index + 1, record) for record in one.run.records]
+
+
+def _series(releases: Sequence[tuple[int, RoundRecord | Private]], place: Place | None) -> list[tuple[int, float]]:
+    """(rounds completed, value) of the releases that have the value."""
+    section, key = place or ("", "")
+    parts = [(x, getattr(release, section)) for x, release in releases if place]
+    return [(x, float(getattr(part, key))) for x, part in parts if part is not None and getattr(part, key) is not None]
+
+
+def _trade_off_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    points = []
+    for one in named:
+        values = measured(one.summary)
+        nll, leakage = values["heldout_nll"], values["leakage"]
+        if nll is not None and leakage is not None:
+            points.append(figures.RunEnd(one.label, one.colour, one.marker, nll, leakage, values["control"]))
+    if len(points) > 1:
+        note = "Each run at its end. Left is better at the task; the longer the bar between the two marks, the more of the training records comes out."
+        yield Panel("tradeoff", "Utility against leakage", note, figures.trade_off(points))
+
+
+def _epsilon_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    lines = []
+    for one in named:
+        values = [(x, float(record.epsilon)) for x, record in _completed(one) if is_number(record.epsilon)]
+        lines += [figures.Line(one.label, one.colour, one.marker, [(0, 0.0), *values])] if values else []
+    if lines:
+        note = "What the guarantee costs so far: each round is another release, and epsilon grows. Smaller is stronger. Epsilons of different units do not compare."
+        figure = figures.by_round(lines, axis="Epsilon spent", least_span=0.1, note="nothing released at 0")
+        yield Panel("epsilon", "Epsilon by round", note, figure)
+
+
+def _exposure_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    """One picture for each run that had Secret Sharer canaries: a line for each number of copies."""
+    for index, one in enumerate(named):
+        own = [(x, record.exposure) for x, record in _completed(one) if record.exposure]
+        again = [((row.round_index or 0) + 1, row) for row in one.audit.exposure.by_round] if one.audit.exposure else []
+        measured = own or again
+        if not measured:
+            continue
+        counts, most = list(measured[0][1].by_multiplicity), measured[0][1].max
+        lines = [
+            figures.Line(
+                f"{count} cop{'y' if count == '1' else 'ies'}", colour, "o", [(x, row.by_multiplicity[count]) for x, row in measured]
+            )
+            for count, colour in zip(counts, figures.colours_of([f"{count} copies" for count in counts]), strict=True)
+        ]
+        note = (
+            f"Invented records with random secrets, put into the shards once or several times: how far up each secret ranks among others, in bits. "
+            f"1 is what chance gives on average, {most:.1f} the most that can be seen here."
+        )
+        note += "" if own else " From the run made again with canaries for the audit."
+        figure = figures.by_round(lines, axis="Exposure (bits)", least_span=2.0, note=f"at most {most:.1f}")
+        yield Panel(f"exposure-{index}", f"Exposure of canaries, {one.label}", note, figure)
+
+
+def _partition_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    """One picture for each different split."""
+    split = [(one, one.run.partition) for one in named if one.run.partition and one.run.partition.clients]
+    splits: dict[str, tuple[Partition, list[str]]] = {}
+    for one, partition in [(one, partition) for one, partition in split if not one.is_base] or split:
+        splits.setdefault(partition.sha256, (partition, []))[1].append(one.label)
+    for number, (partition, members) in enumerate(splits.values(), start=1):
+        tokens = sum(client.num_tokens for client in partition.clients)
+        who = "" if len(splits) == 1 else f" of {', '.join(members)}"
+        note = (
+            f"Each bar is a client's training records by label; {tokens:,} tokens in all. Uneven colours are what makes federation hard. "
+            f"Split {partition.sha256[:12]}."
+        )
+        bars = [(f"client {client.client_id}", client.label_counts) for client in partition.clients]
+        yield Panel(_numbered("partition", number), f"The partition{who}", note, figures.partition(bars))
+
+
+def _numbered(name: str, number: int) -> str:
+    """The name of the first, second, ... figure of a kind."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _traffic_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    trained = [(one, one.summary) for one in named if not one.is_base]
+    rows = [(one.label, one.colour, float(summary.uplink_bytes), float(summary.downlink_bytes)) for one, summary in trained]
+    if any(up or down for _, _, up, down in rows):
+        note = "What all clients together sent to the server (solid) and received from it (pale) over the whole run."
+        yield Panel("bytes", "Bytes sent", note, figures.traffic(rows))
+
+
+def _candidate_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    found = [(one, fates) for one in named if (fates := _fates(one))]
+    for number, (one, fates) in enumerate(found, start=1):
+        note = "Clients ask the shared model for new records; filters drop those that break the format, repeat one another, or copy a local record."
+        rates = [record.synthetic.duplicate_rate for record in one.run.records if record.synthetic]
+        note += f" Candidates that repeat another one, in the last round: {rates[-1]:.1%}." if rates else ""
+        yield Panel(_numbered("candidates", number), f"Synthetic candidates of {one.label}", note, figures.candidates(fates))
+
+
+def _fates(one: NamedRun) -> list[tuple[str, dict[str, int]]]:
+    """(round, how many candidates were kept and dropped for which reason), from the records or else from the texts."""
+    recorded = [(record.round_index, record.synthetic) for record in one.run.records if record.synthetic]
+    fates = {index: Counter({"kept": fate.num_kept, **fate.num_rejected}) for index, fate in recorded}
+    for text in [] if recorded else one.run.synthetic:
+        fates.setdefault(text.round_index, Counter())["kept" if text.kept else text.verdict] += 1
+    return [(f"round {index + 1}", fates[index]) for index in sorted(fates)]
+
+
+def _nearness_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    """One picture for each run whose synthetic records were held against the private ones."""
+    found = [(one, rows) for one in named if (rows := _nearest(one.run.synthetic))]
+    for number, (one, rows) in enumerate(found, start=1):
+        shown, config = rows[:MOST_CLIENTS], one.run.folder.config
+        writes = config.method.spec.writes
+        part = "instruction" if writes and responses_are_labels(config.data) else "response"  # see `synthesis.nearest_to_private`
+        # There is no such filter where nothing is dropped, and private self-generation may not look at private records for that.
+        bound = config.fedpit.max_rouge_l if writes and config.privacy.unit != "example" else None
+        note = f"Each mark is a kept synthetic record, at its largest ROUGE-L with one of its client's private {part}s; the tall mark is the median."
+        note += " Responses are labels, which everybody has, so instructions are compared." if part == "instruction" else ""
+        note += f" The first {len(shown)} of {len(rows)} clients." if len(shown) < len(rows) else ""
+        figure = figures.nearness(shown, bound=bound, part=part)
+        yield Panel(_numbered("nearness", number), f"How near synthetic records of {one.label} come to private ones", note, figure)
+
+
+def _nearest(synthetic: Sequence[Synthetic]) -> list[tuple[str, list[float]]]:
+    """(client, largest ROUGE-L with a private record of each kept record)."""
+    by_client: dict[int, list[float]] = {}
+    for text in synthetic:
+        if text.kept and text.response_rouge_l is not None:
+            by_client.setdefault(text.client_id, []).append(text.response_rouge_l)
+    return [(f"client {client_id}", values) for client_id, values in sorted(by_client.items())]
