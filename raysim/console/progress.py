@@ -7,8 +7,7 @@ Left out: progress inside a client's work. A client is one call, so what can be 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Group
 from rich.progress_bar import ProgressBar
@@ -23,16 +22,14 @@ LONGEST_CHIPS = 12
 HEARTBEAT_S = 30.0
 
 
-class Progress:
-    """The display of one run, as a context manager around its loop; `enabled` as in `Screen`."""
+class Progress(Screen):
+    """The display of one run, around its loop; `enabled` as in `Screen`."""
 
     def __init__(self, total_rounds: int, title: str, *, enabled: bool | None = None) -> None:
+        super().__init__(title, enabled=enabled, refresh_per_second=4)
         self._total_rounds = total_rounds
-        self._title = title
-        self._screen = Screen(self, enabled=enabled, refresh_per_second=4)
         self._spinner = Spinner("dots", style="cyan")
-        now = time.monotonic()
-        self._started = self._round_started = self._phase_started = self._last_line = now
+        self._round_started = self._phase_started = self._last_line = self.started
         self._round_durations: list[float] = []
         self._round_index = -1
         self._cohort: list[int] = []
@@ -41,14 +38,6 @@ class Progress:
         self._phase = "preparing"
         self._phase_tokens = 0
         self._last_tokens_per_s: float | None = None
-
-    def __enter__(self) -> Self:
-        self._started = self._last_line = time.monotonic()
-        self._screen.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._screen.__exit__(kind, error, trace)
 
     def round(self, round_index: int, cohort: Sequence[int]) -> None:
         """Starts a round: its clients are shown as running and its clock starts."""
@@ -73,10 +62,6 @@ class Progress:
         self._clients_shown = False
         self._heartbeat()
 
-    def note(self, text: str) -> None:
-        """Prints one permanent line, for what a user must not miss."""
-        self._print(f"{self._title}  {text}")
-
     def record(self, record: Mapping[str, Any]) -> None:
         """Ends a round: prints one permanent line of its record, and learns how long a round takes."""
         self._last_tokens_per_s = record.get("tokens_per_s") or self._last_tokens_per_s
@@ -86,8 +71,8 @@ class Progress:
         self._round_started = time.monotonic()
         self._begin_phase("waiting for the next round" if self._round_index < self._total_rounds else "finishing")
         self._clients_shown, self._cohort = False, []
-        left_s = None if self._screen.is_live else self.left_s()  # the live block has a clock of its own
-        self._print(record_line(record, title=self._title, total_rounds=self._total_rounds, left_s=left_s))
+        left_s = None if self.is_live else self.left_s()  # the live block has a clock of its own
+        self.print(record_line(record, title=self.title, total_rounds=self._total_rounds, left_s=left_s))
 
     def left_s(self) -> float | None:
         """Seconds left, from the median of the rounds so far; None before the first has ended."""
@@ -108,7 +93,7 @@ class Progress:
         heading = Table.grid(padding=(0, 1))
         finished = min(self._total_rounds, len(self._done_rounds()))
         bar = ProgressBar(total=max(1, self._total_rounds), completed=finished, width=24, style="grey37", complete_style="cyan")
-        heading.add_row(self._spinner, Text(self._title, style="bold"), Text(self._round_text()), bar, Text(self._phase, style="cyan"))
+        heading.add_row(self._spinner, Text(self.title, style="bold"), Text(self._round_text()), bar, Text(self._phase, style="cyan"))
         lines: list[Any] = [heading]
         if self._clients_shown and self._cohort:
             lines.append(self._clients_text())
@@ -143,7 +128,7 @@ class Progress:
     def _clock_fields(self) -> list[str]:
         now, rate, left = time.monotonic(), self.tokens_per_s(), self.left_s()
         fields = [f"{rate:,.0f} tokens/s"] if rate else []
-        fields.append(f"elapsed {clock(now - self._started)}")
+        fields.append(f"elapsed {clock(now - self.started)}")
         if self._total_rounds > 0:
             fields.append(f"this round {clock(now - self._round_started)}")
             fields.append(f"about {clock(left)} left" if left is not None else "time left: known after this round")
@@ -155,16 +140,17 @@ class Progress:
 
     def _heartbeat(self) -> None:
         """In a log, a sign of life where no round has ended for a while."""
-        if self._screen.is_live or time.monotonic() - self._last_line < HEARTBEAT_S:
+        if self.is_live or time.monotonic() - self._last_line < HEARTBEAT_S:
             return
-        fields = [self._title, self._round_text(), self._phase]
+        fields = [self.title, self._round_text(), self._phase]
         if self._clients_shown:
             fields.append(f"{len(self._done)} of {len(self._cohort)} clients done")
-        self._print("  ".join([*fields, f"elapsed {clock(time.monotonic() - self._started)}"]))
+        self.print("  ".join([*fields, f"elapsed {clock(time.monotonic() - self.started)}"]))
 
-    def _print(self, line: str) -> None:
+    def print(self, line: str) -> None:
+        """Writes one permanent line, which also is a sign of life."""
         self._last_line = time.monotonic()
-        self._screen.print(line)
+        super().print(line)
 
 
 def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, left_s: float | None = None) -> str:

@@ -1,37 +1,45 @@
 """Where displays write: one live block under permanent lines on a terminal, plain lines without a control character elsewhere."""
 
 import sys
+import time
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, ConsoleRenderable, RichCast
+from rich.console import Console, Group
 from rich.live import Live
 
 _ASCII = str.maketrans({"—": "-", "✓": "+", "…": "...", "·": "|", "└": " "})
 
 
 class Screen:
-    """Standard output for as long as something is displayed, as a context manager.
+    """A display on standard output, as a context manager around what it shows.
 
     `enabled` is None for a live block on a terminal and plain lines elsewhere, False for silence, and True for the live
     block even where standard output does not say that it is a terminal.
     """
 
-    def __init__(self, block: ConsoleRenderable | RichCast, *, enabled: bool | None, refresh_per_second: float) -> None:
+    def __init__(self, title: str, *, enabled: bool | None, refresh_per_second: float) -> None:
+        self.title = title
+        self.started = time.monotonic()
         self._silent = enabled is False
         self.console = make_console(force_terminal=enabled is True)
         self._live: Live | None = None
         if not self._silent and (enabled or is_terminal()):
             # Errors keep their own stream where that leads somewhere else than the terminal.
             options: Any = {"transient": True, "redirect_stderr": sys.stderr.isatty()}
-            self._live = Live(block, console=self.console, refresh_per_second=refresh_per_second, **options)
+            self._live = Live(self, console=self.console, refresh_per_second=refresh_per_second, **options)
 
     @property
     def is_live(self) -> bool:
         """Whether there is a live block."""
         return self._live is not None
 
+    def __rich__(self) -> Group:
+        """The live block as it stands at this moment."""
+        return Group(self.title)
+
     def __enter__(self) -> Self:
+        self.started = time.monotonic()
         if self._live is not None:
             self._live.start()
         return self
@@ -39,6 +47,10 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Prints one permanent line, for what a user must not miss."""
+        self.print(f"{self.title}  {text}")
 
     def print(self, line: str) -> None:
         """Writes one permanent line."""

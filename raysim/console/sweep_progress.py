@@ -6,8 +6,7 @@ Left out: progress inside a round. A trial reports after each round, which is wh
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Group
 from rich.text import Text
@@ -53,23 +52,14 @@ class TrialView:
         self.figures, self.round, self._last = figures, round, time.monotonic()
 
 
-class SweepProgress:
-    """The display of one sweep, as a context manager around it; `enabled` as in `Screen`."""
+class SweepProgress(Screen):
+    """The display of one sweep, around it; `enabled` as in `Screen`."""
 
     def __init__(self, title: str, *, enabled: bool | None = None) -> None:
-        self._title = title
-        self._screen = Screen(self, enabled=enabled, refresh_per_second=2)
-        self._started = time.monotonic()
+        super().__init__(title, enabled=enabled, refresh_per_second=2)
         self._already_over = 0
         self._expected = 0
         self.trials: dict[str, TrialView] = {}
-
-    def __enter__(self) -> Self:
-        self._screen.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._screen.__exit__(kind, error, trace)
 
     def expect(self, num_trials: int) -> None:
         """How many trials there will be, where they are not all known beforehand."""
@@ -100,15 +90,11 @@ class SweepProgress:
         took = f" in {clock(view.ended - view.started)}" if view.started is not None else ""
         self._line(name, f"{status}{took}{f': {error}' if error else ''}  ({self._counts()})")
 
-    def note(self, text: str) -> None:
-        """Prints one permanent line."""
-        self._screen.print(f"{self._title}  {text}")
-
     def left_s(self) -> float | None:
         """Seconds left, from the trials that ended since the sweep was started; None before the first."""
         over, total = self._over(), max(self._expected, len(self.trials))
         here = over - self._already_over
-        return (time.monotonic() - self._started) / here * (total - over) if here else None
+        return (time.monotonic() - self.started) / here * (total - over) if here else None
 
     def __rich__(self) -> Group:
         """The table as it stands at this moment."""
@@ -122,14 +108,14 @@ class SweepProgress:
             table.add_row(label, Text(view.status, style=STYLES[view.status]), *cells, MISSING if left is None else clock(left))
         left = self.left_s()
         when = f"about {clock(left)} left" if left is not None else "time left: known after the first trial"
-        head = Text(self._title, style="bold")
-        head.append(f"  {self._counts()}  ·  elapsed {clock(time.monotonic() - self._started)}  ·  {when}", style="dim")
+        head = Text(self.title, style="bold")
+        head.append(f"  {self._counts()}  ·  elapsed {clock(time.monotonic() - self.started)}  ·  {when}", style="dim")
         return Group(head, table)
 
     def _shown(self) -> Sequence[tuple[str, TrialView]]:
         """The trials that fit on the screen: those that run, then the latest to end, then those that wait; in their own order."""
         rank = {"running": 0, "failed": 1, "done": 1, "stopped": 1, "waiting": 2}
-        room = max(4, self._screen.console.height - SPARE_LINES)
+        room = max(4, self.console.height - SPARE_LINES)
         chosen = sorted(self.trials.items(), key=lambda item: (rank[item[1].status], -(item[1].ended or 0.0)))[:room]
         return sorted(chosen)
 
@@ -146,8 +132,8 @@ class SweepProgress:
 
     def _line(self, name: str, text: str) -> None:
         """A line of a log; on a terminal the table says it."""
-        if not self._screen.is_live:
-            self._screen.print(f"{self._title}  {name}  {text}")
+        if not self.is_live:
+            self.note(f"{name}  {text}")
 
 
 def _figure(figures: Mapping[str, Any], key: str, form: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
@@ -126,6 +127,14 @@ class Level:
     value: float
 
 
+@contextlib.contextmanager
+def styled(settings: Any = None) -> Iterator[None]:
+    """A place, or a function, in which figures have this package's style and further settings, and no warning for each character that a font lacks."""
+    with matplotlib.rc_context({**STYLE, **(settings or {})}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def label_text(text: str) -> str:
     """A user's label as a figure can draw it: one line, without control characters, cut where it is long."""
     line = " ".join("".join(c if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") else " " for c in text).split())
@@ -145,52 +154,45 @@ def markers_of(methods: Sequence[str]) -> list[str]:
     return [MARKERS[list(methods[:i]).count(method) % len(MARKERS)] for i, method in enumerate(methods)]
 
 
+@styled()
 def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bool = False, note: str = "") -> Figure:
     """Values against rounds completed, one line a run, each named at its end.
 
     The value axis covers at least `least_span`, so that a difference of nothing does not look like one.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=3.7)
-        for line in lines:
-            _draw_line(axes, line)
-        _round_axis(axes, lines)
-        name_values(axes, axis)
-        if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-        values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
-        _value_limits(axes, values, least_span=least_span, from_zero=percent)
-        _label_ends(axes, lines, "{:.1%}" if percent else "{:.2f}")
-        if note:
-            axes.set_xlabel(f"rounds completed    ({note})")
-        return figure
+    figure, axes = _canvas(height=3.7)
+    for line in lines:
+        _draw_line(axes, line)
+    _round_axis(axes, lines)
+    name_values(axes, axis)
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
+    _value_limits(axes, values, least_span=least_span, from_zero=percent)
+    ends = [(line.label, line.colour, line.values[-1]) for line in lines if line.values]
+    _label_ends(axes, ends, "{:.1%}" if percent else "{:.2f}")
+    if note:
+        axes.set_xlabel(f"rounds completed    ({note})")
+    return figure
 
 
+@styled()
 def trade_off(runs: Sequence[RunEnd]) -> Figure:
     """Utility against leakage at the end of every run; a hollow mark is the held-out control."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=3.7)
-        for run in runs:
-            if run.control is not None:
-                axes.plot([run.nll] * 2, [run.control, run.leakage], color=run.colour, linewidth=1.6, alpha=0.6)
-                axes.plot([run.nll], [run.control], run.marker, color=run.colour, markerfacecolor=SURFACE, markersize=7)
-            axes.plot([run.nll], [run.leakage], run.marker, color=run.colour, markersize=8)
-        name_values(axes, "Extraction ROUGE-L (filled: training prompts, hollow: control)")
-        axes.set_xlabel("held-out NLL (left is better)")
-        _value_limits(axes, [v for run in runs for v in (run.leakage, run.control) if v is not None], least_span=0.1, from_zero=False)
-        axes.margins(x=0.18)
-        heights = _spread([run.leakage for run in runs], *axes.get_ylim(), at_least=0.055)
-        for run, height in zip(runs, heights, strict=True):
-            axes.annotate(
-                label_text(run.label),
-                (run.nll, height),
-                xytext=(9, 0),
-                textcoords="offset points",
-                color=run.colour,
-                va="center",
-                fontweight="bold",
-            )
-        return figure
+    figure, axes = _canvas(height=3.7)
+    for run in runs:
+        if run.control is not None:
+            axes.plot([run.nll] * 2, [run.control, run.leakage], color=run.colour, linewidth=1.6, alpha=0.6)
+            axes.plot([run.nll], [run.control], run.marker, color=run.colour, markerfacecolor=SURFACE, markersize=7)
+        axes.plot([run.nll], [run.leakage], run.marker, color=run.colour, markersize=8)
+    name_values(axes, "Extraction ROUGE-L (filled: training prompts, hollow: control)")
+    axes.set_xlabel("held-out NLL (left is better)")
+    _value_limits(axes, [v for run in runs for v in (run.leakage, run.control) if v is not None], least_span=0.1, from_zero=False)
+    axes.margins(x=0.18)
+    heights = _spread([run.leakage for run in runs], *axes.get_ylim(), at_least=0.055)
+    for run, height in zip(runs, heights, strict=True):
+        beside(axes, label_text(run.label), (run.nll, height), color=run.colour, fontweight="bold")
+    return figure
 
 
 def partition(clients: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
@@ -209,6 +211,7 @@ def candidates(fates: Sequence[tuple[str, Mapping[str, int]]]) -> Figure:
     return _stacked_bars([name for name, _ in fates], labels, counts, colours=colours, axis="synthetic candidates")
 
 
+@styled()
 def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | None, part: str = "response") -> Figure:
     """How near each synthetic record of a client (named, with a value in [0, 1] a record) comes to a private one: a row of marks a client.
 
@@ -216,23 +219,23 @@ def nearness(clients: Sequence[tuple[str, Sequence[float]]], *, bound: float | N
     above which the filter of that part drops a record, if there is a filter.
     """
     filter_name = {"response": "copy filter", "instruction": "diversity filter"}[part]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=max(1.9, 0.42 * len(clients) + 1.3))
-        for row, (_, values) in enumerate(clients):
-            axes.plot(values, [row] * len(values), "|", color=KEPT_COLOUR, markersize=13, markeredgewidth=1.4, alpha=0.65)
-            axes.plot([statistics.median(values)], [row], "|", color=KEPT_COLOUR, markersize=22, markeredgewidth=3.0)
-        if bound is not None:
-            axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
-        axes.set_xlim(0.0, 1.0)
-        axes.set_ylim(len(clients) - 0.4, -0.6)
-        axes.set_yticks(range(len(clients)), [label_text(name) for name, _ in clients])
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(
-            f"largest ROUGE-L with a private {part} of the client" + (f"    (dashed: the {filter_name})" if bound is not None else "")
-        )
-        return figure
+    figure, axes = _canvas(height=max(1.9, 0.42 * len(clients) + 1.3))
+    for row, (_, values) in enumerate(clients):
+        axes.plot(values, [row] * len(values), "|", color=KEPT_COLOUR, markersize=13, markeredgewidth=1.4, alpha=0.65)
+        axes.plot([statistics.median(values)], [row], "|", color=KEPT_COLOUR, markersize=22, markeredgewidth=3.0)
+    if bound is not None:
+        axes.axvline(bound, color=MUTED, linestyle=(0, (4, 2)), linewidth=1.4)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(len(clients) - 0.4, -0.6)
+    axes.set_yticks(range(len(clients)), [label_text(name) for name, _ in clients])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(
+        f"largest ROUGE-L with a private {part} of the client" + (f"    (dashed: the {filter_name})" if bound is not None else "")
+    )
+    return figure
 
 
+@styled()
 def against(
     curves: Sequence[Curve], *, axis: str, label: str, ticks: Sequence[tuple[float, str]], least_span: float, levels: Sequence[Level] = ()
 ) -> Figure:
@@ -240,51 +243,46 @@ def against(
 
     `ticks` are the places on the horizontal axis and what stands under them.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=3.7)
-        for curve in curves:
-            xs, means, lows, highs = zip(*curve.points, strict=True)
-            spans = [
-                [mean - low for mean, low in zip(means, lows, strict=True)],
-                [high - mean for mean, high in zip(means, highs, strict=True)],
-            ]
-            axes.errorbar(
-                xs, means, yerr=spans, color=curve.colour, marker=curve.marker, markersize=6, linewidth=2.0, elinewidth=1.2, capsize=3
-            )
-        for level in levels:
-            axes.axhline(level.value, color=level.colour, linestyle=(0, (4, 2)), linewidth=1.4)
-        places = [place for place, _ in ticks]
-        margin = 0.06 * (max(places) - min(places)) or 0.5
-        axes.set_xlim(min(places) - margin, max(places) + margin)
-        axes.set_xticks(places, [label_text(text) for _, text in ticks])
-        axes.set_xlabel(label)
-        axes.grid(axis="x", visible=False)
-        name_values(axes, axis)
-        values = [value for curve in curves for point in curve.points for value in point[1:]] + [level.value for level in levels]
-        _value_limits(axes, values, least_span=least_span, from_zero=False)
-        ends = [Line(c.label, c.colour, c.marker, [(0, c.points[-1][1])]) for c in curves]
-        ends += [Line(one.label, one.colour, "", [(0, one.value)]) for one in levels]
-        _label_ends(axes, ends, "{:.2f}", x=max(places))
-        return figure
+    figure, axes = _canvas(height=3.7)
+    for curve in curves:
+        xs, means, lows, highs = zip(*curve.points, strict=True)
+        spans = [np.subtract(means, lows), np.subtract(highs, means)]
+        axes.errorbar(
+            xs, means, yerr=spans, color=curve.colour, marker=curve.marker, markersize=6, linewidth=2.0, elinewidth=1.2, capsize=3
+        )
+    for level in levels:
+        axes.axhline(level.value, color=level.colour, linestyle=(0, (4, 2)), linewidth=1.4)
+    places = [place for place, _ in ticks]
+    margin = 0.06 * (max(places) - min(places)) or 0.5
+    axes.set_xlim(min(places) - margin, max(places) + margin)
+    axes.set_xticks(places, [label_text(text) for _, text in ticks])
+    axes.set_xlabel(label)
+    axes.grid(axis="x", visible=False)
+    name_values(axes, axis)
+    values = [value for curve in curves for point in curve.points for value in point[1:]] + [level.value for level in levels]
+    _value_limits(axes, values, least_span=least_span, from_zero=False)
+    ends = [(curve.label, curve.colour, curve.points[-1][1]) for curve in curves] + [(one.label, one.colour, one.value) for one in levels]
+    _label_ends(axes, [(label, colour, (max(places), y)) for label, colour, y in ends], "{:.2f}")
+    return figure
 
 
+@styled()
 def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
     """Bytes sent over the whole run, up (solid) and down (pale), for (label, colour, uplink, downlink)."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=1.2 + 0.62 * len(runs))
-        largest = max([max(up, down) for _, _, up, down in runs] + [1.0])
-        for i, (_, colour, up, down) in enumerate(runs):
-            for offset, amount, alpha, word in ((-0.19, up, 1.0, "up"), (0.19, down, 0.4, "down")):
-                axes.barh(i + offset, amount, height=0.32, color=colour, alpha=alpha)
-                axes.text(amount + largest * 0.012, i + offset, f"{human_bytes(amount)} {word}", va="center", fontsize=9.5)
-        axes.set_yticks(range(len(runs)), [label_text(label) for label, _, _, _ in runs])
-        axes.tick_params(axis="y", labelcolor=INK)
-        axes.set_ylim(len(runs) - 0.45, -0.55)
-        axes.set_xlim(0, largest * 1.22)
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
-        return figure
+    figure, axes = _canvas(height=1.2 + 0.62 * len(runs))
+    largest = max([max(up, down) for _, _, up, down in runs] + [1.0])
+    for i, (_, colour, up, down) in enumerate(runs):
+        for offset, amount, alpha, word in ((-0.19, up, 1.0, "up"), (0.19, down, 0.4, "down")):
+            axes.barh(i + offset, amount, height=0.32, color=colour, alpha=alpha)
+            axes.text(amount + largest * 0.012, i + offset, f"{human_bytes(amount)} {word}", va="center", fontsize=9.5)
+    axes.set_yticks(range(len(runs)), [label_text(label) for label, _, _, _ in runs])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(runs) - 0.45, -0.55)
+    axes.set_xlim(0, largest * 1.22)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+    return figure
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -293,7 +291,7 @@ def save_png(figure: Figure, path: Path) -> None:
     lacking = _choose_fonts(figure)
     if lacking:
         logger.warning("%s: no font of this machine draws %s; install one that does, such as Noto Sans", path, "".join(sorted(lacking)))
-    with _drawing({}):
+    with styled():
         figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
@@ -304,7 +302,7 @@ def inline_svg(figure: Figure, *, name: str, title: str, titles: Sequence[str] =
     """
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with _drawing({"svg.hashsalt": name}):  # the reader's browser has its own fonts
+    with styled({"svg.hashsalt": name}):  # the reader's browser has its own fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = re.sub(r'\bid="', f'id="{name}-', svg[svg.index("<svg") :])
@@ -324,14 +322,6 @@ def inline_svg(figure: Figure, *, name: str, title: str, titles: Sequence[str] =
         return f'<g id="{found[1]}" class="mark"><title>{html.escape(titles[int(found[2])])}</title>'
 
     return re.sub(rf'<g id="({re.escape(name)}-mark-(\d+)-\d+)">', named, svg)
-
-
-@contextlib.contextmanager
-def _drawing(settings: Any) -> Iterator[None]:
-    """The style with further settings, and without a warning for each character that a font lacks."""
-    with matplotlib.rc_context({**STYLE, **settings}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def _choose_fonts(figure: Figure) -> set[str]:
@@ -368,6 +358,21 @@ def _canvas(*, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def beside(axes: Axes, text: str, place: tuple[float, float], *, offset: tuple[float, float] = (9, 0), **style: Any) -> None:
+    """Writes a text so many points beside a place."""
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", **{"va": "center", **style})
+
+
+def add_legend(figure: Figure, labels: Sequence[str], *, handles: Sequence[Any], ncols: int, **options: Any) -> None:
+    """Writes above the figure what each handle is called."""
+    numbers = [str(i) for i in range(len(labels))]
+    legend = figure.legend(
+        handles, numbers, loc="outside upper left", ncols=ncols, fontsize=9.5, handlelength=1, columnspacing=1.4, **options
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label_text(label))  # only now: matplotlib leaves out of a legend what begins with an underscore
+
+
 def name_values(axes: Axes, text: str, *, pad: float | None = 10) -> None:
     """Writes above the axes what their values are."""
     axes.set_title(text, loc="left", fontsize=10.5, color=MUTED, pad=pad)
@@ -402,25 +407,21 @@ def _value_limits(axes: Axes, values: Sequence[float], *, least_span: float, fro
     axes.set_ylim(max(low - spare, -0.1 * spare) if low >= 0 else low - spare, high + spare)  # nothing drawn here falls below zero
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line], label_format: str, *, x: float | None = None) -> None:
-    """Names each line beside its end, which lies at `x` where the values are by something else than rounds."""
-    drawn = [line for line in lines if line.values]
-    heights = _spread([line.values[-1][1] for line in drawn], *axes.get_ylim(), at_least=0.075)
-    right = axes.get_xlim()[1]
-    for line, height in zip(drawn, heights, strict=True):
-        end, y = line.values[-1]
-        text = f"{label_text(line.label)} {label_format.format(y)}"
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, tuple[float, float]]], label_format: str) -> None:
+    """Writes each (label, colour) beside the end of its line."""
+    heights = _spread([y for _, _, (_, y) in ends], *axes.get_ylim(), at_least=0.075)
+    for (label, colour, end), height in zip(ends, heights, strict=True):
         axes.annotate(
-            text,
-            (end if x is None else x, y),
-            xytext=(right, height),
+            f"{label_text(label)} {label_format.format(end[1])}",
+            end,
+            xytext=(axes.get_xlim()[1], height),
             textcoords="data",
-            color=line.colour,
+            color=colour,
             va="center",
             fontweight="bold",
             fontsize=10,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
         )
 
 
@@ -454,30 +455,27 @@ def _count(label_counts: Mapping[str, int], label: str, shown: Sequence[str]) ->
     return int(label_counts.get(label, 0))
 
 
+@styled()
 def _stacked_bars(
     names: Sequence[str], labels: Sequence[str], counts: Sequence[Sequence[int]], *, colours: Sequence[str], axis: str
 ) -> Figure:
     """Horizontal stacked bars with the counts written where they fit and the total at the end."""
-    with matplotlib.rc_context(STYLE):
-        legend_rows = -(-len(labels) // 3)
-        figure, axes = _canvas(height=1.0 + 0.24 * legend_rows + min(0.46 * len(names), 2.8 + 0.03 * len(names), 7.0))
-        widest = max([sum(row) for row in counts] + [1])
-        lefts = [0] * len(names)
-        for j in range(len(labels)):
-            column = [row[j] for row in counts]
-            bars = axes.barh(
-                range(len(names)), column, left=lefts, color=colours[j % len(colours)], label=str(j), height=0.74, edgecolor=SURFACE
-            )
-            crowded = len(names) > 18
-            texts = [str(count) if count >= 0.035 * widest and not crowded else "" for count in column]
-            axes.bar_label(bars, labels=texts, label_type="center", color=ON_LABEL, fontsize=9)
-            lefts = [left + count for left, count in zip(lefts, column, strict=True)]
-        _finish_bars(axes, names, lefts, widest, axis)
-        if labels:
-            legend = figure.legend(loc="outside upper left", ncols=3, fontsize=9.5, handlelength=1, handleheight=1, columnspacing=1.4)
-            for text, label in zip(legend.get_texts(), labels, strict=True):
-                text.set_text(label_text(label))  # only now: matplotlib leaves out of a legend what begins with an underscore
-        return figure
+    legend_rows = -(-len(labels) // 3)
+    figure, axes = _canvas(height=1.0 + 0.24 * legend_rows + min(0.46 * len(names), 2.8 + 0.03 * len(names), 7.0))
+    widest = max([sum(row) for row in counts] + [1])
+    lefts, drawn = [0] * len(names), []
+    for j in range(len(labels)):
+        column = [row[j] for row in counts]
+        bars = axes.barh(range(len(names)), column, left=lefts, color=colours[j % len(colours)], height=0.74, edgecolor=SURFACE)
+        crowded = len(names) > 18
+        texts = [str(count) if count >= 0.035 * widest and not crowded else "" for count in column]
+        axes.bar_label(bars, labels=texts, label_type="center", color=ON_LABEL, fontsize=9)
+        lefts = [left + count for left, count in zip(lefts, column, strict=True)]
+        drawn.append(bars)
+    _finish_bars(axes, names, lefts, widest, axis)
+    if labels:
+        add_legend(figure, labels, handles=drawn, ncols=3, handleheight=1)
+    return figure
 
 
 def _finish_bars(axes: Axes, names: Sequence[str], totals: Sequence[int], widest: int, axis: str) -> None:

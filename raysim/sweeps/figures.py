@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -26,12 +25,14 @@ from raysim.reports.figures import (
     MARKERS,
     MUTED,
     SPARE_COLOURS,
-    STYLE,
     SURFACE,
     WIDTH,
+    add_legend,
+    beside,
     colours_of,
     label_text,
     name_values,
+    styled,
 )
 from raysim.sweeps.scales import Measure, Scale, Sense, is_range, key_scale, measure_scale
 
@@ -59,21 +60,18 @@ def marking(rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str], names: Ma
     """A colour by method (or else by the key with the fewest values) and a marker by another key with few values."""
     counts = {key: len({str(row[key]) for row in rows}) for key in keys}
     few = sorted((key for key in keys if 2 <= counts[key] <= len(MARKERS)), key=lambda key: (key != "method.name", counts[key]))
-    colours = dict.fromkeys(map(str, range(len(rows))), ACCENT)
-    legend: list[tuple[str, str, str]] = []
-    if few:
-        values = _in_order([row[few[0]] for row in rows])
-        paints = colours_of([str(v) for v in values]) if few[0] == "method.name" else PALETTE
+    colours, markers, legend = [ACCENT] * len(rows), ["o"] * len(rows), list[tuple[str, str, str]]()
+    for key in few[:1]:
+        values = _in_order([row[key] for row in rows])
+        paints = colours_of([str(v) for v in values]) if key == "method.name" else PALETTE
         of_value = dict(zip(map(str, values), paints, strict=False))
-        colours = {str(i): of_value[str(row[few[0]])] for i, row in enumerate(rows)}
-        legend += [(f"{names[few[0]]}={value}", of_value[str(value)], "") for value in values]
-    markers = ["o"] * len(rows)
-    if len(few) > 1:
-        values = _in_order([row[few[1]] for row in rows])
-        shape = {str(value): MARKERS[i] for i, value in enumerate(values)}
-        markers = [shape[str(row[few[1]])] for row in rows]
-        legend += [(f"{names[few[1]]}={value}", MUTED, shape[str(value)]) for value in values]
-    return Marking(list(colours.values()), markers, legend)
+        colours = [of_value[str(row[key])] for row in rows]
+        legend += [(f"{names[key]}={value}", colour, "") for value, colour in of_value.items()]
+    for key in few[1:2]:
+        shapes = dict(zip(map(str, _in_order([row[key] for row in rows])), MARKERS, strict=False))
+        markers = [shapes[str(row[key])] for row in rows]
+        legend += [(f"{names[key]}={value}", MUTED, shape) for value, shape in shapes.items()]
+    return Marking(colours, markers, legend)
 
 
 def _in_order(values: Sequence[Any]) -> list[Any]:
@@ -84,6 +82,7 @@ def _in_order(values: Sequence[Any]) -> list[Any]:
 # --- the figures
 
 
+@styled()
 def front(
     rows: Sequence[Mapping[str, Any]], *, on_front: Sequence[int], pairs: Sequence[tuple[Measure, Measure]], marks: Marking
 ) -> Figure:
@@ -91,22 +90,21 @@ def front(
 
     Each setting is an element `mark-INDEX-PANEL`, for `inline_svg`.
     """
-    with matplotlib.rc_context(STYLE):
-        wide = len(pairs) > 1
-        figure = Figure(figsize=(FULL_WIDTH if wide else WIDTH, 4.5 if wide else 4.1), layout="constrained")
-        for panel, (across, up) in enumerate(pairs):
-            axes = figure.add_subplot(1, len(pairs), panel + 1)
-            scales = [measure_scale(measure, [row[measure.key] for row in rows]) for measure in (across, up)]
-            places = _places(rows, keys=(across.key, up.key), scales=scales)
-            _stairs(axes, list(places.values()), senses=(across.sense, up.sense))
-            for i in sorted(places, key=lambda i: i in on_front):
-                _mark(axes, places[i], colour=marks.colours[i], marker=marks.markers[i], bold=i in on_front, gid=f"mark-{i}-{panel}")
-            _draw_axis(axes.xaxis, scales[0], sense=across.sense, better=("left", "right"))
-            _draw_axis(axes.yaxis, scales[1], sense=up.sense, better=("down", "up"))
-            axes.set_xlim(-0.06, 1.06)
-            axes.set_ylim(-0.08, 1.08)
-        _legend(figure, marks)
-        return figure
+    wide = len(pairs) > 1
+    figure = Figure(figsize=(FULL_WIDTH if wide else WIDTH, 4.5 if wide else 4.1), layout="constrained")
+    for panel, (across, up) in enumerate(pairs):
+        axes = figure.add_subplot(1, len(pairs), panel + 1)
+        scales = [measure_scale(measure, [row[measure.key] for row in rows]) for measure in (across, up)]
+        places = _places(rows, keys=(across.key, up.key), scales=scales)
+        _stairs(axes, list(places.values()), senses=(across.sense, up.sense))
+        for i in sorted(places, key=lambda i: i in on_front):
+            _mark(axes, places[i], colour=marks.colours[i], marker=marks.markers[i], bold=i in on_front, gid=f"mark-{i}-{panel}")
+        _draw_axis(axes.xaxis, scales[0], sense=across.sense, better=("left", "right"))
+        _draw_axis(axes.yaxis, scales[1], sense=up.sense, better=("down", "up"))
+        axes.set_xlim(-0.06, 1.06)
+        axes.set_ylim(-0.08, 1.08)
+    _legend(figure, marks.legend)
+    return figure
 
 
 def _places(rows: Sequence[Mapping[str, Any]], *, keys: tuple[str, str], scales: Sequence[Scale]) -> dict[int, tuple[float, float]]:
@@ -155,42 +153,32 @@ def _draw_axis(axis: Any, scale: Scale, *, sense: Sense = "", better: tuple[str,
     axis.set_label_text(scale.label + direction)
 
 
-def _legend(figure: Figure, marks: Marking) -> None:
-    handles = [Line2D([], [], linestyle="", marker=marker or "o", color=colour, markersize=7) for _, colour, marker in marks.legend]
+def _legend(figure: Figure, entries: Sequence[tuple[str, str, str]]) -> None:
+    handles = [Line2D([], [], linestyle="", marker=marker or "o", color=colour, markersize=7) for _, colour, marker in entries]
     if handles:
-        legend = figure.legend(
-            handles=handles,
-            labels=[str(i) for i in range(len(handles))],
-            loc="outside upper left",
-            ncols=min(len(handles), 7),
-            fontsize=9.5,
-            handlelength=1,
-            columnspacing=1.4,
-        )
-        for text, (label, _, _) in zip(legend.get_texts(), marks.legend, strict=True):
-            text.set_text(label_text(label))
+        add_legend(figure, [label for label, _, _ in entries], handles=handles, ncols=min(len(handles), 7))
 
 
+@styled()
 def by_key(rows: Sequence[Mapping[str, Any]], *, key: str, label: str, measures: Sequence[Measure], text: Callable[[Any], str]) -> Figure:
     """One panel a measure over the values of one key: pale, every setting; bold, the mean over all other keys."""
-    with matplotlib.rc_context(STYLE):
-        width = FULL_WIDTH if len(measures) > 1 else WIDTH
-        figure = Figure(figsize=(width, 3.3), layout="constrained")
-        across = key_scale(label, [row[key] for row in rows], text=text)
-        for panel, measure in enumerate(measures):
-            axes = figure.add_subplot(1, len(measures), panel + 1)
-            drawn = [(row[key], row[measure.key]) for row in rows if is_number(row[measure.key])]
-            up = measure_scale(measure, [y for _, y in drawn])
-            places = _places([row for row in rows if is_number(row[measure.key])], keys=(key, measure.key), scales=(across, up)).values()
-            axes.plot([x for x, _ in places], [y for _, y in places], "o", color=ACCENT, alpha=0.3, markersize=5)
-            _draw_means(axes, drawn, across=across, up=up)
-            _draw_axis(axes.xaxis, across)
-            axes.set_yticks([position for position, _ in up.ticks()], [word for _, word in up.ticks()])
-            name_values(axes, f"{measure.label} ({'lower' if measure.sense == 'min' else 'higher'} is better)", pad=None)
-            axes.grid(axis="x", visible=False)
-            axes.set_xlim(-0.1, 1.1) if across.kind != "steps" else axes.set_xlim(0, 1)
-            axes.set_ylim(-0.1, 1.16)
-        return figure
+    width = FULL_WIDTH if len(measures) > 1 else WIDTH
+    figure = Figure(figsize=(width, 3.3), layout="constrained")
+    across = key_scale(label, [row[key] for row in rows], text=text)
+    for panel, measure in enumerate(measures):
+        axes = figure.add_subplot(1, len(measures), panel + 1)
+        known = [row for row in rows if is_number(row[measure.key])]
+        up = measure_scale(measure, [row[measure.key] for row in known])
+        places = _places(known, keys=(key, measure.key), scales=(across, up)).values()
+        axes.plot([x for x, _ in places], [y for _, y in places], "o", color=ACCENT, alpha=0.3, markersize=5)
+        _draw_means(axes, [(row[key], row[measure.key]) for row in known], across=across, up=up)
+        _draw_axis(axes.xaxis, across)
+        axes.set_yticks([position for position, _ in up.ticks()], [word for _, word in up.ticks()])
+        name_values(axes, f"{measure.label} ({'lower' if measure.sense == 'min' else 'higher'} is better)", pad=None)
+        axes.grid(axis="x", visible=False)
+        axes.set_xlim(-0.1, 1.1) if across.kind != "steps" else axes.set_xlim(0, 1)
+        axes.set_ylim(-0.1, 1.16)
+    return figure
 
 
 def _draw_means(axes: Axes, drawn: Sequence[tuple[Any, float]], *, across: Scale, up: Scale) -> None:
@@ -206,42 +194,32 @@ def _draw_means(axes: Axes, drawn: Sequence[tuple[Any, float]], *, across: Scale
     heights = [up.position(mean) or 0.0 for _, mean in means]
     joined = across.kind != "steps" or all(is_number(step) for step in across.steps)
     axes.plot([x for x, _ in means], heights, "o-" if joined else "o", color=ACCENT, linewidth=2.2, markersize=8)
-    for (x, mean), height in zip(means, heights, strict=True):
-        if len(means) <= 8:
-            axes.annotate(
-                up.exact(mean),
-                (x, height),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9.5,
-                fontweight="bold",
-                color=ACCENT,
-                bbox=BEHIND_TEXT,
-            )
+    for (x, mean), height in zip(means, heights, strict=True) if len(means) <= 8 else ():
+        style = {"ha": "center", "va": "baseline", "fontsize": 9.5, "fontweight": "bold", "color": ACCENT, "bbox": BEHIND_TEXT}
+        beside(axes, up.exact(mean), (x, height), offset=(0, 8), **style)
 
 
+@styled({"axes.grid": False})
 def heat_map(
     rows: Sequence[Mapping[str, Any]], *, keys: tuple[str, str], names: Mapping[str, str], measure: Measure, text: Callable[[Any], str]
 ) -> Figure:
     """The mean of a measure for every pair of values of two keys, darker where it is better, with the numbers written in."""
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        columns, lines = (_in_order([row[key] for row in rows]) for key in keys)
-        figure = Figure(figsize=(WIDTH, min(1.3 + 0.46 * len(lines), 6.5)), layout="constrained")
-        axes = figure.add_subplot()
-        cells: dict[tuple[int, int], list[float]] = {}
-        for row in rows:
-            if is_number(row[measure.key]):
-                at = ([str(v) for v in columns].index(str(row[keys[0]])), [str(v) for v in lines].index(str(row[keys[1]])))
-                cells.setdefault(at, []).append(row[measure.key])
-        means = {at: statistics.fmean(values) for at, values in cells.items()}
-        _draw_cells(axes, means, size=(len(columns), len(lines)), measure=measure)
-        axes.set_xticks(range(len(columns)), [label_text(text(v)) for v in columns])
-        axes.set_yticks(range(len(lines)), [label_text(text(v)) for v in lines])
-        axes.set_xlabel(names[keys[0]])
-        axes.set_ylabel(names[keys[1]])
-        axes.spines[:].set_visible(False)
-        return figure
+    columns, lines = (_in_order([row[key] for row in rows]) for key in keys)
+    figure = Figure(figsize=(WIDTH, min(1.3 + 0.46 * len(lines), 6.5)), layout="constrained")
+    axes = figure.add_subplot()
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        if is_number(row[measure.key]):
+            at = ([str(v) for v in columns].index(str(row[keys[0]])), [str(v) for v in lines].index(str(row[keys[1]])))
+            cells.setdefault(at, []).append(row[measure.key])
+    means = {at: statistics.fmean(values) for at, values in cells.items()}
+    _draw_cells(axes, means, size=(len(columns), len(lines)), measure=measure)
+    axes.set_xticks(range(len(columns)), [label_text(text(v)) for v in columns])
+    axes.set_yticks(range(len(lines)), [label_text(text(v)) for v in lines])
+    axes.set_xlabel(names[keys[0]])
+    axes.set_ylabel(names[keys[1]])
+    axes.spines[:].set_visible(False)
+    return figure
 
 
 def _draw_cells(axes: Axes, means: Mapping[tuple[int, int], float], *, size: tuple[int, int], measure: Measure) -> None:
@@ -259,46 +237,36 @@ def _draw_cells(axes: Axes, means: Mapping[tuple[int, int], float], *, size: tup
     axes.set_ylim(size[1] - 0.5, -0.5)
 
 
+@styled({"axes.grid": False})
 def parallel(rows: Sequence[Mapping[str, Any]], *, scales: Mapping[str, Scale], on_front: Sequence[int], marks: Marking) -> Figure:
     """Every setting as a line across the swept keys and the measures; those on the front are strong.
 
     Each setting is an element `mark-INDEX-0`, for `inline_svg`.
     """
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(FULL_WIDTH, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        for i in sorted(range(len(rows)), key=lambda i: i in on_front):
-            places = [(x, scale.position(rows[i][key])) for x, (key, scale) in enumerate(scales.items())]
-            drawn = [(x, y) for x, y in places if y is not None]
-            bold = i in on_front
-            axes.plot(
-                [x for x, _ in drawn],
-                [y for _, y in drawn],
-                color=marks.colours[i],
-                linewidth=2.6 if bold else 1.2,
-                alpha=0.95 if bold else 0.35,
-                zorder=3 if bold else 2,
-                gid=f"mark-{i}-0",
-            )
-        for x, scale in enumerate(scales.values()):
-            axes.axvline(x, color=GRID, linewidth=1.2, zorder=1)
-            for position, word in scale.ticks():
-                axes.annotate(
-                    word,
-                    (x, position),
-                    xytext=(6, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                    color=INK,
-                    zorder=4,
-                    bbox=BEHIND_TEXT,
-                )
-        axes.set_xticks(range(len(scales)), [scale.label for scale in scales.values()])
-        axes.tick_params(axis="x", labelcolor=INK, labeltop=True, labelbottom=False)
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        axes.set_xlim(-0.1, len(scales) - 0.55)
-        axes.set_ylim(-0.06, 1.06)
-        _legend(figure, Marking(marks.colours, marks.markers, [item for item in marks.legend if not item[2]]))
-        return figure
+    figure = Figure(figsize=(FULL_WIDTH, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for i in sorted(range(len(rows)), key=lambda i: i in on_front):
+        places = [(x, scale.position(rows[i][key])) for x, (key, scale) in enumerate(scales.items())]
+        drawn = [(x, y) for x, y in places if y is not None]
+        bold = i in on_front
+        axes.plot(
+            [x for x, _ in drawn],
+            [y for _, y in drawn],
+            color=marks.colours[i],
+            linewidth=2.6 if bold else 1.2,
+            alpha=0.95 if bold else 0.35,
+            zorder=3 if bold else 2,
+            gid=f"mark-{i}-0",
+        )
+    for x, scale in enumerate(scales.values()):
+        axes.axvline(x, color=GRID, linewidth=1.2, zorder=1)
+        for position, word in scale.ticks():
+            beside(axes, word, (x, position), offset=(6, 0), fontsize=9, color=INK, zorder=4, bbox=BEHIND_TEXT)
+    axes.set_xticks(range(len(scales)), [scale.label for scale in scales.values()])
+    axes.tick_params(axis="x", labelcolor=INK, labeltop=True, labelbottom=False)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_xlim(-0.1, len(scales) - 0.55)
+    axes.set_ylim(-0.06, 1.06)
+    _legend(figure, [entry for entry in marks.legend if not entry[2]])
+    return figure
