@@ -3,10 +3,8 @@
 import csv
 import itertools
 import json
-import math
 import re
 import shlex
-import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ from matplotlib import image
 from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
 from raysim.sweeps.again import command_for
 from raysim.sweeps.page import rewrite_sweep_report, write_sweep_report
-from raysim.sweeps.rows import aggregate, best_under, pareto_front, read_results
-from raysim.sweeps.scales import Measure, key_scale, measure_scale
+from raysim.sweeps.rows import read_results
 from tests.sweep_folders import grid_rows, trial_row, write_sweep
+from tests.sweeps.test_rows import front_by_pairs
 
 SELECTION = "Choosing the best of these trials costs nothing that is counted here."
 OBJECTIVES = {"heldout_nll": "min", "leakage": "min"}
@@ -103,90 +101,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(folder: Path) -> Page:
     path = write_sweep_report(folder, title="a <sweep>", objectives=OBJECTIVES, swept=list(SPACE), selection=SELECTION)
     return Page(path.read_text(encoding="utf-8"))
-
-
-# --- the front and the best
-
-FIGURE = st.one_of(st.none(), st.integers(0, 3).map(float), st.just(math.nan), st.just(math.inf))
-ROWS = st.lists(st.fixed_dictionaries({"heldout_nll": FIGURE, "heldout_rouge_l": FIGURE, "epsilon": FIGURE}), max_size=12)
-
-
-def front_by_pairs(rows: list[dict[str, Any]], objectives: dict[str, str]) -> list[int]:
-    """The front by its definition: every pair compared."""
-
-    def value(row: dict[str, Any], key: str) -> float | None:
-        found = math.inf if key == "epsilon" and row[key] is None else row[key]
-        return None if found is None or math.isnan(found) else found if objectives[key] == "min" else -found
-
-    points = [[value(row, key) for key in objectives] for row in rows]
-    placed = [i for i, point in enumerate(points) if None not in point]
-
-    def beaten(i: int) -> bool:
-        pairs = [list(zip(points[j], points[i], strict=True)) for j in placed]
-        return any(all(a <= b for a, b in pair) and any(a < b for a, b in pair) for pair in pairs)  # type: ignore[operator]
-
-    return [i for i in placed if not beaten(i)]
-
-
-@given(rows=ROWS, senses=st.lists(st.sampled_from(["min", "max"]), min_size=3, max_size=3), num=st.integers(1, 3))
-def test_the_front_is_what_comparing_every_pair_gives(rows: list[dict[str, Any]], senses: list[str], num: int) -> None:
-    objectives = dict(list(zip(("heldout_nll", "heldout_rouge_l", "epsilon"), senses, strict=True))[:num])
-    assert pareto_front(rows, objectives=objectives) == front_by_pairs(rows, objectives)
-
-
-def test_no_epsilon_is_the_worst_epsilon_and_no_utility_is_no_candidate() -> None:
-    rows = [
-        {"heldout_nll": 2.0, "epsilon": None},
-        {"heldout_nll": 2.0, "epsilon": 3.0},
-        {"heldout_nll": None, "epsilon": 0.1},
-        {"heldout_nll": 1.9, "epsilon": None},
-    ]
-    assert pareto_front(rows, objectives={"heldout_nll": "min", "epsilon": "min"}) == [1, 3]
-
-
-def test_the_best_under_a_budget() -> None:
-    rows = [
-        {"heldout_nll": 2.0, "heldout_rouge_l": 0.5, "epsilon": None},
-        {"heldout_nll": 2.4, "heldout_rouge_l": 0.4, "epsilon": 2.9},
-        {"heldout_nll": 2.6, "heldout_rouge_l": 0.2, "epsilon": 1.0},
-        {"heldout_nll": None, "heldout_rouge_l": None, "epsilon": 0.5},
-    ]
-    assert best_under(rows, objective="heldout_nll", budget={}) is rows[0]
-    assert best_under(rows, objective="heldout_nll", budget={"epsilon": 3}) is rows[1]
-    assert best_under(rows, objective="heldout_rouge_l", budget={"epsilon": 3}) is rows[1]
-    assert best_under(rows, objective="heldout_nll", budget={"epsilon": 1}) is rows[2]
-    assert best_under(rows, objective="heldout_nll", budget={"epsilon": 0.9}) is None
-    assert best_under(rows, objective="heldout_nll", budget={"epsilon": 3}, sense="max") is rows[2]
-
-
-# --- averages
-
-
-def test_repeats_are_averaged_and_failed_or_stopped_ones_are_not() -> None:
-    rows = grid_rows({"lora.rank": [4, 16]}, seeds=(0, 1, 2, 3))
-    rows[3] = trial_row(3, {"lora.rank": 4}, seed=3, error="boom")
-    rows[2] |= {"status": "stopped", "heldout_nll": 99.0}
-    groups = aggregate(rows, swept=["lora.rank", "seed"])
-    assert [group["lora.rank"] for group in groups] == [4, 16]
-    assert [(g["num_done"], g["num_stopped"], g["num_failed"], g["num_trials"]) for g in groups] == [(2, 1, 1, 4), (4, 0, 0, 4)]
-    for group, members in zip(groups, (rows[:2], rows[4:]), strict=True):
-        nlls = [row["heldout_nll"] for row in members]
-        assert group["heldout_nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-12)
-        assert group["heldout_nll_std"] == pytest.approx(statistics.stdev(nlls), rel=1e-9)
-    assert groups[1]["trials"] == [row["trial"] for row in rows[4:]]
-    assert len(groups[1]["trials"]) == 4
-
-
-def test_an_averaged_epsilon_holds_for_every_repeat() -> None:
-    rows = [trial_row(i, {"privacy.target_epsilon": 3.0}, seed=i) | {"epsilon": epsilon} for i, epsilon in enumerate((2.5, 2.9, 2.7))]
-    assert aggregate(rows, swept=["privacy.target_epsilon", "seed"])[0]["epsilon"] == 2.9
-    rows[1]["epsilon"] = None
-    assert aggregate(rows, swept=["privacy.target_epsilon", "seed"])[0]["epsilon"] is None
-
-
-def test_a_setting_without_a_finished_trial_has_no_figures() -> None:
-    group = aggregate([trial_row(0, {"lora.rank": 4}, error="boom")], swept=["lora.rank"])[0]
-    assert (group["status"], group["heldout_nll"], group["epsilon"], group["heldout_nll_std"]) == ("failed", None, None, None)
 
 
 # --- commands
@@ -466,60 +380,3 @@ def test_a_results_file_that_cannot_be_read_is_named(tmp_path: Path, content: st
         (tmp_path / "results.csv").write_text(content)
     with pytest.raises(ValueError, match=re.escape(words)):
         write_sweep_report(tmp_path, title="", objectives=OBJECTIVES, swept=["lora.rank"], selection="")
-
-
-# --- axes
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([4, 16, 64], "log"),
-        ([1, 2, 4, 8], "log"),
-        ([0.001, 1], "log"),
-        ([3, 10], "linear"),
-        ([1, 2, 3, 4], "linear"),
-        ([0, 1, 10, 100], "steps"),
-        ([0, 1, 2], "linear"),
-        (["fedit", "dplora"], "steps"),
-        ([True, False], "steps"),
-        ([7], "steps"),
-    ],
-)
-def test_a_key_has_the_axis_that_fits_its_values(values: list[Any], kind: str) -> None:
-    scale = key_scale("key", values)
-    assert scale.kind == kind
-    positions = [scale.position(value) for value in values]
-    assert all(position is not None and 0 <= position <= 1 for position in positions)
-    assert len(set(positions)) == len(values)
-    assert [text for _, text in scale.ticks()] == [str(value) for value in values]
-    if kind == "log" and len(values) > 2:
-        gaps = np.diff(np.array(positions, dtype=float))
-        assert gaps == pytest.approx([gaps[0]] * len(gaps))
-
-
-def test_runs_without_an_epsilon_have_a_place_beyond_all_others() -> None:
-    measure = Measure("epsilon", "epsilon", "min", str, missing="none")
-    scale = measure_scale(measure, [1.0, 4.0, None])
-    without = scale.position(None)
-    assert without == 1.0
-    assert all((scale.position(value) or 0.0) < 0.9 for value in (1.0, 4.0))
-    assert scale.ticks()[-1] == (1.0, "none")
-    assert measure_scale(measure, [1.0, 4.0]).position(None) is None
-
-
-def test_an_axis_of_equal_values_names_them_and_stays_above_zero() -> None:
-    scale = measure_scale(Measure("epsilon", "epsilon", "min", "{:g}".format, missing="none"), [4.0, 4.0, None])
-    assert [text for _, text in scale.ticks()] == ["4", "none"]
-    assert 0 < (scale.position(4.0) or 0) < 1
-    scale = measure_scale(Measure("leakage", "leakage", "min", "{:g}".format, least_span=0.05), [0.0, 0.0])
-    assert scale.position(0.0) == 0.0
-    assert min(float(text) for _, text in scale.ticks()) == 0.0
-
-
-def test_a_difference_of_nothing_looks_like_one() -> None:
-    scale = measure_scale(Measure("heldout_nll", "NLL", "min", str, least_span=0.1), [2.500, 2.501])
-    low, high = scale.position(2.500), scale.position(2.501)
-    assert low is not None
-    assert high is not None
-    assert high - low == pytest.approx(0.01)
