@@ -58,7 +58,8 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
     out = check_folder(config)
     for point in suggested(out) if config.sweep.search == "optuna" else points:
         inputs.check_inputs(trial_folder(config, point), trial_of(config, point))
-    write_start(config, out)
+    runfiles.check_writable(out)
+    runfiles.write_text(out / runfiles.SWEEP, to_yaml(config))
     with SweepProgress(config.name, enabled=display) as progress:
         for warning in idle_keys(config, points):
             progress.note(warning)
@@ -100,17 +101,12 @@ def planned(config: Config) -> list[Point]:
         _check_optuna(config)
         points = probe_points(config)
     elif settings.search == "random":
-        points = random_points(config, num=_num_drawn(config))
+        chosen = settings.private_selection
+        points = random_points(config, num=draw_num_trials(**chosen, seed=config.seed) if chosen else settings.num_samples)
     else:
         points = grid_points(config)
     check_points(config, points)
     return points
-
-
-def _num_drawn(config: Config) -> int:
-    """`sweep.num_samples`, or the number that `sweep.private_selection` draws."""
-    chosen = config.sweep.private_selection
-    return draw_num_trials(**chosen, seed=config.seed) if chosen else config.sweep.num_samples
 
 
 def _check_optuna(config: Config) -> None:
@@ -167,17 +163,6 @@ def sweep_key(config: Config) -> dict[str, Any]:
     """The values that the results of a sweep depend on."""
     flat = flatten_keys(to_dict(config))
     return result_key(config) | {f"sweep.{name}": flat[f"sweep.{name}"] for name in SWEEP_KEYS}
-
-
-def write_start(config: Config, out: Path) -> None:
-    """Writes sweep.yaml, the complete configuration.
-
-    Errors: ValueError if the folder cannot be written.
-    """
-    try:
-        runfiles.write_text(out / runfiles.SWEEP, to_yaml(config))
-    except OSError as error:
-        raise ValueError(f"out={config.out!r} cannot be written ({error.strerror or error}); choose another folder") from None
 
 
 # --- the command

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -161,11 +162,8 @@ def _num_actors(trial: Config) -> int:
     """The client actors of a trial: one for each client of a cohort while they fit into the cluster; one place if there are none."""
     if trial.resources.backend == "ray":
         return cluster.num_client_actors(trial, num_clients=trial.partition.num_clients)
-    return cluster.num_client_actors(_with_actors(trial, "auto"), num_clients=1)
-
-
-def _with_actors(trial: Config, num_actors: str) -> Config:
-    return dataclasses.replace(trial, resources=dataclasses.replace(trial.resources, num_actors=num_actors))
+    here = dataclasses.replace(trial, resources=dataclasses.replace(trial.resources, num_actors="auto"))
+    return cluster.num_client_actors(here, num_clients=1)
 
 
 def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
@@ -173,9 +171,7 @@ def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
     client = trial.resources.client
     needs = {"CPU": client.num_cpus, "GPU": client.num_gpus, "memory": float(int(client.memory_gb * cluster.GIB))}
     bundle = {key: value for key, value in needs.items() if value > 0} or {"CPU": 0.001}  # Ray has no empty placement groups
-    if trial.resources.backend == "local":
-        return [bundle]
-    return [{}, *[dict(bundle) for _ in range(num_actors)]]
+    return [bundle] if trial.resources.backend == "local" else [{}, *[dict(bundle) for _ in range(num_actors)]]
 
 
 def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[str, str, str], Any]:
@@ -272,16 +268,8 @@ class _OverTrial:
     trial_id: str
 
 
-class _NoOthers:
-    """What a scheduler may ask Tune while nothing runs yet."""
-
-    def get_live_trials(self) -> list[Any]:
-        """None."""
-        return []
-
-
-NO_OTHERS = _NoOthers()
-"""In place of Tune's controller, for a scheduler that is told of trials that are over."""
+NO_OTHERS: Any = SimpleNamespace(get_live_trials=list)
+"""In place of Tune's controller, for a scheduler that is told of trials that are over: while nothing runs yet, no trial lives."""
 
 
 def _loggers(config: Config, progress: SweepProgress) -> list[Any]:
