@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from raysim.console.words import clock, human_bytes
 from raysim.data.similarity import MEASURE
 from raysim.reports import figures
+from raysim.results.files import FIGURES
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,7 +42,7 @@ def draw(panels: Sequence[Panel], out_dir: Path) -> list[DrawnPanel]:
     """The panels as a page holds them, each figure also written to `out_dir`/figures for print."""
     drawn = []
     for panel in panels:
-        figures.save_png(panel.figure, out_dir / "figures" / f"{panel.name}.png")
+        figures.save_png(panel.figure, out_dir / FIGURES / f"{panel.name}.png")
         svg = figures.inline_svg(panel.figure, name=panel.name, title=panel.title, titles=panel.titles)
         drawn.append(DrawnPanel(panel, svg, wide=panel.figure.get_figwidth() > figures.WIDTH))
     return drawn

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raysim.runs.compare import compare
 from safetensors.numpy import load_file, save_file
 
 from raysim.cli import main
@@ -14,7 +15,6 @@ from raysim.data.records import Record
 from raysim.model.base_model import load_base_model
 from raysim.results import inputs
 from raysim.results.verify import verify
-from raysim.runs.compare import compare
 from raysim.runs.run import run
 from raysim.sweeps.sweep import sweep
 from tests.conftest import SMALL
