@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysim.config import Config
-from raysim.methods.spec import METHODS
-from raysim.privacy import factorization, promises
-from raysim.privacy.accounting import Epsilon, Release, default_delta, epsilon_of, paper_epsilon, solve_noise_multiplier
+from raysim.privacy import factorization
+from raysim.privacy.accounting import Epsilon, Release, default_delta, epsilon_of, solve_noise_multiplier
 from raysim.privacy.noise import gaussian
 from raysim.privacy.secagg import majority
 from raysim.rng import numpy_rng, seed_for
@@ -169,10 +168,10 @@ class Mechanism:
     @property
     def num_units(self) -> int:
         """Clients (of the simulated population, where there is one), or records of all clients: whichever is protected."""
-        return self._num_simulated if self.kind == "client" else sum(self.shard_sizes)
+        return self.num_simulated if self.kind == "client" else sum(self.shard_sizes)
 
     @property
-    def _num_simulated(self) -> int:
+    def num_simulated(self) -> int:
         """Clients among whom one hides: those of the simulated population, where there is one."""
         return (self.population or round(self.noise_cohort_size / self.cohort_prob)) if self.noise_cohort_size else self.num_clients
 
@@ -264,7 +263,7 @@ class Mechanism:
         if self.clipping == "adaptive":
             z = (z**-2 - (2.0 * self.count_noise) ** -2) ** -0.5
         if self.sampler == "cyclic":
-            z *= self._sensitivity(self.num_rounds)
+            z *= self.sensitivity(self.num_rounds)
         return z * self._noise_scale
 
     def update_noise_multiplier(self, cohort_size: int) -> float:
@@ -336,7 +335,7 @@ class Mechanism:
         if self.kind == "none" or num_rounds == 0:
             return ()
         if self.sampler == "cyclic":
-            share = self._sensitivity(self.num_rounds) / self._sensitivity(num_rounds)
+            share = self.sensitivity(self.num_rounds) / self.sensitivity(num_rounds)
             return (Release(self.noise_multiplier * share, sampler="all"),)
         count = self.num_releases(num_rounds)
         if self.kind == "client" and self.sampler == "fixed":
@@ -363,112 +362,10 @@ class Mechanism:
             low, high = (middle, high) if spent is not None and spent.quoted <= max_epsilon else (low, middle - 1)
         return low
 
-    def ledger(self, num_rounds: int) -> dict[str, Any]:
-        """What was promised to whom after `num_rounds`: the content of ledger.json.
-
-        `noise_multiplier` is what the configuration gives, or what was solved for; `accounted_multiplier` what the accountant is given.
-        `epsilon` is dp-accounting's at `delta` for the events in `releases`; null where nothing is promised.
-        """
-        spent, private = self.epsilon(num_rounds), self.kind != "none"
-        entries: dict[str, Any] = {
-            "unit": {"literal": "example", "synthesis": "example"}.get(self.kind, self.kind),
-            "neighbouring_relation": promises.RELATIONS[self._relation],
-            "sampler": self._sampler(),
-            "sampling_prob": self.sampling_prob,
-            "noise_multiplier": self.noise_multiplier if private else 0.0,
-            "accounted_multiplier": self.accounted_multiplier if private else 0.0,
-            "clip_norm": self.clip_norm if private and self.kind != "synthesis" else None,
-            "num_releases": self.num_releases(num_rounds),
-            "delta": self.delta if private else None,
-            "epsilon": spent.quoted if spent else None,
-            "epsilon_rdp": spent.rdp if spent else None,
-            "accountant": ("pld" if spent.pld is not None else "rdp") if spent else None,
-            "releases": [dataclasses.asdict(release) for release in self.releases(num_rounds)],
-            "guarantee": self.guarantee(num_rounds),
-            "simulated": self.noise_cohort_size > 0,
-            "noise_at": self.noise_at if private else "none",
-            "expected_cohort": self.expected_cohort,
-            "num_rounds": num_rounds,
-            "seeded_noise": private and self.noise_multiplier > 0.0 and not self.secure_noise,
-        }
-        return entries | self._special_entries()
-
-    def guarantee(self, num_rounds: int) -> str:
-        """One plain sentence: who is protected against whom, by how much, and under which assumptions."""
-        if self.kind == "none":
-            return METHODS[self.method].no_guarantee
-        spent = self.epsilon(num_rounds)
-        if spent is None:
-            return (
-                f"No differential-privacy guarantee: noise_multiplier={self.noise_multiplier:g} is too little noise for a finite epsilon."
-            )
-        secrecy = (
-            "its sampling stays secret" if self.secure_noise else "the run's seed, from which noise and sampling are drawn, stays secret"
-        )
-        who = promises.PROMISES[self._promise].format(
-            budget=f"({spent.quoted:.4g}, {self.delta:.3g})-differentially private",
-            num_rounds=num_rounds,
-            clip=f"{self.clip_norm:g}" if self.clipping == "flat" else "a private quantile of their norms",
-            num_bands=self.num_bands,
-        )
-        simulated = ""
-        if self.noise_cohort_size:
-            simulated = promises.SIMULATED.format(noise_cohort_size=self.noise_cohort_size, population=self._num_simulated)
-        return f"{simulated}{who}; it holds for the released adapters, not for the diagnostics beside them, and as long as {secrecy}."
-
-    @property
-    def _relation(self) -> str:
-        if self.kind == "client" and self.noise_at != "server":
-            return "client-local"
-        return "client-fixed" if self.sampler == "fixed" else self.kind
-
-    @property
-    def _promise(self) -> str:
-        if self.kind != "client":
-            return self.kind
-        if self.noise_at != "server":
-            return "client-local" if self.noise_at == "client" else "client-distributed"
-        return {"fixed": "client-fixed", "cyclic": "client-cyclic"}.get(self.sampler, "client")
-
-    def _sampler(self) -> str:
-        if self.kind in ("example", "synthesis"):
-            return "poisson over records"
-        if self.kind == "literal":
-            return "fixed-size batches (not amplified)"
-        if self.sampler == "cyclic":
-            return "fixed order of clients"
-        if self.cohort_size == self.num_clients:
-            return "every client"
-        return "poisson over clients" if self.kind == "client" and self.sampler != "fixed" else "fixed-size cohorts"
-
-    def _sensitivity(self, num_rounds: int) -> float:
+    def sensitivity(self, num_rounds: int) -> float:
+        """How far one client moves the noise's inverse factor times the sums of that many rounds, in units of the bound (fixed order)."""
         turns = factorization.participations(num_rounds, num_cohorts=self.num_cohorts)
         return factorization.sensitivity(num_rounds, self.num_bands, max_participations=turns)
-
-    def _special_entries(self) -> dict[str, Any]:
-        entries: dict[str, Any] = {}
-        if self.noise_cohort_size:
-            entries |= {"noise_cohort_size": self.noise_cohort_size, "population": self.population or None}
-        if self.clipping == "adaptive":
-            entries |= {"clipping": "adaptive", "count_noise": self.count_noise, "update_noise_multiplier": self.sum_noise_multiplier}
-        if self.sampler == "cyclic":
-            entries |= {
-                "num_bands": self.num_bands,
-                "num_rounds_planned": self.num_rounds,
-                "sensitivity": self._sensitivity(self.num_rounds),
-            }
-        if self.is_masked:
-            entries |= {"dropout_tolerance": self.dropout_tolerance}
-        if self.kind == "synthesis":
-            entries |= {"num_tokens_per_record": self.num_tokens}
-        if self.kind == "literal":
-            stated = paper_epsilon(self.noise_multiplier, delta=self.delta) if self.noise_multiplier else None
-            entries |= {
-                "sensitivity_over_clip_norm": LITERAL_SENSITIVITY,
-                "paper_epsilon_per_step": stated,
-                "paper_epsilon_note": "the paper's formula: of one step, for a sensitivity of C, valid below 1 only; invalid as a total",
-            }
-        return entries
 
 
 def held_records(manifest: Mapping[str, Any]) -> list[int]:

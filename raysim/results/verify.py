@@ -32,6 +32,7 @@ from raysim.data.partition import partition_manifest
 from raysim.data.sources import read_source, split_records
 from raysim.lora.layout import Vector, adapter_sha256
 from raysim.privacy.accounting import Release, quiet_about_skipped_orders
+from raysim.privacy.ledger import ledger_of
 from raysim.results import files
 from raysim.results.contents import Ledger
 from raysim.results.folders import RunFolder, runs_below, typed
@@ -369,7 +370,7 @@ def check_releases(run: RunFolder) -> str:
 
 def check_configured(run: RunFolder) -> str:
     """Noise, bound, delta, sampling and the rest stand in the ledger as the configuration has them."""
-    stated, expected = (asdict(one) for one in (run.ledger, typed(Ledger, run.mechanism.ledger(len(run.rounds)), where=files.CONFIG)))
+    stated, expected = (asdict(one) for one in (run.ledger, typed(Ledger, ledger_of(run.mechanism, len(run.rounds)), where=files.CONFIG)))
     tolerance = 2e-3 if run.config.privacy.target_epsilon else 1e-9  # a solved multiplier may differ between versions of dp-accounting
     for key in LEDGER_KEYS:
         if not _alike(stated[key], expected[key], tolerance=tolerance):

@@ -27,6 +27,7 @@ from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.measure.audits import Audited, final_audit
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
+from raysim.privacy.ledger import ledger_of
 from raysim.reports.page import write_run_report
 from raysim.results import files, inputs
 from raysim.results.folders import RunFolder
@@ -185,7 +186,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     files.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
-        ledger = experiment.mechanism.ledger(simulation.state.round_index)
+        ledger = ledger_of(experiment.mechanism, simulation.state.round_index)
         _write_progress(out, simulation, ledger=ledger)
         if on_round is not None:
             on_round(simulation.records)
@@ -260,7 +261,7 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
 
 
 def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int) -> Run:
-    ledger = simulation.experiment.mechanism.ledger(simulation.state.round_index)
+    ledger = ledger_of(simulation.experiment.mechanism, simulation.state.round_index)
     _write_progress(out, simulation, ledger=ledger)
     summary = files.summarise(config, records=simulation.records, ledger=ledger, num_rounds=simulation.state.round_index)
     summary |= {"num_parameters": layout.num_parameters, "num_base_parameters": num_base_parameters}

@@ -16,6 +16,7 @@ from raysim.config import load
 from raysim.federation.faults import survivors
 from raysim.privacy.accounting import analytic_epsilon, epsilon_pld
 from raysim.privacy.clipping import clip
+from raysim.privacy.ledger import guarantee_of, ledger_of
 from raysim.privacy.mechanism import LITERAL_SENSITIVITY, Mechanism
 
 CLIENT = ("privacy.unit=client",)
@@ -52,7 +53,7 @@ def make(*overrides: str, sizes: tuple[int, ...] = (16, 20, 12)) -> Mechanism:
     ],
 )
 def test_ledger_agrees_with_the_accountant_called_directly(mechanism: Mechanism, num_rounds: int) -> None:
-    ledger = json.loads(json.dumps(mechanism.ledger(num_rounds)))
+    ledger = json.loads(json.dumps(ledger_of(mechanism, num_rounds)))
     event = dp_accounting.GaussianDpEvent(ledger["accounted_multiplier"])
     if ledger["sampling_prob"] < 1:
         event = dp_accounting.PoissonSampledDpEvent(ledger["sampling_prob"], event)
@@ -91,7 +92,7 @@ def test_releases_of_every_kind_are_the_accountants_own_events(
     keys: tuple[str, ...], sizes: tuple[int, ...], event: dp_accounting.DpEvent, count: int
 ) -> None:
     """By Renyi divergence to the last digits, by loss distributions to the grid; and the ledger has no other figure to quote."""
-    ledger = make(*keys, "privacy.noise_multiplier=2", sizes=sizes).ledger(3)
+    ledger = ledger_of(make(*keys, "privacy.noise_multiplier=2", sizes=sizes), 3)
     assert RdpAccountant().compose(event, count).get_epsilon(1e-5) == pytest.approx(ledger["epsilon_rdp"], rel=1e-9)
     assert PLDAccountant().compose(event, count).get_epsilon(1e-5) == pytest.approx(ledger["epsilon"], rel=0.005)
     assert (ledger["accountant"], ledger["num_releases"]) == ("pld", count)
@@ -168,7 +169,7 @@ def test_cohorts_without_a_guarantee() -> None:
 def test_fault_fixed_size_sampling_accounted_as_poisson() -> None:
     """Under a client-level guarantee each client comes by its own coin: sizes are binomial, pairs independent, none may come."""
     mechanism = make(*CLIENT, "server.cohort_size=3", sizes=(4,) * 30)
-    assert (mechanism.sampling_prob, mechanism.ledger(1)["sampler"]) == (0.1, "poisson over clients")
+    assert (mechanism.sampling_prob, ledger_of(mechanism, 1)["sampler"]) == (0.1, "poisson over clients")
     cohorts = [mechanism.sample_cohort(round_index) for round_index in range(3000)]
     sizes = np.array([len(cohort) for cohort in cohorts])
     assert abs(sizes.mean() - 3.0) < 6 * math.sqrt(2.7 / 3000)
@@ -197,17 +198,17 @@ def test_all_and_fixed_and_cyclic_cohorts_are_drawn_as_the_ledger_says() -> None
     rounds = range(600)
     every = make(*CLIENT, "privacy.sampler=all", sizes=(5,) * 6)
     assert {every.sample_cohort(r) for r in rounds} == {tuple(range(6))}
-    assert every.ledger(1)["sampler"] == "every client"
+    assert ledger_of(every, 1)["sampler"] == "every client"
 
     fixed = make(*CLIENT, "privacy.sampler=fixed", "server.cohort_size=4", sizes=(5,) * 12)
     cohorts = [fixed.sample_cohort(r) for r in rounds]
     assert {len(set(cohort)) for cohort in cohorts} == {4}
     together = sum(0 in cohort and 11 in cohort for cohort in cohorts)
     assert binomtest(together, 600, 4 / 12 * 3 / 11).pvalue > 1e-6
-    assert fixed.ledger(1)["sampler"] == "fixed-size cohorts"
+    assert ledger_of(fixed, 1)["sampler"] == "fixed-size cohorts"
 
     cyclic = make(*CYCLIC, "server.cohort_size=4", sizes=(5,) * 12)
-    assert cyclic.ledger(1)["sampler"] == "fixed order of clients"
+    assert ledger_of(cyclic, 1)["sampler"] == "fixed order of clients"
     for first in (0, 3, 300):
         cycle = [cyclic.sample_cohort(first + r) for r in range(3)]
         assert sorted(k for cohort in cycle for k in cohort) == list(range(12))
@@ -298,7 +299,7 @@ def test_adaptive_clipping_takes_its_share_of_the_noise() -> None:
     assert few.sum_noise_multiplier == pytest.approx(1.5 / math.sqrt(3 / 4))
     given = make(*ADAPTIVE, "privacy.count_noise=0.8", "privacy.noise_multiplier=1.5", sizes=(1,) * 6)
     assert given.sum_noise_multiplier == pytest.approx((1 / 1.5**2 - 1 / 1.6**2) ** -0.5)
-    entries = given.ledger(1)
+    entries = ledger_of(given, 1)
     assert (entries["clipping"], entries["count_noise"], entries["noise_multiplier"]) == ("adaptive", 0.8, 1.5)
     assert entries["update_noise_multiplier"] == given.sum_noise_multiplier
 
@@ -348,13 +349,13 @@ def test_noise_of_a_simulated_cohort() -> None:
     mechanism = make(*CLIENT, *keys, sizes=(5,) * 20)
     assert mechanism.sum_noise_multiplier == pytest.approx(2 * 5 / 500)
     assert mechanism.average_noise_std(sensitivity=0.3, round_index=0, cohort_size=5, num_noisy=5) == pytest.approx(2 * 0.3 / 500)
-    ledger = mechanism.ledger(2)
+    ledger = ledger_of(mechanism, 2)
     assert (ledger["simulated"], ledger["sampling_prob"], ledger["expected_cohort"]) == (True, 0.05, 5.0)
     assert ledger["delta"] == pytest.approx(10000**-1.1)
     assert ledger["guarantee"].startswith("Simulated, not given by this run: with cohorts of 500 out of 10000 clients")
     without = make(*CLIENT, *keys[:2], "privacy.delta=0", sizes=(5,) * 20)
-    assert (without.ledger(2)["sampling_prob"], without.num_units) == (0.25, 2000)
-    assert "with cohorts of 500 out of 2000 clients" in without.guarantee(2)
+    assert (ledger_of(without, 2)["sampling_prob"], without.num_units) == (0.25, 2000)
+    assert "with cohorts of 500 out of 2000 clients" in guarantee_of(without, 2)
     real = make(*CLIENT, sizes=(5,) * 20).ledger(2)
     assert not real["simulated"]
     assert not real["guarantee"].startswith("Simulated")
@@ -388,7 +389,7 @@ def test_adaptive_clipping_of_a_simulated_cohort_has_its_noise_on_the_count() ->
 )
 def test_a_target_epsilon_is_spent_and_not_exceeded(keys: tuple[str, ...], sizes: tuple[int, ...]) -> None:
     mechanism = make(*keys, "privacy.target_epsilon=3", "server.num_rounds=2", "privacy.noise_multiplier=77", sizes=sizes)
-    ledger = mechanism.ledger(2)
+    ledger = ledger_of(mechanism, 2)
     assert 0.99 * 3 <= ledger["epsilon"] <= 3
     assert mechanism.noise_multiplier != 77
     assert mechanism.step_noise_std + mechanism.sum_noise_multiplier + mechanism.update_noise_multiplier(4) > 0 or keys == SYNTHESIS
@@ -449,7 +450,7 @@ def test_fault_expected_participation() -> None:
 
 def test_fault_separate_clipping_of_a_and_b() -> None:
     """The paper's mode is charged for replacing a record in two groups, without amplification, and says what the paper claimed."""
-    ledger = make(*LITERAL, "privacy.noise_multiplier=2", "privacy.clip_norm=10").ledger(50)
+    ledger = ledger_of(make(*LITERAL, "privacy.noise_multiplier=2", "privacy.clip_norm=10"), 50)
     assert (ledger["noise_multiplier"], ledger["accounted_multiplier"]) == (2.0, pytest.approx(2 / (2 * math.sqrt(2))))
     assert ledger["epsilon"] == pytest.approx(91.8, rel=0.001)
     assert (ledger["sampling_prob"], ledger["num_releases"], ledger["neighbouring_relation"]) == (1.0, 50, "replace one record")
@@ -462,7 +463,7 @@ def test_fault_separate_clipping_of_a_and_b() -> None:
 def test_a_ledger_tells_the_configured_noise_from_what_is_accounted(keys: tuple[str, ...], noise: str) -> None:
     """The one is the configuration's or was solved for; the other gives the epsilon, and less noise than there is in units of one release."""
     mechanism = make(*keys, noise)
-    ledger = mechanism.ledger(5)
+    ledger = ledger_of(mechanism, 5)
     assert ledger["noise_multiplier"] == mechanism.noise_multiplier
     assert ("target" in noise) == (ledger["noise_multiplier"] != 2.5)
     assert {release["noise_multiplier"] for release in ledger["releases"]} == {ledger["accounted_multiplier"]}
@@ -493,7 +494,7 @@ def test_epsilon_grows_with_rounds() -> None:
 
 @pytest.mark.parametrize("method", ["fedit", "fedpit", "locit", "cenit", "base"])
 def test_methods_without_noise_promise_nothing(method: str) -> None:
-    ledger = make(f"method.name={method}").ledger(5)
+    ledger = ledger_of(make(f"method.name={method}"), 5)
     assert ledger["epsilon"] is None
     assert ledger["epsilon_rdp"] is None
     assert (ledger["unit"], ledger["noise_at"], ledger["seeded_noise"]) == ("none", "none", False)
@@ -502,7 +503,7 @@ def test_methods_without_noise_promise_nothing(method: str) -> None:
 
 
 def test_fedpit_is_said_to_protect_empirically_only() -> None:
-    sentence = make("method.name=fedpit").ledger(5)["guarantee"]
+    sentence = ledger_of(make("method.name=fedpit"), 5)["guarantee"]
     assert "No differential-privacy guarantee" in sentence
     assert "empirical only" in sentence
     assert "private demonstrations" in sentence
@@ -510,7 +511,7 @@ def test_fedpit_is_said_to_protect_empirically_only() -> None:
 
 @pytest.mark.parametrize("kind", [CLIENT, EXAMPLE, LITERAL])
 def test_zero_noise_promises_nothing(kind: tuple[str, ...]) -> None:
-    ledger = make(*kind, "privacy.noise_multiplier=0").ledger(5)
+    ledger = ledger_of(make(*kind, "privacy.noise_multiplier=0"), 5)
     assert ledger["epsilon"] is None
     assert "No differential-privacy guarantee" in ledger["guarantee"]
     assert not ledger["seeded_noise"]
@@ -518,7 +519,7 @@ def test_zero_noise_promises_nothing(kind: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("kind", [CLIENT, EXAMPLE, LITERAL])
 def test_ledger_says_on_whose_secrecy_the_guarantee_rests(kind: tuple[str, ...]) -> None:
-    seeded, secure = make(*kind).ledger(2), make(*kind, "privacy.secure_noise=true").ledger(2)
+    seeded, secure = ledger_of(make(*kind), 2), ledger_of(make(*kind, "privacy.secure_noise=true"), 2)
     assert (seeded["seeded_noise"], secure["seeded_noise"]) == (True, False)
     assert "the run's seed" in seeded["guarantee"]
     assert "the run's seed" not in secure["guarantee"]

@@ -26,6 +26,7 @@ from raysim.model import private_train
 from raysim.model.language_model import LanguageModel
 from raysim.privacy import clipping
 from raysim.privacy.aggregation import sum_chunk
+from raysim.privacy.ledger import ledger_of
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
 from tests.method_calls import alone
@@ -47,7 +48,7 @@ def nothing_to_evaluate(work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
 
 def audited(config: Config, plan: CanaryPlan, mechanism: Mechanism, *, first: Vector, last: Vector) -> dict[str, Any]:
     """The bound on epsilon beside the ledger's epsilon, as at the end of a run."""
-    ledger = mechanism.ledger(mechanism.num_rounds)
+    ledger = ledger_of(mechanism, mechanism.num_rounds)
     run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate)
     found = final_audit(plan, run, tokenizer=None, ledger=ledger)
     assert found is not None

@@ -30,6 +30,7 @@ from raysim.model.language_model import LanguageModel
 from raysim.model.private_train import PrivateSettings, clipped_gradient_sum, train_private
 from raysim.privacy.accounting import paper_sigma
 from raysim.privacy.clipping import clip, clip_and_sum, noise_and_divide
+from raysim.privacy.ledger import ledger_of
 from raysim.privacy.mechanism import Mechanism
 from tests.method_calls import RECORDS, alone, make_call, some_adapter
 from tests.rounds import next_step, state_of
@@ -46,7 +47,7 @@ def mechanism(*keys: str, sizes: Sequence[int] = (10,) * 6) -> Mechanism:
 
 
 def quoted(one: Mechanism, num_rounds: int) -> float:
-    epsilon: float = one.ledger(num_rounds)["epsilon"]
+    epsilon: float = ledger_of(one, num_rounds)["epsilon"]
     return epsilon
 
 
@@ -236,7 +237,7 @@ def test_noise_for_a_uniform_mean_is_not_added_to_a_weighted_one() -> None:
 def test_the_poisson_batches_that_are_accounted_for_are_trained_on(lm: LanguageModel) -> None:
     """Of six records, each is in a step by a coin of its own: response lengths are powers of two, so the tokens say who was in."""
     call = make_call(lm, "method.name=dplora", "dplora.batch_size=2", "dplora.num_steps=1")
-    accounted = call.mechanism.ledger(1)["sampling_prob"]
+    accounted = ledger_of(call.mechanism, 1)["sampling_prob"]
     settings = dataclasses.replace(call.private_settings(), sampling_prob=accounted)
     assert accounted == pytest.approx(1 / 3)
     drawn = np.zeros((150, 6), dtype=int)
@@ -278,8 +279,8 @@ def test_a_client_drawn_more_often_than_expected_is_within_its_budget() -> None:
     turns = np.bincount(np.concatenate([one.sample_cohort(r) for r in range(20)]), minlength=10)
     assert turns.sum() == 40
     assert turns.max() > 4
-    assert one.ledger(20)["num_releases"] == 20 * 3 >= 3 * turns.max()
-    assert sum(release["count"] for release in one.ledger(20)["releases"]) == 20 * 3
+    assert ledger_of(one, 20)["num_releases"] == 20 * 3 >= 3 * turns.max()
+    assert sum(release["count"] for release in ledger_of(one, 20)["releases"]) == 20 * 3
     every = mechanism("method.name=dplora", "dplora.num_steps=3", sizes=(40,) * 10)
     assert quoted(one, 20) == quoted(every, 20)
 
@@ -310,7 +311,7 @@ def test_rounds_are_composed(keys: tuple[str, ...]) -> None:
     spent = [quoted(one, num_rounds) for num_rounds in (1, 2, 10)]
     assert spent[0] < spent[1] < spent[2]
     if one.sampling_prob == 1.0:
-        equivalent = one.ledger(10)["accounted_multiplier"] / math.sqrt(10)  # ten Gaussian releases are one of less noise
+        equivalent = ledger_of(one, 10)["accounted_multiplier"] / math.sqrt(10)  # ten Gaussian releases are one of less noise
         assert gaussian_delta(spent[2], equivalent) == pytest.approx(DELTA, rel=0.03)
 
 
@@ -324,7 +325,7 @@ def test_cohorts_are_drawn_as_they_are_accounted_for_and_without_replacement(sam
     cohorts = [one.sample_cohort(round_index) for round_index in range(400)]
     assert all(len(set(cohort)) == len(cohort) for cohort in cohorts)
     sizes = np.array([len(cohort) for cohort in cohorts])
-    [release] = one.ledger(40)["releases"]
+    [release] = ledger_of(one, 40)["releases"]
     assert release["sampler"] == {"poisson": "poisson", "fixed": "fixed", "cyclic": "all"}[sampler]
     if sampler == "poisson":
         assert release["sampling_prob"] == 3 / 12
@@ -356,7 +357,7 @@ def test_nothing_is_called_private_that_is_not(method: str, noise_multiplier: fl
     """A sentence that says so comes with noise and with an epsilon; without, there is none, and the sentence says that."""
     units = {"fedit": ("none", "client"), "dplora": ("example",)}.get(method, ("none",))
     for unit in units:
-        ledger = mechanism(f"method.name={method}", f"privacy.unit={unit}", f"privacy.noise_multiplier={noise_multiplier}").ledger(3)
+        ledger = ledger_of(mechanism(f"method.name={method}", f"privacy.unit={unit}", f"privacy.noise_multiplier={noise_multiplier}"), 3)
         private = noise_multiplier > 0 and unit != "none"
         assert (ledger["epsilon"] is not None) == private
         assert ("differentially private" in ledger["guarantee"]) == private
