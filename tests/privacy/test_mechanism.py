@@ -101,7 +101,7 @@ def test_releases_of_every_kind_are_the_accountants_own_events(
 
 def test_fixed_size_cohorts_are_accounted_for_replacing_a_client() -> None:
     """Whose two values are 2 C apart: half the multiplier, in the one accountant that has the event."""
-    ledger = make(*CLIENT, "privacy.sampler=fixed", "server.cohort_size=3", "privacy.noise_multiplier=3", sizes=(5,) * 12).ledger(4)
+    ledger = ledger_of(make(*CLIENT, "privacy.sampler=fixed", "server.cohort_size=3", "privacy.noise_multiplier=3", sizes=(5,) * 12), 4)
     assert (ledger["accountant"], ledger["sampler"], ledger["neighbouring_relation"]) == ("rdp", "fixed-size cohorts", "replace one client")
 
     def spent(noise_multiplier: float) -> float:
@@ -356,7 +356,7 @@ def test_noise_of_a_simulated_cohort() -> None:
     without = make(*CLIENT, *keys[:2], "privacy.delta=0", sizes=(5,) * 20)
     assert (ledger_of(without, 2)["sampling_prob"], without.num_units) == (0.25, 2000)
     assert "with cohorts of 500 out of 2000 clients" in guarantee_of(without, 2)
-    real = make(*CLIENT, sizes=(5,) * 20).ledger(2)
+    real = ledger_of(make(*CLIENT, sizes=(5,) * 20), 2)
     assert not real["simulated"]
     assert not real["guarantee"].startswith("Simulated")
 
