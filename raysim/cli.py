@@ -17,7 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 
 from raysim import __version__
-from raysim.config import Config, flatten_keys, load, shipped_configs, to_dict
+from raysim.commands import configs
+from raysim.config import Config, load
 from raysim.console.tables import print_comparison
 from raysim.errors import check_path, one_line, plain_errors
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
@@ -34,6 +35,7 @@ EPILOG = """examples:
   raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000
   raysim report runs/quickstart                          write the page of a run or comparison again
   raysim configs                                         shipped configurations, and every key with its default
+  raysim configs privacy.noise_at                        what one key is, what it takes, and what it cannot be combined with
 
 Any key of the configuration can be set as key=value; `out=DIR` chooses the folder. The same command continues a run that
 was interrupted. RAY_ADDRESS names a cluster to run on; without it, Ray is started on this machine.
@@ -134,10 +136,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     report = _command(commands, "report", text, example="raysim report runs/quickstart")
     report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
     report.set_defaults(command=_report)
-    configs = _command(
-        commands, "configs", "list shipped configurations and every key with its default", example="raysim configs | grep fedpit"
-    )
-    configs.set_defaults(command=_configs)
+    text = "list shipped configurations and every key with its default and bounds, or explain one key"
+    listing = _command(commands, "configs", text, example="raysim configs privacy\n  raysim configs privacy.num_bands")
+    configs.add_arguments(listing)
+    listing.set_defaults(command=configs.main)
     return parser
 
 
@@ -281,17 +283,6 @@ def _report(arguments: argparse.Namespace) -> int:
             f"{arguments.folder!r} is neither the folder of a run (no {files.ROUNDS}) nor of a comparison (no runs below it) or sweep"
         )
     print(writers[kind](folder))
-    return 0
-
-
-def _configs(arguments: argparse.Namespace) -> int:
-    print("shipped configurations:")
-    for path in sorted(shipped_configs().glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        print(f"  {path.stem:<16} {first}")
-    print("\nkeys and defaults:")
-    for key, value in flatten_keys(to_dict(Config())).items():
-        print(f"  {key}={value!r}" if isinstance(value, str) else f"  {key}={value}")
     return 0
 
 

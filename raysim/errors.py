@@ -4,6 +4,7 @@ Left out: our own faults (an assertion, an attribute that is not there), which k
 """
 
 import contextlib
+import difflib
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,12 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # a whole number of more than 4,300 digits; a list within itself
         return f"<{type(value).__name__}>"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def did_you_mean(given: Any, known: Iterable[str], *, quoted: bool = False) -> str:
+    """The end of a refusal that names the one of `known` which `given` may have been meant for; empty where none is near."""
+    close = difflib.get_close_matches(str(given)[:LONGEST_SHOWN], list(known), n=1)
+    return f"; did you mean {repr(close[0]) if quoted else close[0]}?" if close else ""
 
 
 def check_folder_name(name: str, *, key: str, taken: Iterable[str] = ()) -> None:

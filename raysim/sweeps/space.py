@@ -7,36 +7,37 @@ data, the model or the cluster, which a trial makes for itself before its first 
 """
 
 import dataclasses
-import difflib
 import itertools
 import math
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 from omegaconf import OmegaConf
 
 from raysim.config import (
-    CLIENT_ONLY,
     FLAT_DEFAULTS,
+    KEYS,
     MOST_POINTS,
-    RESULT_NEUTRAL,
     Config,
+    Key,
+    Rule,
     SweepConfig,
-    flatten_keys,
-    from_layers,
+    lacking,
+    refuse,
     resolve_auto,
-    to_dict,
+    unknown,
     unresolved,
     unused_privacy,
     validate,
+    value_of,
+    with_values,
 )
-from raysim.errors import LONGEST_SHOWN, shown
+from raysim.errors import LONGEST_SHOWN, did_you_mean, shown
 from raysim.methods.spec import METHODS
 
 DISTRIBUTIONS = ("loguniform", "uniform", "randint")
@@ -111,7 +112,7 @@ def _axis(key: str, value: Any) -> Axis:
     if any(key == name or key.startswith(f"{name}.") for name in NOT_SWEPT):
         raise ValueError(f"sweep.space: {key} belongs to the whole sweep and cannot be swept")
     if key not in FLAT_DEFAULTS:
-        _refuse_unknown(key)
+        raise ValueError(f"sweep.space: {unknown(key)}")
     if isinstance(value, dict):
         return _distribution(key, value)
     if not isinstance(value, list):
@@ -129,8 +130,7 @@ def _distribution(key: str, value: dict[str, Any]) -> Axis:
     shape = f"sweep.space: {key}={shown(value)} is no distribution"
     kind = next(iter(value), "")
     if len(value) != 1 or kind not in DISTRIBUTIONS:
-        close = difflib.get_close_matches(str(kind)[:LONGEST_SHOWN], DISTRIBUTIONS, n=1) if len(value) == 1 else []
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(kind, DISTRIBUTIONS) if len(value) == 1 else ""
         raise ValueError(f"{shape}: it must be one of {', '.join(f'{{{name}: [low, high]}}' for name in DISTRIBUTIONS)}{hint}")
     ends = value[kind]
     if not isinstance(ends, list) or len(ends) != 2 or not all(_is_number(end) for end in ends):
@@ -154,15 +154,6 @@ def _distribution(key: str, value: dict[str, Any]) -> Axis:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_END <= value <= LARGEST_END
-
-
-def _refuse_unknown(key: str) -> NoReturn:
-    """The refusal that the configuration itself gives to this key, with its suggestion."""
-    try:
-        from_layers([OmegaConf.from_dotlist([f"{key}=0"])])
-    except ValueError as error:
-        raise ValueError(f"sweep.space: {error}") from None
-    raise AssertionError(f"{key} is no key of the defaults, and yet the configuration takes it")
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -343,25 +334,10 @@ def trial_config(config: Config, point: Point, *, out: str | Path) -> Config:
     values |= {"name": point.name, "out": str(Path(out) / "trials" / point.name), "compare": {}, "sweep": SweepConfig()}
     try:
         typed = {key: value if key in NOT_SWEPT else _typed(key, value) for key, value in values.items()}
-        entry: Config = resolve_auto(_replaced(config, typed))
-        trial: Config = _replaced(entry, unused_privacy(entry))
-        return validate(trial)
+        entry = resolve_auto(with_values(config, typed))
+        return validate(with_values(entry, unused_privacy(entry)))
     except ValueError as error:
         raise ValueError(f"point {point.index} ({_described(point.settings)}): {error}") from None
-
-
-def _replaced(node: Any, values: dict[str, Any]) -> Any:
-    """A copy of a dataclass with dotted keys replaced."""
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in values.items():
-        head, _, rest = key.partition(".")
-        if rest:
-            nested[head][rest] = value
-        else:
-            own[head] = value
-    own |= {head: _replaced(getattr(node, head), below) for head, below in nested.items()}
-    return dataclasses.replace(node, **own)
 
 
 # --- checks ---
@@ -389,6 +365,53 @@ def check_points(config: Config, points: Sequence[Point]) -> None:
         _check_selection(config, list(found), points, trials)
 
 
+SWEEP_RULES = (
+    Rule(
+        "sweep.num_samples=0",
+        lambda c: c.sweep.search != "grid" and c.sweep.num_samples == 0 and not c.sweep.private_selection,
+        "with sweep.search={sweep.search!r} tries nothing",
+        "set it to the number of points",
+    ),
+    Rule(
+        "sweep.seeds and sweep.space.seed",
+        lambda c: bool(c.sweep.seeds) and "seed" in c.sweep.space,
+        "both say which seeds to run",
+        "leave out one of them",
+    ),
+    Rule(
+        "sweep.seeds={value}",
+        lambda c: len(set(c.sweep.seeds)) < len(c.sweep.seeds),
+        "has a seed twice, which makes duplicate points",
+        "name each once",
+    ),
+    Rule(
+        "sweep.objectives",
+        lambda c: not c.sweep.objectives,
+        "is empty",
+        "name a figure to optimise, such as sweep.objectives.heldout_nll=min",
+    ),
+)
+"""What a sweep cannot be, whatever its points; other commands read none of it."""
+
+
+SELECTION_RULES = tuple(
+    Rule("sweep.private_selection", when, reason, remedy)
+    for when, reason, remedy in (
+        (lambda c: c.sweep.search != "random", "needs sweep.search='random', not {sweep.search!r}", "trials must not depend on each other"),
+        (lambda c: c.sweep.num_samples > 0, "draws the number of trials", "leave out sweep.num_samples={sweep.num_samples}"),
+        (lambda c: c.sweep.scheduler != "none", "needs sweep.scheduler='none'", "a trial stopped for others' results depends on them"),
+        (lambda c: bool(c.sweep.seeds), "counts every run as a trial", "leave out sweep.seeds={sweep.seeds}"),
+        (
+            lambda c: "leakage" in c.sweep.objectives,
+            "has no bound where it is an objective: leakage is measured on the protected records themselves",
+            "leave it out of sweep.objectives",
+        ),
+        (lambda c: not c.privacy.secure_noise, "needs privacy.secure_noise=true", "with one seed all trials would share their noise"),
+    )
+)
+"""What a private selection cannot be: its guarantee does not cover it (see `raysim.privacy.selection`)."""
+
+
 def check_sweep(config: Config) -> None:
     """Refuses what is wrong with `config.sweep` itself, whatever its points.
 
@@ -400,19 +423,10 @@ def check_sweep(config: Config) -> None:
         raise ValueError(
             f"sweep.space: {drawn.key} has a distribution, which sweep.search='grid' cannot list; use random or optuna, or list values"
         )
-    if sweep.search != "grid" and sweep.num_samples == 0 and not sweep.private_selection:
-        raise ValueError(f"sweep.num_samples=0 with sweep.search={sweep.search!r} tries nothing; set it to the number of points")
-    if sweep.seeds and "seed" in found:
-        raise ValueError("sweep.seeds and sweep.space.seed both say which seeds to run; leave out one of them")
-    if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise ValueError(f"sweep.seeds={sweep.seeds} has a seed twice, which makes duplicate points; name each once")
-    if not sweep.objectives:
-        raise ValueError("sweep.objectives is empty: name a figure to optimise, such as sweep.objectives={heldout_nll: min}")
+    refuse(SWEEP_RULES, config)
     for name, direction in sweep.objectives.items():
         if name not in OBJECTIVES:
-            close = difflib.get_close_matches(name[:LONGEST_SHOWN], OBJECTIVES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"sweep.objectives: {name} is none of {', '.join(OBJECTIVES)}{hint}")
+            raise ValueError(f"sweep.objectives: {name} is none of {', '.join(OBJECTIVES)}{did_you_mean(name, OBJECTIVES)}")
         if direction not in ("min", "max"):
             raise ValueError(f"sweep.objectives.{name}={shown(direction)} must be min or max")
     if sweep.private_selection:
@@ -474,22 +488,11 @@ def _check_selection_values(sweep: SweepConfig) -> None:
 
 def _check_selection(config: Config, keys: Sequence[str], points: Sequence[Point], trials: Sequence[Config]) -> None:
     """Refuses what the guarantee of a selection does not cover (see `raysim.privacy.selection`)."""
-    sweep, why = config.sweep, "sweep.private_selection"
-    if sweep.search != "random":
-        raise ValueError(f"{why} needs sweep.search='random', not {sweep.search!r}: trials must not depend on each other")
-    if sweep.num_samples:
-        raise ValueError(f"{why} draws the number of trials; leave out sweep.num_samples={sweep.num_samples}")
-    if sweep.scheduler != "none":
-        raise ValueError(f"{why} needs sweep.scheduler='none': a trial stopped for others' results depends on them")
-    if sweep.seeds:
-        raise ValueError(f"{why} counts every run as a trial; leave out sweep.seeds={sweep.seeds}")
-    if "leakage" in sweep.objectives:
-        raise ValueError(f"{why}: leakage is measured on the protected records themselves; leave it out of sweep.objectives")
+    why = "sweep.private_selection"
+    refuse(SELECTION_RULES, config)
     for key in keys:
         if key in ("seed", "privacy.delta", "privacy.unit", "privacy.secure_noise") or key.split(".")[0] in ("data", "partition", "audit"):
             raise ValueError(f"{why}: {key} cannot be swept, since all trials must protect the same units of the same split at one delta")
-    if not config.privacy.secure_noise:
-        raise ValueError(f"{why} needs privacy.secure_noise=true: with one seed all trials would share their noise")
     units = {trial.privacy.unit for trial in trials}
     for point, trial in zip(points, trials, strict=True):
         if not _has_guarantee(trial) or trial.privacy.noise_cohort_size:
@@ -501,87 +504,9 @@ def _check_selection(config: Config, keys: Sequence[str], points: Sequence[Point
 # --- keys that change nothing ---
 
 
-class Idle(NamedTuple):
-    """Keys (or sections, with a dot at the end) that change no result where `when` holds."""
-
-    keys: tuple[str, ...]
-    when: Callable[[Config], bool]
-    because: str
-
-
-def _fedpit(*names: str) -> tuple[str, ...]:
-    return tuple(f"fedpit.{name}" for name in names)
-
-
-def _read_by_some(section: str) -> Idle:
-    return Idle((f"{section}.",), lambda c: section not in c.method.spec.sections, "method.name={method}")
-
-
-SOME_METHODS = tuple(dict.fromkeys(section for spec in METHODS.values() for section in spec.sections))
-"""Sections that not every method reads."""
-IDLE = (
-    *(_read_by_some(section) for section in SOME_METHODS),
-    Idle(_fedpit("share_mix", "local_train_on"), lambda c: not c.method.spec.has_private_adapter, "method.name={method}"),
-    Idle(
-        _fedpit(
-            "num_demonstrations", "num_response_demonstrations", "temperature", "repetition_penalty", "min_instruction_words", "num_retries"
-        ),
-        lambda c: c.synthesis.source == "file",
-        "synthesis.source=file",
-    ),
-    Idle(("train.", "lora.", "server.", "partition."), lambda c: not c.method.spec.trains, "method.name={method}"),
-    Idle(
-        tuple(f"train.{name}" for name in ("num_epochs", "max_steps", "batch_size", "lr", "optimizer", "weight_decay", "max_grad_norm")),
-        lambda c: c.method.spec.steps_privately and not (c.audit.num_shadows or c.audit.inversion),
-        "method.name={method}, which has dplora.*",
-    ),
-    Idle(("partition.", "server.cohort_size", "server.weighting"), lambda c: c.method.spec.pools, "method.name={method}"),
-    Idle(
-        tuple(f"server.{name}" for name in ("lr", "weighting", "optimizer", "beta1", "beta2", "tau")),
-        lambda c: c.method.spec.separates,
-        "method.name={method}",
-    ),
-    Idle(("server.beta1",), lambda c: c.server.optimizer == "none", "server.optimizer={optimizer}"),
-    Idle(("server.beta2",), lambda c: c.server.optimizer not in ("adam", "yogi"), "server.optimizer={optimizer}"),
-    Idle(("server.tau",), lambda c: c.server.optimizer in ("none", "momentum"), "server.optimizer={optimizer}"),
-    Idle(("dplora.num_steps", "dplora.optimizer"), lambda c: c.dplora.mode == "literal", "dplora.mode=literal"),
-    Idle(
-        _fedpit("num_demonstrations", "max_rouge_l", "temperature", "repetition_penalty", "num_retries"),
-        lambda c: c.privacy.unit == "example",
-        "privacy.unit={unit}",
-    ),
-    Idle(_fedpit("num_subsets", "subset_size", "private_decoding", "top_k"), lambda c: c.privacy.unit == "none", "privacy.unit={unit}"),
-    Idle(("train.min_lr",), lambda c: c.train.lr_schedule == "constant", "train.lr_schedule=constant"),
-    Idle(("partition.alpha",), lambda c: c.partition.scheme in ("iid", "natural"), "partition.scheme={scheme}"),
-    Idle(("partition.num_clusters",), lambda c: c.partition.scheme != "dirichlet", "partition.scheme={scheme}"),
-    Idle(("partition.min_examples",), lambda c: c.partition.scheme != "quantity", "partition.scheme={scheme}"),
-    Idle(("privacy.",), lambda c: c.privacy.unit == "none", "privacy.unit={unit}"),
-    Idle(
-        (*CLIENT_ONLY, "privacy.noise_at", "privacy.clip_quantile", "privacy.clip_lr"),
-        lambda c: c.privacy.unit == "example",
-        "privacy.unit={unit}",
-    ),
-    Idle(
-        ("privacy.clip_quantile", "privacy.clip_lr", "privacy.count_noise"), lambda c: c.privacy.clipping == "flat", "privacy.clipping=flat"
-    ),
-    Idle(("privacy.clip_norm",), lambda c: c.method.spec.writes and c.privacy.unit == "example", "method.name={method}"),
-    Idle(("privacy.noise_multiplier",), lambda c: c.privacy.target_epsilon > 0, "privacy.target_epsilon set"),
-    Idle(("audit.num_secrets", "audit.num_references"), lambda c: not c.audit.multiplicities, "no audit.multiplicities"),
-    Idle(("audit.canary", "audit.canary_scale", "audit.confidence"), lambda c: not c.audit.num_canaries, "audit.num_canaries=0"),
-    Idle(("attack.num_examples", "attack.prefix_tokens", "attack.long_prefix_tokens"), lambda c: c.attack.every == -1, "attack.every=-1"),
-    Idle(("evaluate.choices_form", "evaluate.num_choices"), lambda c: not c.evaluate.choices_path, "evaluate.choices_path=''"),
-    Idle(
-        ("evaluate.private",),
-        lambda c: not c.method.spec.has_private_adapter,
-        "method.name={method}, which keeps no adapter beside what is released",
-    ),
-    Idle(("attack.cross_samples", "attack.cross_tokens"), lambda c: not c.attack.cross_prefixes, "attack.cross_prefixes=0"),
-    Idle(RESULT_NEUTRAL, lambda c: True, "any setting (it changes where and how fast, never results)"),
-)
-UNREAD = (*((f"{section}.",) for section in SOME_METHODS), ("privacy.",))
-"""Of these, whole sections that a run does not read: what differs in them alone is one run."""
-NEVER_IDLE = ("privacy.unit", "train.dtype")
-"""Keys of a section above that count all the same."""
+UNREAD = (*(section for spec in METHODS.values() for section in spec.sections), "privacy")
+"""Sections that a run may not read at all: what differs in them alone is one run."""
+NEUTRAL = "any setting (it changes where and how fast, never results)"
 
 
 def first_alike(config: Config, points: Sequence[Point]) -> dict[str, Point]:
@@ -600,11 +525,14 @@ def first_alike(config: Config, points: Sequence[Point]) -> dict[str, Point]:
 
 
 def _run_key(trial: Config) -> str:
-    unread = tuple(section for rule in IDLE if rule.keys in UNREAD and rule.when(trial) for section in rule.keys)
-    flat = flatten_keys(to_dict(trial)).items()
     return "\n".join(
-        f"{key}={value!r}" for key, value in flat if key not in NOT_SWEPT and (key in NEVER_IDLE or not key.startswith(unread))
+        f"{name}={value_of(trial, name)!r}" for name, key in KEYS.items() if name not in NOT_SWEPT and not _is_unread(key, trial)
     )
+
+
+def _is_unread(key: Key, trial: Config) -> bool:
+    """Whether a key's whole section means nothing in a trial, which is the first of what the key needs."""
+    return key.name.partition(".")[0] in UNREAD and bool(key.needs and lacking(key.needs[0], trial))
 
 
 def idle_keys(config: Config, points: Sequence[Point]) -> list[str]:
@@ -647,14 +575,8 @@ def _differ(point: Point, other: Point, key: str) -> bool:
 
 def _why_idle(key: str, trial: Config) -> str:
     """Why a key changes nothing in a trial; empty where it may change something."""
-    if key in NEVER_IDLE:
-        return ""
-    for rule in IDLE:
-        if rule.when(trial) and any(key == name or key.startswith(name if name.endswith(".") else f"{name}.") for name in rule.keys):
-            return rule.because.format(
-                method=trial.method.name, unit=trial.privacy.unit, scheme=trial.partition.scheme, optimizer=trial.server.optimizer
-            )
-    return ""
+    reasons = (lacking(needs, trial) for needs in KEYS[key].needs)
+    return next(filter(None, reasons), NEUTRAL if KEYS[key].neutral else "")
 
 
 def _listed(indices: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +14,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from raysim.config import (
     CHOICES,
-    CLIENT_ONLY,
+    KEYS,
     LEAST_ABOVE_ZERO,
     RANGES,
     RESULT_NEUTRAL,
+    RULES,
     Config,
+    Key,
+    Rule,
     asks_for_labels,
+    concerns,
     find_config,
     flatten_keys,
     from_layers,
+    lacking,
     load,
     result_key,
     shipped_configs,
+    statement,
     to_dict,
     to_yaml,
     unresolved,
@@ -41,7 +46,9 @@ from raysim.sweeps.space import grid_points, trial_config
 FLAT = flatten_keys(to_dict(Config()))
 NUMERIC = {key for key, value in FLAT.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 LOWEST = sorted(RANGES)
-HIGHEST = sorted(key for key, (_, high, _) in RANGES.items() if math.isfinite(high))
+CLIENT_ONLY = [key.name for key in KEYS.values() if key.only == "privacy.unit=client" and key.name != "privacy.noise_at"]
+HIGHEST = sorted(set(RANGES) - {"resources.client.num_gpus"})
+"""Of whole GPUs a rule says why there is at most one."""
 CLIENT = ["privacy.unit=client"]
 DPLORA = ["method.name=dplora"]
 PRIVATE_FEDPIT = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none"]
@@ -55,6 +62,14 @@ def refusal(*overrides: str, source: str | Path = "") -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def assert_kept(overrides: list[str]) -> None:
+    """`overrides` load, and every one is as it was given."""
+    flat = flatten_keys(to_dict(load("", overrides)))
+    for word in overrides:
+        key, _, value = word.partition("=")
+        assert flat[key] == OmegaConf.select(OmegaConf.from_dotlist([word]), key) or str(flat[key]) == value, word
 
 
 def written(path: Path, text: str) -> Path:
@@ -212,33 +227,34 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
     assert default in CHOICES[key]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
-        (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
-        (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
-        (["partition.min_examples=17"], ["partition.min_examples=17"]),
-        (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
-        (["data.source=jsonl"], ["data.path", "a file"]),
-        (["data.source=hub"], ["data.path", "data set id"]),
-        (["server.weighting=adaptive"], ["server.weighting='adaptive'", "method.name='fewfedweight'", "use examples or uniform"]),
-        (["synthesis.source=file"], ["synthesis.path is empty", "a file of public records"]),
-        (["synthesis.path=somewhere.jsonl"], ["synthesis.path", "synthesis.source='self'", "set it to 'file'"]),
-        (["synthesis.preset=alpaca"], ["synthesis.preset", "synthesis.source='self'", "set it to 'file'"]),
-        (
-            [*PRIVATE_FEDPIT, "synthesis.source=file", "synthesis.path=x.jsonl"],
-            ["synthesis.source='file'", "nothing to protect; use 'none'"],
-        ),
-        (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
-        (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
-        (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "whole number"]),
-        *[
-            ([f"server.optimizer={name}"], ["server.lr=1", f"server.optimizer='{name}'", "less than 1, such as 0.001"])
-            for name in ("adam", "yogi", "adagrad")
-        ],
+COMBINATIONS = [
+    (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
+    (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
+    (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
+    (["partition.min_examples=17"], ["partition.min_examples=17"]),
+    (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
+    (["data.source=jsonl"], ["data.path", "a file"]),
+    (["data.source=hub"], ["data.path", "data set id"]),
+    (["server.weighting=adaptive"], ["server.weighting='adaptive'", "method.name='fewfedweight'", "use examples or uniform"]),
+    (["synthesis.source=file"], ["synthesis.path is empty", "a file of public records"]),
+    (["synthesis.path=somewhere.jsonl"], ["synthesis.path", "synthesis.source='self'", "set it to 'file'"]),
+    (["synthesis.preset=alpaca"], ["synthesis.preset", "synthesis.source='self'", "set it to 'file'"]),
+    (
+        [*PRIVATE_FEDPIT, "synthesis.source=file", "synthesis.path=x.jsonl"],
+        ["synthesis.source='file'", "nothing to protect; use 'none'"],
+    ),
+    (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
+    (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
+    (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "one device", "use at most 1"]),
+    (["resources.client.num_gpus=2"], ["resources.client.num_gpus=2", "there is no engine for several"]),
+    *[
+        ([f"server.optimizer={name}"], ["server.lr=1", f"server.optimizer='{name}'", "less than 1, such as 0.001"])
+        for name in ("adam", "yogi", "adagrad")
     ],
-)
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), COMBINATIONS)
 def test_combinations_without_a_meaning_are_refused(overrides: list[str], named: list[str]) -> None:
     text = refusal(*overrides)
     assert all(part in text for part in named), text
@@ -256,7 +272,7 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
         ["data.source=jsonl", "data.path=somewhere.jsonl"],
         ["resources.num_actors=2"],
         ["resources.client.num_gpus=0.25"],
-        ["resources.client.num_gpus=2"],
+        ["resources.client.num_gpus=1"],
         ["server.optimizer=momentum"],
         ["method.name=fewfedweight", "server.weighting=adaptive"],
         ["method.name=fewfedweight", "server.weighting=uniform"],
@@ -265,7 +281,7 @@ def test_combinations_without_a_meaning_are_refused(overrides: list[str], named:
     ],
 )
 def test_the_neighbours_of_refused_combinations_are_allowed(overrides: list[str]) -> None:
-    load("", overrides)
+    assert_kept(overrides)
 
 
 # --- what a unit, a place of the noise, a sampler and the rest can be together
@@ -278,66 +294,69 @@ ADAPTIVE = "privacy.clipping=adaptive"
 FIXED = "privacy.sampler=fixed"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        *[
-            ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
-            for method in ("fedit", "scaffold", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
-        ],
-        *[
-            ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
-            for unit in ("none", "client")
-        ],
-        *[
-            ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
-            for method in ("fedpit", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
-        ],
-        (
-            ["method.name=scaffold", *CLIENT],
-            "privacy.unit='client' does not cover method.name='scaffold': control variates are a second upload, .* use method.name=fedit",
-        ),
-        ([*CLIENT, "server.weighting=examples"], "server.weighting='examples' is unbounded in one client .* use uniform"),
-        (PRIVATE_FEDPIT[:2], "fedpit.share_mix and fedpit.scorer use private records: .* share_mix=0 and scorer='none'"),
-        ([*PRIVATE_FEDPIT, "fedpit.share_mix=0.1"], "fedpit.share_mix and fedpit.scorer use private records"),
-        ([*CLIENT, "server.cohort_size=2", "privacy.sampler=all"], "privacy.sampler='all' contradicts server.cohort_size=2; use 'poisson'"),
-        ([*LOCAL, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'client'"),
-        ([*DISTRIBUTED, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'distributed'"),
-        ([*LOCAL, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'client'"),
-        ([*DISTRIBUTED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'distributed'"),
-        ([*POISSON, FIXED, ADAPTIVE], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
-        ([*POISSON, FIXED, "privacy.noise_at=client"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
-        ([*POISSON, FIXED, "privacy.noise_at=distributed"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
-        ([*CYCLIC, "server.cohort_size=5"], "privacy.sampler='cyclic' needs a cohort_size that divides num_clients, .* or use 'poisson'"),
-        ([*CYCLIC, "privacy.noise_at=client"], "privacy.sampler='cyclic' needs .* noise_at='server'"),
-        ([*CYCLIC, ADAPTIVE], "privacy.sampler='cyclic' needs .* clipping='flat'"),
-        ([*POISSON, "privacy.num_bands=2"], "privacy.num_bands=2 needs sampler='cyclic'"),
-        ([*CYCLIC, "privacy.num_bands=5"], "privacy.num_bands=5 needs .* at least as many cohorts in its cycle \\(4\\)"),
-        ([*CYCLIC, "privacy.num_bands=2", "privacy.secure_noise=true"], "privacy.num_bands=2 needs .* seeded noise"),
-        ([*POISSON, FIXED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs sampler='poisson' or 'all', not 'fixed'"),
-        ([*CYCLIC, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs sampler='poisson' or 'all', not 'cyclic'"),
-        (
-            [*POISSON, "privacy.noise_cohort_size=9", "privacy.population=8"],
-            "privacy.population=8 must be at least privacy.noise_cohort_size=9",
-        ),
-        ([*POISSON, "privacy.population=8"], "privacy.population=8 needs privacy.noise_cohort_size, the cohort drawn from it"),
-        ([*CLIENT, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'server'"),
-        ([*LOCAL, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'client'"),
-        (["audit.multiplicities=[1,0]"], "audit.multiplicities=\\[1, 0\\] must all be at least 1"),
-        ([*DPLORA, "audit.num_canaries=4", "audit.canary=update"], "audit.canary='update' needs method.name='fedit' .* use 'record'"),
-        ([*DISTRIBUTED, "audit.num_canaries=4"], "audit.canary='update' needs .* one by one"),
-        (
-            ["audit.num_canaries=4", "audit.canary=gradient"],
-            "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'",
-        ),
-        (
-            [*DPLORA, "dplora.mode=literal", "audit.num_canaries=4", "audit.canary=gradient"],
-            "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'; use 'record'",
-        ),
-        ([*CLIENT, "audit.num_canaries=4", "audit.canary=record"], "audit.canary='record' audits a record where .* use 'update'"),
-        (["method.name=base", "audit.num_canaries=4"], "audit.num_canaries needs a method that trains; method.name='base' does not"),
+WITHOUT_A_MECHANISM = [
+    *[
+        ([f"method.name={method}", "privacy.unit=example"], f"privacy.unit='example' needs .* \\(method.name='{method}' does not bound")
+        for method in ("fedit", "scaffold", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
     ],
-)
+    *[
+        ([*DPLORA, f"privacy.unit={unit}"], f"privacy.unit='{unit}' does not fit method.name='dplora', .* use method.name=fedit")
+        for unit in ("none", "client")
+    ],
+    *[
+        ([f"method.name={method}", *CLIENT], f"privacy.unit='client' is a guarantee for method.name='fedit' only, not '{method}'")
+        for method in ("fedpit", "fedmit", "fewfedweight", "locit", "locit_synthetic", "cenit", "base")
+    ],
+    (
+        ["method.name=scaffold", *CLIENT],
+        "privacy.unit='client' does not cover method.name='scaffold': control variates are a second upload, .* use method.name=fedit",
+    ),
+    ([*CLIENT, "server.weighting=examples"], "server.weighting='examples' is unbounded in one client .* use uniform"),
+    (PRIVATE_FEDPIT[:2], "fedpit.share_mix and fedpit.scorer use private records: .* share_mix=0 and scorer='none'"),
+    ([*PRIVATE_FEDPIT, "fedpit.share_mix=0.1"], "fedpit.share_mix and fedpit.scorer use private records"),
+    ([*CLIENT, "server.cohort_size=2", "privacy.sampler=all"], "privacy.sampler='all' contradicts server.cohort_size=2; use 'poisson'"),
+    ([*LOCAL, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'client'"),
+    ([*DISTRIBUTED, ADAPTIVE], "privacy.clipping needs privacy.noise_at='server', not 'distributed'"),
+    ([*LOCAL, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'client'"),
+    ([*DISTRIBUTED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size needs privacy.noise_at='server', not 'distributed'"),
+    ([*POISSON, FIXED, ADAPTIVE], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+    ([*POISSON, FIXED, "privacy.noise_at=client"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+    ([*POISSON, FIXED, "privacy.noise_at=distributed"], "privacy.sampler='fixed' has no event .* use 'poisson' or 'all'"),
+    (
+        [*CYCLIC, "server.cohort_size=5"],
+        "privacy.sampler='cyclic' needs a server.cohort_size that divides partition.num_clients, .* or use 'poisson'",
+    ),
+    ([*CYCLIC, "privacy.noise_at=client"], "privacy.sampler='cyclic' needs .* privacy.noise_at='server'"),
+    ([*CYCLIC, ADAPTIVE], "privacy.sampler='cyclic' needs .* privacy.clipping='flat'"),
+    ([*POISSON, "privacy.num_bands=2"], "privacy.num_bands=2 needs privacy.sampler='cyclic'"),
+    ([*CYCLIC, "privacy.num_bands=5"], "privacy.num_bands=5 needs .* at least as many cohorts in its cycle \\(4\\)"),
+    ([*CYCLIC, "privacy.num_bands=2", "privacy.secure_noise=true"], "privacy.num_bands=2 needs .* seeded noise"),
+    ([*POISSON, FIXED, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs privacy.sampler='poisson' or 'all', not 'fixed'"),
+    ([*CYCLIC, "privacy.noise_cohort_size=9"], "privacy.noise_cohort_size=9 needs privacy.sampler='poisson' or 'all', not 'cyclic'"),
+    (
+        [*POISSON, "privacy.noise_cohort_size=9", "privacy.population=8"],
+        "privacy.population=8 must be at least privacy.noise_cohort_size=9",
+    ),
+    ([*POISSON, "privacy.population=8"], "privacy.population=8 needs privacy.noise_cohort_size, the cohort drawn from it"),
+    ([*CLIENT, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'server'"),
+    ([*LOCAL, "privacy.dropout_tolerance=0.2"], "privacy.dropout_tolerance=0.2 needs privacy.noise_at='distributed', not 'client'"),
+    (["audit.multiplicities=[1,0]"], "audit.multiplicities=\\[1, 0\\] must all be at least 1"),
+    ([*DPLORA, "audit.num_canaries=4", "audit.canary=update"], "audit.canary='update' needs method.name='fedit' .* use 'record'"),
+    ([*DISTRIBUTED, "audit.num_canaries=4"], "audit.canary='update' needs .* one by one"),
+    (
+        ["audit.num_canaries=4", "audit.canary=gradient"],
+        "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'",
+    ),
+    (
+        [*DPLORA, "dplora.mode=literal", "audit.num_canaries=4", "audit.canary=gradient"],
+        "audit.canary='gradient' needs method.name='dplora' with dplora.mode='example'; use 'record'",
+    ),
+    ([*CLIENT, "audit.num_canaries=4", "audit.canary=record"], "audit.canary='record' audits a record where .* use 'update'"),
+    (["method.name=base", "audit.num_canaries=4"], "audit.num_canaries needs a method that trains; method.name='base' does not"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), WITHOUT_A_MECHANISM)
 def test_privacy_that_no_mechanism_has_is_refused_with_what_to_use(overrides: list[str], named: str) -> None:
     assert re.search(f"^{named}", refusal(*overrides)), refusal(*overrides)
 
@@ -368,7 +387,7 @@ def test_privacy_that_no_mechanism_has_is_refused_with_what_to_use(overrides: li
     ],
 )
 def test_privacy_that_some_mechanism_has_is_allowed(overrides: list[str]) -> None:
-    load("", overrides)
+    assert_kept(overrides)
 
 
 NOT_BY_DEFAULT = {
@@ -549,7 +568,9 @@ def test_a_shipped_config_holds_differences_from_the_defaults_only(name: str) ->
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_run_of_a_shipped_comparison_is_allowed(name: str) -> None:
     for overrides in load(name).compare.values():
-        load(name, [f"{key}={value}" for key, value in flatten_keys(overrides).items()])
+        wanted = flatten_keys(overrides)
+        flat = flatten_keys(to_dict(load(name, [f"{key}={value}" for key, value in wanted.items()])))
+        assert {key: flat[key] for key in wanted} == wanted
 
 
 def test_a_file_wins_over_a_shipped_config_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,44 +691,44 @@ SECTION_TYPES = {type(part).__name__ for part in sections(Config())}
 # --- what a user can bring
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["seed=" + "9" * 400], r"^seed=9+\.\.\. \(400 characters\) must be at least 0"),
-        (["server.num_rounds=" + "9" * 60], r"^server\.num_rounds=9+ must be at least 1 and at most 1000000$"),
-        (["train.lr=1e308"], r"^train\.lr=1e\+308 must be greater than 0 and at most 1e\+38$"),
-        (["audit.num_shadows=1"], r"^audit\.num_shadows=1 leaves half of the records in every shadow's training set"),
-        (["partition.alpha=1e308"], r"^partition\.alpha=1e\+308 must be at least 1e-06 and at most 1000000$"),
-        (["lora=[1]"], r"^lora is a section"),
-        (["data.template_args=[1]"], r"^data\.template_args=\[1\] must be a mapping"),
-        (["compare_seeds=3"], r"^compare_seeds=3 must be a list, such as compare_seeds=\[3\]$"),
-        (["compare=[1]"], r"^compare=\[1\] must be a mapping"),
-        (["compare={a: 5}"], r"^compare\.a=5 must hold the overrides that make the run"),
-        (["compare={A: {}, a: {}}"], r"^compare: 'A' and 'a' differ by case only"),
-        (["compare={report.html: {}}"], r"^compare: the name 'report\.html' is the name of a file"),
-        (["compare={..: {}}"], r"^compare: the name '\.\.' must not begin with a dot"),
-        (["name=../../x"], r"^name: the name '\.\./\.\./x' must not begin with a dot"),
-        (["name=a/b"], r"^name: the name 'a/b' must not hold '/'"),
-        (["compare_seeds=[-1]"], r"^compare_seeds=\[-1\] must all be at least 0"),
-        (["sweep.seeds=[" + "9" * 30 + "]"], r"^sweep\.seeds=.* must all be at least 0 and at most"),
-        (["audit.multiplicities=[100000]"], r"^audit\.multiplicities=\[100000\] must all be at least 1 and at most 10000"),
-        (["data.system_prompt=${x}"], r"^data\.system_prompt: Interpolation key 'x' not found; a plain dollar sign"),
-        (["resources.num_actors=²"], r"^resources\.num_actors='²' must be"),
-        (["lora.target_modules=q_proj,v_proj"], r"^lora\.target_modules='q_proj,v_proj' is one text; list"),
-        (["lora.target_modules=['']"], r"^lora\.target_modules=\[''\] holds an empty name"),
-        (["data.template_date=2024-2-1"], r"^data\.template_date='2024-2-1' must be a day as YYYY-MM-DD, or today$"),
-        (["data.template_date=20240201"], r"^data\.template_date='20240201' must be a day"),
-        (["data.template_date=2024-02-30"], r"^data\.template_date='2024-02-30' must be a day"),
-        (["data.template_args={messages: 1}"], r"^data\.template_args: messages is given by raysim itself"),
-        (["data.template_args={a b: 1}"], r"^data\.template_args: 'a b' is no argument's name"),
-        (["data.template_args={a: .nan}"], r"^data\.template_args\.a=nan must be a text, a number"),
-        (
-            ["data.chat_field=messages", "data.source=jsonl", "data.path=x", "data.preset=alpaca"],
-            r"^data\.chat_field='messages' means nothing with",
-        ),
-        (["model.name=' '"], r"^model\.name is empty"),
-    ],
-)
+BROUGHT = [
+    (["seed=" + "9" * 400], r"^seed=9+\.\.\. \(400 characters\) must be at least 0"),
+    (["server.num_rounds=" + "9" * 60], r"^server\.num_rounds=9+ must be at least 1 and at most 1000000$"),
+    (["train.lr=1e308"], r"^train\.lr=1e\+308 must be greater than 0 and at most 1e\+38$"),
+    (["audit.num_shadows=1"], r"^audit\.num_shadows=1 leaves half of the records in every shadow's training set"),
+    (["partition.alpha=1e308"], r"^partition\.alpha=1e\+308 must be at least 1e-06 and at most 1000000$"),
+    (["lora=[1]"], r"^lora is a section"),
+    (["data.template_args=[1]"], r"^data\.template_args=\[1\] must be a mapping"),
+    (["compare_seeds=3"], r"^compare_seeds=3 must be a list, such as compare_seeds=\[3\]$"),
+    (["compare=[1]"], r"^compare=\[1\] must be a mapping"),
+    (["compare={a: 5}"], r"^compare\.a=5 must hold the overrides that make the run"),
+    (["compare={A: {}, a: {}}"], r"^compare: 'A' and 'a' differ by case only"),
+    (["compare={report.html: {}}"], r"^compare: the name 'report\.html' is the name of a file"),
+    (["compare={..: {}}"], r"^compare: the name '\.\.' must not begin with a dot"),
+    (["name=../../x"], r"^name: the name '\.\./\.\./x' must not begin with a dot"),
+    (["name=a/b"], r"^name: the name 'a/b' must not hold '/'"),
+    (["compare_seeds=[-1]"], r"^compare_seeds=\[-1\] must all be at least 0"),
+    (["sweep.seeds=[" + "9" * 30 + "]"], r"^sweep\.seeds=.* must all be at least 0 and at most"),
+    (["audit.multiplicities=[100000]"], r"^audit\.multiplicities=\[100000\] must all be at least 1 and at most 10000"),
+    (["data.system_prompt=${x}"], r"^data\.system_prompt: Interpolation key 'x' not found; a plain dollar sign"),
+    (["resources.num_actors=²"], r"^resources\.num_actors='²' must be"),
+    (["lora.target_modules=q_proj,v_proj"], r"^lora\.target_modules='q_proj,v_proj' is one text; list"),
+    (["lora.target_modules=['']"], r"^lora\.target_modules=\[''\] holds an empty name"),
+    (["data.template_date=2024-2-1"], r"^data\.template_date='2024-2-1' must be a day as YYYY-MM-DD, or today$"),
+    (["data.template_date=20240201"], r"^data\.template_date='20240201' must be a day"),
+    (["data.template_date=2024-02-30"], r"^data\.template_date='2024-02-30' must be a day"),
+    (["data.template_args={messages: 1}"], r"^data\.template_args: messages is given by raysim itself"),
+    (["data.template_args={a b: 1}"], r"^data\.template_args: 'a b' is no argument's name"),
+    (["data.template_args={a: .nan}"], r"^data\.template_args\.a=nan must be a text, a number"),
+    (
+        ["data.chat_field=messages", "data.source=jsonl", "data.path=x", "data.preset=alpaca"],
+        r"^data\.chat_field='messages' means nothing with",
+    ),
+    (["model.name=' '"], r"^model\.name is empty"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), BROUGHT)
 def test_what_users_bring_is_refused_in_one_line_that_names_it(overrides: list[str], named: str) -> None:
     text = refusal(*overrides)
     assert re.search(named, text), text
@@ -734,3 +755,76 @@ def test_a_file_that_only_its_points_or_entries_name_is_asked_of_them() -> None:
     with pytest.raises(ValueError, match=r"compare\.a: data\.path is empty"):
         comparison(load("", ["data.source=jsonl", "compare={a: {}}"]))
     assert refusal("data.source=jsonl", "sweep.space={lora.rank: [1, 2]}").startswith("data.path is empty")
+
+
+# --- what stands with the fields, and the table of combinations
+
+
+def parts_of(needs: str) -> list[tuple[str, list[str]]]:
+    """The key and the values of each setting in what is needed."""
+    return [(re.split("!?=", part)[0], re.split("!?=", part)[1].split("|") if "=" in part else []) for part in needs.split(" or ")]
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS.values() if key.needs], ids=lambda key: key.name)
+def test_what_a_key_needs_is_a_setting_that_there_is(key: Key) -> None:
+    for name, values in (part for needs in key.needs for part in parts_of(needs)):
+        assert name in KEYS
+        assert name != key.name
+        assert set(values) <= set(KEYS[name].choices) or (not KEYS[name].choices and all(re.fullmatch(r"-?\d+", value) for value in values))
+    assert key.only in ("", *key.needs)
+
+
+@pytest.mark.parametrize(
+    ("needs", "overrides", "because"),
+    [
+        ("server.optimizer=adam|yogi", ["server.optimizer=yogi", "server.lr=0.1"], ""),
+        ("server.optimizer=adam|yogi", ["server.optimizer=adagrad", "server.lr=0.1"], "server.optimizer=adagrad"),
+        ("server.optimizer!=none", ["server.optimizer=momentum"], ""),
+        ("server.optimizer!=none", [], "server.optimizer=none"),
+        ("audit.num_canaries", ["audit.num_canaries=4"], ""),
+        ("audit.num_canaries", [], "audit.num_canaries=0"),
+        ("audit.multiplicities", [], "audit.multiplicities=[]"),
+        ("audit.multiplicities", ["audit.multiplicities=[2]"], ""),
+        ("privacy.target_epsilon=0", ["privacy.unit=client", "privacy.target_epsilon=3.5"], "privacy.target_epsilon=3.5"),
+        ("evaluate.choices_path", [], "evaluate.choices_path=''"),
+        ("attack.every!=-1", ["attack.every=-1"], "attack.every=-1"),
+        ("seed=1 or audit.inversion", ["seed=1"], ""),
+        ("seed=1 or audit.inversion", ["audit.inversion=true"], ""),
+        ("seed=1 or audit.inversion", [], "seed=0 and audit.inversion=false"),
+    ],
+)
+def test_what_is_needed_holds_or_names_what_is_not_so(needs: str, overrides: list[str], because: str) -> None:
+    assert lacking(needs, load("", overrides)) == because
+
+
+def test_every_rule_refuses_something_in_its_own_words() -> None:
+    """No row of the table is dead: for each, one of the refusals above is its line."""
+    set_in_vain = [[*method, f"{key}={value}"] for key, value in NOT_BY_DEFAULT.items() for method in ([], DPLORA)] + [
+        ["privacy.target_epsilon=3"],
+        ["privacy.max_epsilon=3"],
+        ["privacy.noise_at=server"],
+        [*DPLORA, "privacy.noise_at=server"],
+    ]
+    given_overrides = [*(case[0] for case in (*COMBINATIONS, *WITHOUT_A_MECHANISM, *BROUGHT)), *set_in_vain, ["compare_seeds=[1,1]"]]
+    texts = [refusal(*overrides) for overrides in given_overrides]
+    dead = [rule for rule in RULES if not any(re.fullmatch(pattern_of(rule), text) for text in texts)]
+    assert dead == []
+
+
+def pattern_of(rule: Rule) -> str:
+    """What a refusal by `rule` matches: its line, whatever the values."""
+    line = f"{rule.about} {rule.reason}{'; ' if rule.remedy else ''}{rule.remedy}"
+    return ".*".join(re.escape(part) for part in re.split(r"\{[^{}]*\}", line))
+
+
+def test_a_rule_is_stated_without_values_and_names_keys() -> None:
+    for rule in RULES:
+        assert rule.key in KEYS
+        assert not re.search(r"[{}]|\(\)|=[ ,;.]|  ", statement(rule)), statement(rule)
+        assert concerns(rule, rule.key)
+
+
+def test_a_rule_concerns_the_keys_that_it_names_and_no_others() -> None:
+    rule = Rule("server.lr={value}", lambda config: True, "is too much for server.optimizer={server.optimizer!r}", "seeded out of name")
+    assert {key for key in KEYS if concerns(rule, key)} == {"server.lr", "server.optimizer"}
+    assert not concerns(Rule("train.lr_schedule='cosine'", lambda config: True, "x"), "train.lr")

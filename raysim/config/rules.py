@@ -1,0 +1,436 @@
+"""What the configuration refuses, before any work: values out of bounds, and the one table of what cannot be combined.
+
+`load`, every point of a sweep and the pages of keys read the same rows. Left out: checks that need the data, the model or
+the cluster, which are made where each is first read.
+"""
+
+import datetime
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raysim.config.auto import where_noise_is_added
+from raysim.config.schema import KEYS, TODAY, Config, DataConfig, Key, lacking, value_of
+from raysim.errors import check_folder_name, check_path, did_you_mean, shown
+from raysim.methods import spec as methods
+
+COMPARISON_FILES = (
+    *("summary.json", "results.csv", "report.html", "figures", "judge.jsonl", "comparison.json", "claims.json", "claims.md"),
+    *("config.yaml", "sweep.yaml", "environment.json", "partition.json", "rounds.jsonl", "ledger.json", "state", "adapter", "trials"),
+)
+"""What a comparison writes beside its runs, and files by which a folder is taken for that of a run or a sweep."""
+RESERVED_ARGUMENTS = (
+    *("messages", "conversation", "conversations", "chat_template", "tools", "documents", "tokenize", "add_generation_prompt"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "bos_token", "eos_token", "pad_token", "unk_token", "strftime_now", "raise_exception", "date_string", "self"),
+)
+"""Arguments of a chat template, and of the call that fills it in, that are not the user's."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that is refused, as data: the refusal and the page of a key are made of the same row."""
+
+    about: str
+    """The key, with the value that is refused: as it stands (`privacy.unit='client'`), or `{value}` for whichever is set."""
+    when: Callable[[Config], bool]
+    reason: str
+    """Why it is refused; values of other keys stand as `{method.name}`."""
+    remedy: str = ""
+    """What to do instead, where the reason does not say it."""
+
+    @property
+    def key(self) -> str:
+        """The key whose value is refused."""
+        return re.split("[= ]", self.about, maxsplit=1)[0]
+
+
+def refusal(rule: Rule, config: Config) -> str:
+    """The line that refuses `config` by `rule`, with its values."""
+    cohort = config.server.cohort_size or config.partition.num_clients
+    values = {"value": shown(value_of(config, rule.key)), "cycle": config.partition.num_clients // cohort}
+    return _sentence(rule).format(**vars(config), **values)
+
+
+def statement(rule: Rule) -> str:
+    """What `rule` says of any configuration: its line without values."""
+    return re.sub(r" \([\w.]*=?\{[^{}]*\}\)|(, not |=)?\{[^{}]*\}", "", _sentence(rule))
+
+
+def concerns(rule: Rule, key: str) -> bool:
+    """Whether a rule names a key (a word such as `name` or `out` is one only where the rule is about it)."""
+    return key == rule.key if "." not in key else re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", _sentence(rule)) is not None
+
+
+def _sentence(rule: Rule) -> str:
+    return f"{rule.about} {rule.reason}{'; ' * bool(rule.remedy)}{rule.remedy}"
+
+
+def refuse(rules: Iterable[Rule], config: Config) -> None:
+    """Refuses `config` by the first rule that holds.
+
+    Errors: ValueError of one line.
+    """
+    for rule in rules:
+        if rule.when(config):
+            raise ValueError(refusal(rule, config))
+
+
+# --- combinations
+
+
+def unused_privacy(config: Config) -> dict[str, Any]:
+    """The privacy keys that are set but mean nothing for this run's unit, with the values that unset them.
+
+    A run is refused for them; the entries of a comparison do without.
+    """
+    found = {}
+    for key in _ONLY:
+        unset = where_noise_is_added(config) if key.name == "privacy.noise_at" else key.default
+        if value_of(config, key.name) != unset and lacking(key.only, config):
+            found[key.name] = unset
+    return found
+
+
+_ONLY = tuple(key for key in KEYS.values() if key.only)
+
+
+def _unused(key: Key, *, unit: str, remedy: str) -> Rule:
+    def when(config: Config) -> bool:
+        return config.privacy.unit == unit and not (config.compare or config.sweep.space) and key.name in unused_privacy(config)
+
+    return Rule(key.name, when, f"is set but means nothing with privacy.unit={unit!r} (method.name={{method.name!r}})", remedy)
+
+
+def _unused_rules() -> Iterator[Rule]:
+    for key in _ONLY:
+        yield _unused(key, unit="none", remedy="set privacy.unit=client, or method.name=dplora, or leave it out")
+        if key.only == "privacy.unit=client":
+            at_client = key.name == "privacy.noise_at"
+            remedy = "noise is added at the client: use 'client'" if at_client else "it is for privacy.unit='client'"
+            yield _unused(key, unit="example", remedy=remedy)
+
+
+UNUSED_RULES = tuple(_unused_rules())
+"""Of the keys that are refused unless `privacy.unit` is as they need it."""
+
+
+def _for_clients(when: Callable[[Config], bool]) -> Callable[[Config], bool]:
+    return lambda config: config.privacy.unit == "client" and when(config)
+
+
+def _for_canaries(when: Callable[[Config], bool]) -> Callable[[Config], bool]:
+    return lambda config: config.audit.num_canaries > 0 and when(config)
+
+
+def _cohort(config: Config) -> int:
+    return config.server.cohort_size or config.partition.num_clients
+
+
+def _at_the_server(key: str, when: Callable[[Config], bool]) -> Rule:
+    """What only the server can do with updates."""
+    reason = "needs privacy.noise_at='server', not {privacy.noise_at!r}"
+    return Rule(key, _for_clients(lambda c: c.privacy.noise_at != "server" and when(c)), reason)
+
+
+def _needs_a_path(key: str, value: str, path: str, what: str) -> Rule:
+    """A source that is nothing without a path, unless a comparison's entries or a sweep's points, each of which is validated, may set it."""
+
+    def when(config: Config) -> bool:
+        set_later = bool(config.compare) or path in config.sweep.space or path.partition(".")[0] in config.sweep.space
+        return value_of(config, key) == value and not value_of(config, path) and not set_later
+
+    return Rule(path, when, f"is empty but {key}={value!r} needs {what}")
+
+
+CLIENT_METHODS = methods.named(lambda spec: "client" in spec.units)
+STEPPING_METHODS = methods.named(lambda spec: spec.steps_privately)
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "model.name", lambda c: not c.model.name.strip(), "is empty", "name a model, such as smollm2-135m-instruct, or the path of a folder"
+    ),
+    Rule("compare_seeds={value}", lambda c: len(set(c.compare_seeds)) < len(c.compare_seeds), "must be different numbers"),
+    Rule(
+        "lora.target_modules={value}",
+        lambda c: not c.lora.target_modules,
+        "adapts nothing",
+        "name at least one linear layer, such as q_proj",
+    ),
+    Rule(
+        "lora.target_modules={value}",
+        lambda c: not all(name.strip() for name in c.lora.target_modules),
+        "holds an empty name",
+        "name layers, such as q_proj",
+    ),
+    Rule(
+        "data.chat_field={value}",
+        lambda c: bool(c.data.chat_field and c.data.preset),
+        "means nothing with data.preset={data.preset!r}, which has its own fields",
+        "leave one out",
+    ),
+    Rule(
+        "server.cohort_size={value}",
+        lambda c: c.server.cohort_size > c.partition.num_clients,
+        "must be at most partition.num_clients={partition.num_clients}",
+    ),
+    Rule(
+        "partition.num_clients={value}",
+        lambda c: 0 < c.data.num_train < c.partition.num_clients * c.partition.min_examples,
+        "is more than data.num_train={data.num_train} examples can fill with partition.min_examples={partition.min_examples}",
+        "lower num_clients or raise num_train",
+    ),
+    Rule(
+        "privacy.unit='example'",
+        lambda c: c.privacy.unit == "example" and "example" not in c.method.spec.units,
+        f"needs method.name={methods.named(lambda spec: 'example' in spec.units)} (method.name={{method.name!r}} does not bound what one record does)",
+    ),
+    Rule(
+        "privacy.unit={value}",
+        lambda c: c.privacy.unit not in c.method.spec.units and "none" not in c.method.spec.units,
+        f"does not fit method.name={methods.named(lambda spec: 'none' not in spec.units)}, whose unit is 'example'",
+        "for client-level privacy use method.name=fedit",
+    ),
+    Rule(
+        "privacy.unit='client'",
+        _for_clients(lambda c: c.method.spec.has_control_variate),
+        f"does not cover method.name={methods.named(lambda spec: spec.has_control_variate)}: control variates are a second upload, "
+        "neither clipped nor noised",
+        "use method.name=fedit",
+    ),
+    Rule(
+        "privacy.unit='client'",
+        _for_clients(lambda c: "client" not in c.method.spec.units),
+        f"is a guarantee for method.name={CLIENT_METHODS} only, not {{method.name!r}}",
+    ),
+    Rule(
+        "server.weighting='examples'",
+        _for_clients(lambda c: c.server.weighting == "examples"),
+        "is unbounded in one client and has no guarantee with privacy.unit='client'",
+        "use uniform",
+    ),
+    Rule(
+        "fedpit.share_mix and fedpit.scorer",
+        lambda c: c.privacy.unit == "example" and c.method.spec.writes and (c.fedpit.share_mix > 0 or c.fedpit.scorer != "none"),
+        "use private records: privacy.unit='example' needs share_mix=0 and scorer='none'",
+    ),
+    *UNUSED_RULES,
+    Rule(
+        "privacy.sampler='all'",
+        _for_clients(lambda c: c.privacy.sampler == "all" and _cohort(c) != c.partition.num_clients),
+        "contradicts server.cohort_size={server.cohort_size}",
+        "use 'poisson', or cohort_size=0",
+    ),
+    _at_the_server("privacy.clipping", lambda c: c.privacy.clipping != "flat"),
+    _at_the_server("privacy.noise_cohort_size", lambda c: c.privacy.noise_cohort_size > 0),
+    Rule(
+        "privacy.sampler='fixed'",
+        _for_clients(lambda c: c.privacy.sampler == "fixed" and (c.privacy.clipping == "adaptive" or c.privacy.noise_at != "server")),
+        "has no event in the accountant for privacy.clipping='adaptive', nor for privacy.noise_at='client' or 'distributed'",
+        "use 'poisson' or 'all'",
+    ),
+    Rule(
+        "privacy.sampler='cyclic'",
+        _for_clients(
+            lambda c: (
+                c.privacy.sampler == "cyclic"
+                and bool(c.partition.num_clients % _cohort(c) or c.privacy.noise_at != "server" or c.privacy.clipping == "adaptive")
+            )
+        ),
+        "needs a server.cohort_size that divides partition.num_clients, privacy.noise_at='server' and privacy.clipping='flat'",
+        "or use 'poisson'",
+    ),
+    Rule(
+        "privacy.num_bands={value}",
+        _for_clients(
+            lambda c: (
+                c.privacy.num_bands > 1
+                and (c.privacy.sampler != "cyclic" or c.privacy.num_bands > c.partition.num_clients // _cohort(c) or c.privacy.secure_noise)
+            )
+        ),
+        "needs privacy.sampler='cyclic', at least as many cohorts in its cycle ({cycle}), and seeded noise, privacy.secure_noise=false "
+        "(later rounds subtract what earlier ones added)",
+    ),
+    Rule(
+        "privacy.noise_cohort_size={value}",
+        _for_clients(lambda c: c.privacy.noise_cohort_size > 0 and c.privacy.sampler not in ("poisson", "all")),
+        "needs privacy.sampler='poisson' or 'all', not {privacy.sampler!r}",
+    ),
+    Rule(
+        "privacy.population={value}",
+        _for_clients(lambda c: 0 < c.privacy.population < c.privacy.noise_cohort_size),
+        "must be at least privacy.noise_cohort_size={privacy.noise_cohort_size}",
+    ),
+    Rule(
+        "privacy.population={value}",
+        _for_clients(lambda c: c.privacy.population > 0 and not c.privacy.noise_cohort_size),
+        "needs privacy.noise_cohort_size, the cohort drawn from it",
+    ),
+    Rule(
+        "privacy.dropout_tolerance={value}",
+        _for_clients(lambda c: c.privacy.dropout_tolerance > 0 and c.privacy.noise_at != "distributed"),
+        "needs privacy.noise_at='distributed', not {privacy.noise_at!r}",
+    ),
+    Rule(
+        "audit.num_shadows=1",
+        lambda c: c.audit.num_shadows == 1,
+        "leaves half of the records in every shadow's training set, and no score for them",
+        "use 0, or 2 or more",
+    ),
+    Rule(
+        "audit.canary='update'",
+        _for_canaries(
+            lambda c: c.audit.canary == "update" and ("client" not in c.method.spec.units or c.privacy.noise_at == "distributed")
+        ),
+        f"needs method.name={CLIENT_METHODS} and updates that reach the server one by one, which privacy.noise_at='distributed' prevents",
+        "use 'record'",
+    ),
+    Rule(
+        "audit.canary='gradient'",
+        _for_canaries(lambda c: c.audit.canary == "gradient" and not (c.method.spec.steps_privately and c.dplora.mode == "example")),
+        f"needs method.name={STEPPING_METHODS} with dplora.mode='example'",
+        "use 'record'",
+    ),
+    Rule(
+        "audit.canary='record'",
+        _for_canaries(lambda c: c.audit.canary == "record" and c.privacy.unit == "client"),
+        "audits a record where privacy.unit='client' protects a client",
+        "use 'update'",
+    ),
+    Rule(
+        "audit.num_canaries",
+        _for_canaries(lambda c: not c.method.spec.trains),
+        f"needs a method that trains; method.name={methods.named(lambda spec: not spec.trains)} does not",
+    ),
+    Rule(
+        "train.prox_mu={value}",
+        lambda c: c.method.spec.steps_privately and c.train.prox_mu > 0,
+        f"has no place in the private step of method.name={STEPPING_METHODS}",
+        "set it to 0",
+    ),
+    Rule(
+        "server.lr={value}",
+        lambda c: c.server.optimizer in ("adam", "yogi", "adagrad") and c.server.lr >= 1,
+        "is too much for server.optimizer={server.optimizer!r} ('adam', 'yogi' and 'adagrad' move every parameter by about that much in a round)",
+        "it must be less than 1, such as 0.001",
+    ),
+    _needs_a_path("data.source", "jsonl", "data.path", "a file"),
+    _needs_a_path("data.source", "hub", "data.path", "a data set id"),
+    _needs_a_path("synthesis.source", "file", "synthesis.path", "a file of public records"),
+    Rule(
+        "synthesis.path and synthesis.preset",
+        lambda c: c.synthesis.source == "self" and bool(c.synthesis.path or c.synthesis.preset),
+        "mean nothing with synthesis.source='self'",
+        "set it to 'file', or leave them out",
+    ),
+    Rule(
+        "synthesis.source='file'",
+        lambda c: c.synthesis.source == "file" and c.privacy.unit == "example" and c.method.spec.writes,
+        "writes nothing from private records, so privacy.unit='example' has nothing to protect",
+        "use 'none'",
+    ),
+    Rule(
+        "server.weighting='adaptive'",
+        lambda c: c.server.weighting == "adaptive" and not c.method.spec.adapts_weights,
+        f"is for method.name={methods.named(lambda spec: spec.adapts_weights)}, not {{method.name!r}}",
+        "use examples or uniform",
+    ),
+    Rule(
+        "resources.num_actors={value}",
+        lambda c: c.resources.num_actors != "auto" and not re.fullmatch(r"[1-9][0-9]{0,5}", c.resources.num_actors),
+        "must be 'auto' or a number of at least 1",
+    ),
+    Rule(
+        "resources.client.num_gpus={value}",
+        lambda c: c.resources.client.num_gpus > 1,
+        "is more than one GPU, and a client's training runs on one device: there is no engine for several",
+        "use at most 1",
+    ),
+)
+
+
+# --- values
+
+
+def validate(config: Config) -> Config:
+    """`config` itself if every value and combination is allowed.
+
+    Errors: ValueError naming key, value, bound and remedy.
+    """
+    for key in KEYS.values():
+        _check_value(key, value_of(config, key.name))
+    _check_names(config)
+    _check_template(config.data)
+    refuse(RULES, config)
+    return config
+
+
+def _check_value(key: Key, value: Any) -> None:
+    if key.choices and value not in key.choices:
+        hint = did_you_mean(value, key.choices, quoted=True)
+        raise ValueError(f"{key.name}={shown(value)} is not one of {', '.join(map(repr, key.choices))}{hint}")
+    if key.is_path:
+        check_path(value, key=key.name)
+    if key.bounds is not None:
+        low, high, inclusive = key.bounds
+        for one in value if isinstance(value, list) else [value]:
+            if not (low < one <= high or (inclusive and one == low)):  # which not-a-number is not either
+                raise ValueError(f"{key.name}={shown(value)} must {'all ' * isinstance(value, list)}be {bounds_in_words(key)}")
+    if key.nonzero and 0 < value < key.nonzero:
+        raise ValueError(f"{key.name}={value!r} must be 0, or at least {key.nonzero:g}")
+
+
+def bounds_in_words(key: Key) -> str:
+    """Between what the numbers of a key must be, as a refusal says it."""
+    assert key.bounds is not None
+    low, high, inclusive = key.bounds
+    return f"{'at least' if inclusive else 'greater than'} {_exactly(low)} and at most {_exactly(high)}"
+
+
+def _exactly(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
+
+
+def _check_names(config: Config) -> None:
+    """Names that become folders."""
+    check_folder_name(config.name, key="name")
+    folded: dict[str, str] = {}
+    for name, overrides in config.compare.items():
+        check_folder_name(name, key="compare", taken=COMPARISON_FILES)
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            raise ValueError(f"compare: {twin!r} and {name!r} differ by case only, which is one folder on some disks; rename one")
+        if not isinstance(overrides or {}, dict):
+            raise ValueError(f"compare.{name}={shown(overrides)} must hold the overrides that make the run, such as {{method.name: fedit}}")
+
+
+def _check_template(data: DataConfig) -> None:
+    """What a chat template is given."""
+    if data.template_date != TODAY:
+        try:
+            day = datetime.date.fromisoformat(data.template_date).isoformat()
+        except ValueError:
+            day = ""
+        if day != data.template_date:
+            raise ValueError(f"data.template_date={shown(data.template_date)} must be a day as YYYY-MM-DD, or today")
+    for name, value in data.template_args.items():
+        if not name.isidentifier():
+            raise ValueError(
+                f"data.template_args: {shown(name)} is no argument's name; name one of the template's, such as enable_thinking"
+            )
+        if name in RESERVED_ARGUMENTS:
+            raise ValueError(f"data.template_args: {name} is given by raysim itself; leave it out")
+        if not _is_plain(value):
+            raise ValueError(
+                f"data.template_args.{name}={shown(value)} must be a text, a number, true, false, null, or a list or mapping of these"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON has, so that the same template gives the same text everywhere."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(below) for key, below in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
