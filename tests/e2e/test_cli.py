@@ -67,7 +67,8 @@ IN_TURN = {
     "out is a file": (["out=text.jsonl"], ["out='text.jsonl' is a file"]),
     "out is a foreign folder": (["out=foreign"], ["out='foreign'", "not a run's folder"]),
     "out is another run's": (["out=other"], ["out='other'", "lora.rank", "another configuration"]),
-    "more GPU than any node has": (["resources.backend=ray", "resources.client.num_gpus=64"], ["64 GPUs", "1 node"]),
+    "more CPUs than any node has": (["resources.backend=ray", "resources.client.num_cpus=64000"], ["64000 CPUs", "1 node"]),
+    "more GPUs than a client trains on": (["resources.client.num_gpus=64"], ["resources.client.num_gpus=64", "one device"]),
 }
 TURNS = """
 import json, sys

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")  # one node with 4 CPUs and 
         (["partition.num_clients=12", "resources.client.num_gpus=0.5"], 4),
         (["partition.num_clients=12", "resources.client.num_gpus=0.3"], 6),
         (["partition.num_clients=12", "resources.client.num_gpus=0.6"], 2),  # two shares of 0.6 do not fit into one GPU
-        (["partition.num_clients=12", "resources.client.num_gpus=2"], 1),
+        (["partition.num_clients=12", "resources.client.num_gpus=1"], 2),
         (["partition.num_clients=3", "resources.num_actors=8"], 8),
         (["partition.num_clients=3", "resources.num_actors=1"], 1),
     ],
@@ -37,7 +37,7 @@ def test_there_is_one_actor_per_client_of_a_cohort_while_they_fit(settings: list
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["resources.client.num_gpus=3"], "3 GPUs"),
+        (["resources.client.num_gpus=1", "resources.num_actors=3"], "2 client actors of 0.5 CPUs, 1 GPUs"),
         (["resources.client.num_cpus=5"], "5 CPUs"),
         (["resources.client.memory_gb=100000"], "100000 GiB"),
         (["resources.num_actors=9"], "resources.num_actors=9: 8 client actors"),

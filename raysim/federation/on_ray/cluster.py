@@ -100,8 +100,7 @@ def _fits(node: dict[str, float], client: ClientResources) -> int:
     if client.num_cpus > 0:
         limits.append(int(node.get("CPU", 0.0) / client.num_cpus + 1e-9))
     if client.num_gpus > 0:
-        gpus = int(node.get("GPU", 0.0))
-        limits.append(gpus * int(1 / client.num_gpus + 1e-9) if client.num_gpus <= 1 else int(gpus / client.num_gpus))
+        limits.append(int(node.get("GPU", 0.0)) * int(1 / client.num_gpus + 1e-9))
     if client.memory_gb > 0:
         limits.append(int(node.get("memory", 0.0) / (client.memory_gb * GIB)))
     return min(limits, default=10**6)
