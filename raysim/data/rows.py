@@ -4,7 +4,7 @@ Left out: fields that no configuration names, whatever they hold.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,10 +64,10 @@ def read_row(index: int, values: dict[str, Any], *, at: str, fields: Preset, cha
         index,
         said.instruction,
         said.response,
-        label=said.response if fields.labelled else _label(values, fields.label, at=at),
+        label=said.response if fields.labelled else _text(values, fields.label, at=at, read=label_of),
         details=tuple(details),
         history=said.history,
-        group=_label(values, fields.group, at=at),
+        group=_text(values, fields.group, at=at, read=label_of),
     )
     return Reading(at, record, found=found, num_turns_cut=said.num_cut, num_details_left_out=len(given) - len(details))
 
@@ -151,14 +151,9 @@ def _from_fields(values: dict[str, Any], *, fields: Preset, at: str) -> _Said:
         raise ValueError(f"{at}: {error}") from None
 
 
-def _text(values: dict[str, Any], names: tuple[str, ...], *, at: str) -> str:
+def _text(values: dict[str, Any], names: tuple[str, ...], *, at: str, read: Callable[..., str] = text_of) -> str:
     named = find(values, names)
-    return text_of(named[1], field=named[0], at=at) if named else ""
-
-
-def _label(values: dict[str, Any], names: tuple[str, ...], *, at: str) -> str:
-    named = find(values, names)
-    return label_of(named[1], field=named[0], at=at) if named else ""
+    return read(named[1], field=named[0], at=at) if named else ""
 
 
 def _details(values: dict[str, Any], names: tuple[str, ...], *, at: str) -> list[str]:

@@ -38,8 +38,7 @@ class Source:
     @property
     def num_lost(self) -> dict[str, int]:
         """How much is not in the records, by name."""
-        names = ("num_left_out", "num_conversations_cut", "num_details_left_out")
-        return dict(zip(names, (self.num_left_out, self.num_conversations_cut, self.num_details_left_out), strict=True))
+        return {name: number for name, number in vars(self).items() if name != "records"}
 
 
 UNREAD_CONTEXT = ("system", "history")

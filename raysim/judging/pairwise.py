@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 from raysim.privacy.audit_bounds import clopper_pearson
@@ -183,7 +184,7 @@ def _share(count: int, total: int) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return fmean(values) if values else None
 
 
 def _mean_scores(judgements: Sequence[Judgement]) -> dict[str, dict[str, float | None]]:

@@ -12,7 +12,7 @@ once. On a processor, float32 products of few rows go to oneDNN.
 A model whose attention does not allow that (see `base.has_plain_attention`: windows shorter than the text, ALiBi, recurrent layers) is
 answered by transformers' own `generate`, prompts of one length at a time, so that no row has padding: slower, and the same tokens.
 
-Left out: beam search, and kernels that take no mask (flash attention 2).
+Left out: beam search, sampling from a nucleus, and kernels that take no mask (flash attention 2).
 
 Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H key-value heads, D head size.
 """
@@ -39,7 +39,7 @@ from raysim.model.kv_cache import (
     common_prefix,
     has_plain_attention,
     last_place,
-    read_text,
+    read_alone,
 )
 from raysim.model.language_model import LanguageModel, context_length
 from raysim.rng import numpy_rng
@@ -56,8 +56,6 @@ class Sampling:
     """Most tokens produced for a prompt."""
     temperature: float = 0.0
     """Logits are divided by it before a token is drawn; 0 takes the most likely token."""
-    top_p: float = 1.0
-    """Tokens are drawn from the smallest set of the most likely ones that holds this much probability."""
     repetition_penalty: float = 1.0
     """Logits of tokens already produced are divided by it where positive, multiplied where negative. The prompt's tokens do not count, as they do
     in transformers' processor of that name: the same number is weaker here."""
@@ -67,7 +65,6 @@ class Sampling:
     def __post_init__(self) -> None:
         assert self.max_new_tokens >= 1, self
         assert 0 <= self.temperature < math.inf, self
-        assert 0 < self.top_p <= 1, self
         assert 0 < self.repetition_penalty < math.inf, self
 
 
@@ -255,7 +252,7 @@ class _Batch:
         """Computes the keys and values of what all prompts begin with; every row then gets a copy."""
         if not prefix:
             return
-        computed, _ = read_text(self.model, prefix)
+        computed, _ = read_alone(self.model, prefix)
         for layer, (keys, values) in zip(self.layers, computed, strict=True):
             layer.prefix = keys.to(self.dtype), values.to(self.dtype)
         self.num_shared = len(prefix)
@@ -358,8 +355,10 @@ def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, samplin
     if sampling.temperature == 0:
         tokens_B = logits_BV.argmax(-1)
     else:
+        # The largest of logit + Gumbel noise is distributed as softmax(logits); unlike an inverse of the cumulative distribution, it
+        # changes only where two sums tie, so that rounding elsewhere in the vocabulary does not move it.
         noise_BV = torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
-        tokens_B = draw(logits_BV / sampling.temperature, noise_BV, top_p=sampling.top_p)
+        tokens_B = (logits_BV / sampling.temperature + noise_BV).argmax(-1)
     tokens: list[int] = tokens_B.tolist()
     for request, token in zip(requests, tokens, strict=True):
         if token not in stop:
@@ -388,26 +387,3 @@ def _gumbel_noise(requests: list[_Request], num_tokens: int) -> np.ndarray[tuple
         assert request.noise is not None
         noise_BV[row] = request.noise.standard_exponential(num_tokens)
     return -np.log(noise_BV)
-
-
-def draw(logits_BV: torch.Tensor, noise_BV: torch.Tensor, *, top_p: float) -> torch.Tensor:
-    """The drawn token of each row: the largest sum of logit and Gumbel noise within the `top_p` nucleus.
-
-    The largest of `logit + noise` over all tokens is distributed as softmax(logits); unlike an inverse of the cumulative
-    distribution, it changes only where two sums tie, so that rounding elsewhere in the vocabulary does not move it.
-    """
-    if top_p == 1:
-        return (logits_BV + noise_BV).argmax(-1)
-    normaliser_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    num_tokens = logits_BV.shape[1]
-    size = min(256, num_tokens)
-    while True:
-        top_BK, ids_BK = logits_BV.topk(size)
-        probs_BK = (top_BK - normaliser_B1).exp()
-        before_BK = probs_BK.cumsum(-1) - probs_BK
-        if size == num_tokens or bool((before_BK[:, -1] >= top_p).all()):
-            break
-        size = min(4 * size, num_tokens)
-    inside_BK = before_BK < top_p
-    scores_BK = torch.where(inside_BK, top_BK + noise_BV.gather(1, ids_BK), -torch.inf)
-    return ids_BK.gather(1, scores_BK.argmax(-1, keepdim=True))[:, 0]

@@ -45,7 +45,7 @@ def last_place(tokens_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.tensor([tokens_BT.shape[1] - 1], device=device)
 
 
-def read_text(model: Any, tokens: Sequence[int]) -> tuple[list[KeysValues], torch.Tensor]:
+def read_alone(model: Any, tokens: Sequence[int]) -> tuple[list[KeysValues], torch.Tensor]:
     """Keys and values of each layer, of shape HCD, after one text is read alone, and the logits (V,) of the token that follows it."""
     cache, tokens_1T = DynamicCache(), torch.tensor([tokens], device=model.device)
     keep = last_place(tokens_1T, model.device)

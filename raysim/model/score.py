@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from raysim.model.kv_cache import KeysValues, additive_mask, cache_of, common_prefix, has_plain_attention, read_text
+from raysim.model.kv_cache import KeysValues, additive_mask, cache_of, common_prefix, has_plain_attention, read_alone
 from raysim.model.language_model import LanguageModel
 
 Found = tuple[int, int, int]
@@ -105,7 +105,7 @@ def _passes(lm: LanguageModel, rows: Sequence[Branches], *, batch_size: int, pic
     if plain := has_plain_attention(lm.model.get_base_model(), longest=max((row.longest for row in rows), default=0)):
         shared = _common_beginning(rows)
         with lm.autocast():
-            memory = read_text(lm.model, shared)[0] if shared else []
+            memory = read_alone(lm.model, shared)[0] if shared else []
     else:
         parts = [
             (index, number, Branches(row.prompt_ids, (branch,))) for index, _, row in parts for number, branch in enumerate(row.branches)

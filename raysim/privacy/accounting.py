@@ -242,19 +242,27 @@ def _grid_step(epsilon: float, releases: tuple[Release, ...], *, excess: float) 
     return max(FINEST_INTERVAL, RELATIVE_INTERVAL * epsilon, epsilon * math.sqrt(excess / (rounded * (3.0 + epsilon / 2))))
 
 
-@functools.lru_cache(maxsize=4096)
-def _rdp(releases: tuple[Release, ...], *, delta: float) -> float:
-    if not any(release.count for release in releases):
-        return 0.0
-    if any(release.count and release.noise_multiplier == 0.0 for release in releases):
-        return math.inf
+def rdp_accountant(releases: Sequence[Release]) -> tuple[RdpAccountant, bool]:
+    """An empty accountant by Renyi differential privacy that can take these releases, and whether it is about replacing a unit.
+
+    Errors: ValueError where fixed-size and Poisson samples meet.
+    """
     replaces = _replaces(releases)
     if replaces and any(release.sampling_prob < 1.0 for release in releases):
         raise ValueError(
             "sampler='fixed' and sampler='poisson' cannot be accounted together: no accountant has both for replacing a unit; "
             "use 'poisson' for every release that samples"
         )
-    accountant = RdpAccountant(neighboring_relation=REPLACE_ONE) if replaces else RdpAccountant()
+    return (RdpAccountant(neighboring_relation=REPLACE_ONE) if replaces else RdpAccountant()), replaces
+
+
+@functools.lru_cache(maxsize=4096)
+def _rdp(releases: tuple[Release, ...], *, delta: float) -> float:
+    if not any(release.count for release in releases):
+        return 0.0
+    if any(release.count and release.noise_multiplier == 0.0 for release in releases):
+        return math.inf
+    accountant, replaces = rdp_accountant(releases)
     with quiet_about_skipped_orders():
         for release in releases:
             accountant.compose(release.event(replace_one=replaces), release.count)

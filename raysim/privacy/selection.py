@@ -25,10 +25,9 @@ from dataclasses import replace
 
 from dp_accounting import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from dp_accounting.dp_event import RepeatAndSelectDpEvent
-from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
-from raysim.privacy.accounting import REPLACE_ONE, Release, quiet_about_skipped_orders
+from raysim.privacy.accounting import Release, quiet_about_skipped_orders, rdp_accountant
 from raysim.rng import numpy_rng
 
 DISTRIBUTIONS = ("poisson", "geometric", "negative_binomial")
@@ -59,12 +58,9 @@ def selection_epsilon(releases: Sequence[Release], *, delta: float, distribution
         return 0.0
     if any(release.noise_multiplier == 0.0 for release in made):
         return math.inf
-    replaces = any(release.sampler == "fixed" for release in made)
-    if replaces and any(release.sampling_prob < 1.0 for release in made):
-        raise ValueError("sampler='fixed' and sampler='poisson' protect against different changes and have no bound together")
+    accountant, replaces = rdp_accountant(made)
     trial = ComposedDpEvent([SelfComposedDpEvent(release.event(replace_one=replaces), release.count) for release in made])
     event: DpEvent = RepeatAndSelectDpEvent(trial, mean, shape)
-    accountant = RdpAccountant(neighboring_relation=REPLACE_ONE) if replaces else RdpAccountant()
     with quiet_about_skipped_orders():
         return float(accountant.compose(event).get_epsilon(delta))
 

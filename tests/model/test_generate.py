@@ -11,13 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, RepetitionPenaltyLogitsProcessor
 
-from raysim.model.generate import Sampling, draw, generate
+from raysim.model.generate import Sampling, generate
 from raysim.model.kv_cache import BLOCK_COLUMNS, has_plain_attention
 
 VOCAB = 300
 PAD, EOS = 0, 1
 GREEDY = Sampling(max_new_tokens=90)
-SAMPLED = Sampling(max_new_tokens=90, temperature=0.8, top_p=0.9, repetition_penalty=1.15)
+SAMPLED = Sampling(max_new_tokens=90, temperature=0.8, repetition_penalty=1.15)
 # Several tokens end a row, so that rows of a random model end at very different lengths.
 END = (1, 2, 3)
 
@@ -225,30 +225,6 @@ def test_samples_follow_the_softmax_of_the_temperature(model: LlamaForCausalLM, 
         assert chi_square_p(tokens, (next_logits / wrong).softmax(-1)) < 1e-6
 
 
-def test_nucleus_samples_follow_the_renormalised_nucleus(model: LlamaForCausalLM, next_logits: torch.Tensor) -> None:
-    rows = run(model, [[20, 30, 40]] * 4000, Sampling(1, temperature=1.5, top_p=0.8), end=[], seeds=range(4000), batch_size=256)
-    tokens = [row[0] for row in rows]
-    probs = (next_logits / 1.5).softmax(-1)
-    descending = probs.sort(descending=True)
-    size = int((descending.values.cumsum(-1) < 0.8).sum()) + 1
-    nucleus = torch.zeros_like(probs).index_put((descending.indices[:size],), descending.values[:size])
-    assert set(tokens) <= set(descending.indices[:size].tolist())
-    assert chi_square_p(tokens, nucleus) > 1e-3
-    assert chi_square_p(tokens, probs) < 1e-6
-
-
-def test_a_wide_nucleus_is_found_beyond_the_first_candidates() -> None:
-    logits = torch.linspace(0, 1, 5000)[None].expand(200, -1)
-    noise = -torch.empty(200, 5000).exponential_(generator=torch.Generator().manual_seed(0)).log()
-    tokens = draw(logits, noise, top_p=0.5)
-    probs = logits[0].softmax(-1).flip(0)
-    size = int((probs.cumsum(-1) < 0.5).sum()) + 1
-    masked = logits + noise
-    masked[:, : 5000 - size] = -torch.inf
-    assert size > 1500
-    assert torch.equal(tokens, masked.argmax(-1))
-
-
 def lora_model(model: LlamaForCausalLM) -> PeftModel:
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
     generator = torch.Generator().manual_seed(0)
@@ -355,8 +331,6 @@ def test_a_prompt_may_fill_the_context_exactly(model: LlamaForCausalLM) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": 1, "temperature": -0.1}, "temperature=-0.1"),
         ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature=nan"),
-        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p=0.0"),
-        ({"max_new_tokens": 1, "top_p": 1.1}, "top_p=1.1"),
         ({"max_new_tokens": 1, "repetition_penalty": 0.0}, "repetition_penalty=0.0"),
     ],
 )

@@ -41,7 +41,7 @@ from raysim.methods.synthesis.write import (
     one_line,
     response_prompt,
 )
-from raysim.model.kv_cache import KeysValues, additive_mask, ending_together, has_plain_attention, read_text
+from raysim.model.kv_cache import KeysValues, additive_mask, ending_together, has_plain_attention, read_alone
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
@@ -275,7 +275,7 @@ def _read_all(lm: LanguageModel, prompts_B: Sequence[Prompt], *, width: int) -> 
 
     def read() -> Iterator[tuple[list[int], list[KeysValues]]]:
         for tokens, rows in rows_of.items():
-            computed, logits_V = read_text(lm.model, tokens)
+            computed, logits_V = read_alone(lm.model, tokens)
             logits.update(dict.fromkeys(rows, logits_V.float()))
             yield rows, computed
 
