@@ -90,7 +90,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
 # Outside raysim/methods a trait is asked for, never a name: module -> (the names that it may hold, why). May shrink, never grow.
 METHOD_NAMES: dict[str, tuple[set[str], str]] = {
     "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
-    "raysim.claims.papers": (set(METHODS) - {"locit_synthetic"}, "entries of published comparisons, called after the methods they run"),
+    "raysim.claims.papers": ({"fedit", "fedpit"}, "entries of a published comparison, called after the methods they run"),
     "raysim.claims.page": (set(METHODS) - {"locit_synthetic", "scaffold"}, "draws the entries of published comparisons"),
 }
 
@@ -105,8 +105,6 @@ RUN_FILES = {
 FILE_NAMES = {
     "raysim.config": "an entry of a comparison is a folder beside these files, so it may not have their names; the files lie floors above",
     "raysim.federation.loop": "a line of progress tells the user in which file to look",
-    "raysim.reports": "a page of runs reads its files itself",
-    "raysim.sweeps": "a sweep reads the files of its trials itself",
 }
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.
