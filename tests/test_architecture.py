@@ -94,7 +94,7 @@ METHOD_NAMES: dict[str, tuple[set[str], str]] = {
         "sections of settings and values of `claims`, called after methods and papers",
     ),
     "raysim.claims.papers": (
-        {"base", "cenit", "dplora", "fedit", "fedmit", "fedpit", "fewfedweight", "locit", "scaffold"},
+        {"fedit", "fedpit"},
         "entries of published comparisons, called after the methods that they run",
     ),
     "raysim.claims.page": (
@@ -114,8 +114,6 @@ RUN_FILES = {
 FILE_NAMES = {
     "raysim.config": "an entry of a comparison is a folder beside these files, so it may not have their names; the files lie floors above",
     "raysim.federation.loop": "a line of progress tells the user in which file to look",
-    "raysim.reports": "a page of runs reads its files itself",
-    "raysim.sweeps": "a sweep reads the files of its trials itself",
 }
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.
