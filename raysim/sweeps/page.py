@@ -102,11 +102,8 @@ def _value_text(value: Any) -> str:
 def _with_spread(figures_of: Mapping[str, Any], metric: str) -> str:
     text, spread = figure_text(metric, figures_of.get(metric)), figures_of.get(f"{metric}_std")
     if metric == "epsilon" and is_number(figures_of.get(metric)):
-        return (
-            text
-            + (f" for one {figures_of['unit']}" if figures_of.get("unit") else "")
-            + (" (simulated noise)" if figures_of.get("simulated") else "")
-        )
+        unit = f" for one {figures_of['unit']}" if figures_of.get("unit") else ""
+        return f"{text}{unit}{' (simulated noise)' if figures_of.get('simulated') else ''}"
     return text if spread is None else f"{text} ± {figure_text(metric, spread)}"
 
 

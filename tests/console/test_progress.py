@@ -11,12 +11,9 @@ import termios
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raysim.console.progress import Progress, record_line, run_line
 from raysim.console.tables import COLUMNS, Compared, comparison_text, print_comparison
-from raysim.console.words import clock, human_bytes
 from raysim.reports.tables import comparison_rows
 from raysim.results.contents import Summary
 from raysim.results.folders import typed
@@ -209,15 +206,3 @@ def test_live_block_shows_clients_and_leaves_only_the_permanent_lines() -> None:
     assert text.count("loss ") == 1
     assert "clients done" not in text, "signs of life are for logs"
     assert "attacking  elapsed" not in text
-
-
-@given(st.integers(0, 10**15))
-def test_human_bytes_is_close_and_short(num_bytes: int) -> None:
-    number, unit = human_bytes(num_bytes).split()
-    value = float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
-    assert value == pytest.approx(num_bytes, rel=0.06, abs=0.5)
-    assert unit == "GB" or len(number) <= 4
-
-
-def test_clock() -> None:
-    assert [clock(s) for s in (0, 59.6, 61, 3600, 36_125)] == ["0:00", "1:00", "1:01", "1:00:00", "10:02:05"]

@@ -25,7 +25,7 @@ def test_what_no_font_draws_is_said_in_one_line_and_nothing_else_is(tmp_path: Pa
         warnings.simplefilter("error")
         save_png(bars(), tmp_path / "bars.png")
         inline_svg(bars(), name="bars", title="Bars")
-    said = [record.getMessage() for record in caplog.records if record.name == "raysim.figures"]
+    said = [record.getMessage() for record in caplog.records if record.name == "raysim.reports.figures"]
     assert len(said) == bool(lacking)
     assert all(set("".join(sorted(lacking))) <= set(line) and "plain" not in line for line in said)
     assert (tmp_path / "bars.png").stat().st_size > 1000
