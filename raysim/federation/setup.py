@@ -25,6 +25,7 @@ from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, read_source, split_records
 from raysim.data.tokens import Example, encode_records, encode_text
 from raysim.federation.server import weights_for
+from raysim.lora.rule import lora_rule
 from raysim.measure.audits import CanaryPlan, check_inversion, dealt, plan_canaries
 from raysim.measure.options import check_fit
 from raysim.methods.synthesis.private import check_model
@@ -193,6 +194,10 @@ def check_tokens(lm: LanguageModel, examples: Sequence[Example], *, name: str) -
 
 def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) -> None:
     """That the model can do what the method asks of it, as far as that can be known before the first round."""
+    if experiment.mechanism.kind == "client" and lora_rule(config.lora.aggregation).form == "stack":
+        raise ValueError(
+            f"lora.aggregation={config.lora.aggregation!r} needs each client's own upload, and privacy.unit='client' protects sums; use 'average'"
+        )
     kind, fedpit, needed = experiment.mechanism.kind, config.fedpit, 0
     if config.method.spec.writes and config.synthesis.source == "self":
         longest = max(fedpit.max_instruction_tokens, fedpit.max_response_tokens)

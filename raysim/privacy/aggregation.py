@@ -58,8 +58,7 @@ def sum_chunk(
         client_noise(len(update), mechanism=mechanism, client_id=k, round=round) for k, update in zip(client_ids, updates, strict=True)
     ]
     if form == "stack":
-        assert not mechanism.is_masked, "a stack opens every upload to the server"
-        assert all(noise is None for noise in noises), "noise at the clients goes into a sum"
+        assert mechanism.kind != "client", "noise goes into a sum, and a stack opens every upload to the server"
         return stack(uploads, weights=weights, clip_norm=clip_norm)
     if not mechanism.is_masked:
         total = clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
