@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from raysim import cli
 from raysim.cli import main
 from raysim.config import load
 from raysim.errors import check_folder_name, check_path, one_line, plain_errors, shown
@@ -54,7 +53,7 @@ COMMANDS = {
     "compare": (["compare", "quickstart"], "_compare"),
     "sweep": (["sweep", "sweep-smoke"], "_sweep"),
     "report": (["report", "runs/x"], "_report"),
-    "configs": (["configs"], "_configs"),
+    "configs": (["configs"], "configs.main"),
 }
 
 
@@ -73,7 +72,7 @@ def test_what_a_disk_a_file_or_memory_refuses_is_one_line(
     command: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, function = COMMANDS[command]
-    monkeypatch.setattr(cli, function, raising((CAUSED | UNPLACED)[kind]))
+    monkeypatch.setattr(f"raysim.cli.{function}", raising((CAUSED | UNPLACED)[kind]))
     assert main(words) == 1
     first, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith("raysim: ")
@@ -86,7 +85,7 @@ def test_what_a_disk_a_file_or_memory_refuses_is_one_line(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_fault_of_ours_keeps_its_traceback(command: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     words, function = COMMANDS[command]
-    monkeypatch.setattr(cli, function, raising(error))
+    monkeypatch.setattr(f"raysim.cli.{function}", raising(error))
     with pytest.raises(type(error)):
         main(words)
 
@@ -94,7 +93,7 @@ def test_a_fault_of_ours_keeps_its_traceback(command: str, error: Exception, mon
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_refusal_of_several_lines_is_one(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words, function = COMMANDS[command]
-    monkeypatch.setattr(cli, function, raising(ValueError("first\n  second")))
+    monkeypatch.setattr(f"raysim.cli.{function}", raising(ValueError("first\n  second")))
     assert main(words) == 2
     assert capsys.readouterr().err == "raysim: first second\n"
 
