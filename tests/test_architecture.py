@@ -90,10 +90,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
 # Outside raysim/methods a trait is asked for, never a name: module -> (the names that it may hold, why). May shrink, never grow.
 METHOD_NAMES: dict[str, tuple[set[str], str]] = {
     "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
-    "raysim.claims.papers": (
-        {"base", "cenit", "dplora", "fedit", "fedmit", "fedpit", "fewfedweight", "locit", "scaffold"},
-        "entries of published comparisons, called after the methods that they run",
-    ),
+    "raysim.claims.papers": ({"fedit", "fedpit"}, "entries of a published comparison, called after the methods that they run"),
     "raysim.claims.page": (
         {"base", "cenit", "dplora", "fedit", "fedmit", "fedpit", "fewfedweight", "locit"},
         "draws the entries of published comparisons",
@@ -111,8 +108,6 @@ RUN_FILES = {
 FILE_NAMES = {
     "raysim.config": "an entry of a comparison is a folder beside these files, so it may not have their names; the files lie floors above",
     "raysim.federation.loop": "a line of progress tells the user in which file to look",
-    "raysim.reports": "a page of runs reads its files itself",
-    "raysim.sweeps": "a sweep reads the files of its trials itself",
 }
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.

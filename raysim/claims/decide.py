@@ -365,13 +365,3 @@ def above(better: str, worse: str) -> Contrast:
 def rising(*entries: str) -> tuple[Contrast, ...]:
     """That the figure rises from each entry to the next."""
     return tuple(Contrast(f"{b} above {a}", (Term(-1, a), Term(1, b))) for a, b in itertools.pairwise(entries))
-
-
-def growth(entry: str) -> tuple[Term, ...]:
-    """The figure's growth over an entry's rounds."""
-    return Term(1, entry, "last"), Term(-1, entry, "first")
-
-
-def minus(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """The terms with their signs turned."""
-    return tuple(Term(-term.factor, term.entry, term.when) for term in terms)

@@ -25,14 +25,12 @@ from raysim.claims.decide import (
     decide,
     difference,
     figure_of,
-    growth,
     interval,
     measures_of,
-    minus,
     rising,
 )
 from raysim.claims.page import TITLES, EntryRow, as_json, as_markdown, entry_table, panels
-from raysim.claims.papers import CLAIMS, DPLORA_CLAIMS, LITERAL_SENSITIVITY, dplora, sent_bytes, sigma_table, uplink
+from raysim.claims.papers import CLAIMS, LITERAL_SENSITIVITY, dplora, sent_bytes, sigma_table, uplink
 from raysim.config import Config, load
 from raysim.privacy.accounting import epsilon_pld, paper_epsilon
 from raysim.results.contents import Answer, Judge, Judged
@@ -203,9 +201,9 @@ def test_leakage_less_its_control_is_another_figure_and_draws_both_sides() -> No
 
 def test_growth_is_the_last_round_less_the_first() -> None:
     run = RunData({}, [], {}, {"leakage": {1: {0: (0.1, 1.0)}, 3: {0: (0.7, 1.0)}, 2: {0: (9.0, 1.0)}}})
-    found = difference(Contrast("grows", growth("a")), "leakage", {"a": {0: run, 1: run}})
+    found = difference(Contrast("grows", (Term(1, "a"), Term(-1, "a", "first"))), "leakage", {"a": {0: run, 1: run}})
     assert found.mean == pytest.approx(0.6)
-    turned = difference(Contrast("shrinks", minus(growth("a"))), "leakage", {"a": {0: run, 1: run}})
+    turned = difference(Contrast("shrinks", (Term(-1, "a"), Term(1, "a", "first"))), "leakage", {"a": {0: run, 1: run}})
     assert (turned.mean, turned.verdict) == (pytest.approx(-0.6), FAILS)
     assert [contrast.terms for contrast in rising("a", "b", "c")] == [(Term(-1, "a"), Term(1, "b")), (Term(-1, "b"), Term(1, "c"))]
 
@@ -299,7 +297,7 @@ def literal(sigma: float, delta: float, *, num_rounds: int) -> RunData:
 
 
 def test_the_formula_for_sigma_is_held_against_the_accountant() -> None:
-    [claim] = [claim for claim in DPLORA_CLAIMS if claim.key == "sigma-formula"]
+    [claim] = [claim for claim in CLAIMS["dplora"] if claim.key == "sigma-formula"]
     published = decide(claim, {"dplora-literal": {0: literal(2.0, 1e-5, num_rounds=50)}})
     assert published.verdict == FAILS
     assert "stated 2.42; accounted for 50 rounds 91.8" in published.readings[0].text

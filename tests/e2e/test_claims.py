@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raysim.claims.decide import OPEN
-from raysim.claims.papers import FEDPIT_CLAIMS
+from raysim.claims.papers import CLAIMS
 from raysim.config import Config, load, to_yaml
 from raysim.runs.compare import compare
 from raysim.runs.run import run
@@ -50,8 +50,8 @@ def test_a_comparison_over_seeds_has_a_folder_a_run_and_shares_equal_ones(undist
 def test_claims_md_and_the_page_have_every_row_decided_from_the_runs_own_figures(undisturbed: Path) -> None:
     text, page = (undisturbed / "claims.md").read_text(), (undisturbed / "report.html").read_text()
     rows = {row["key"]: row for row in json.loads((undisturbed / "claims.json").read_text())}
-    assert list(rows) == [claim.key for claim in FEDPIT_CLAIMS]
-    for claim in FEDPIT_CLAIMS:
+    assert list(rows) == [claim.key for claim in CLAIMS["fedpit"]]
+    for claim in CLAIMS["fedpit"]:
         assert f"| {claim.text} | " in text
         assert claim.text in page.replace("&#39;", "'")
     assert rows["fedpit-near-cenit"]["verdict"] == OPEN, "there is no run of cenit"
