@@ -17,9 +17,9 @@ from raysim.reports.cards import cards
 from raysim.reports.named import named_runs
 from raysim.reports.panels import panels
 from raysim.reports.rendering import draw, render
-from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, settings_table, write_csv
+from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, settings_table
 from raysim.results.contents import Summary, Synthetic
-from raysim.results.files import REPORT, RESULTS, SUMMARY, write_json, write_text
+from raysim.results.files import REPORT, RESULTS, SUMMARY, write_csv, write_json, write_text
 from raysim.results.folders import RunSoFar, so_far
 
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700

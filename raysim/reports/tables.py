@@ -3,10 +3,7 @@
 Left out: judging whether a difference matters; the control stands beside each leakage, and the conclusion is the reader's.
 """
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from raysim import config as configuration
@@ -15,7 +12,7 @@ from raysim.console.tables import COLUMNS, Compared
 from raysim.console.words import MISSING, figure_text, is_number, value_text
 from raysim.reports.named import NamedRun, is_base, labels_of
 from raysim.results.contents import Private, Summary
-from raysim.results.files import ENVIRONMENT, write_text
+from raysim.results.files import ENVIRONMENT
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_exact_match", "train_details_rate", "epsilon", "uplink_bytes")
@@ -87,15 +84,6 @@ def _best(
             first = (max if key in HIGHER_IS_BETTER else min)(ranked, key=ranked.__getitem__)
             best[key] = {i for i in ranked if printed[i] == printed[first]}
     return best
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str], line_end: str = "\r\n") -> None:
-    """Writes the columns of the rows: an empty cell where there is no value."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator=line_end)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def accuracies(named: Sequence[NamedRun]) -> list[tuple[str, str, list[str]]]:

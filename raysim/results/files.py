@@ -1,5 +1,7 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
+import csv
+import io
 import json
 import os
 import platform
@@ -123,6 +125,21 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str], line_end: str = "\r\n") -> None:
+    """Writes the columns of the rows: an empty cell where there is no value."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator=line_end)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by its columns."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def check_folder(config: Config) -> Path:

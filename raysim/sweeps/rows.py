@@ -4,7 +4,6 @@ Only finished trials are averaged and ranked: one that was stopped early was mea
 Left out: whether a difference is more than chance; the spread over seeds stands beside each mean, where there is one.
 """
 
-import csv
 import json
 import math
 import operator
@@ -18,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raysim import config as configuration
 from raysim.console.words import is_number
-from raysim.reports.tables import HIGHER_IS_BETTER, write_csv
-from raysim.results.files import RESULTS
+from raysim.reports.tables import HIGHER_IS_BETTER
+from raysim.results.files import RESULTS, read_csv, write_csv
 
 Trial = Mapping[str, Any]
 """A line of results.csv: a trial's settings and figures, None for what it has not."""
@@ -63,8 +62,7 @@ def read_results(path: Path, *, swept: Sequence[str]) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is missing; give the folder of a sweep")
-    with path.open(newline="", encoding="utf-8") as file:
-        raw = list(csv.DictReader(file))
+    raw = read_csv(path)
     if not raw:
         raise ValueError(f"{str(path)!r} holds no trial")
     absent = [column for column in ("trial", "status", *swept) if column not in raw[0]]
