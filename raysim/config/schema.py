@@ -46,9 +46,10 @@ def _but(needs: str) -> str:
     return needs.replace("=", "!=")
 
 
-def reading(section_name: str) -> str:
-    """The setting that a method reads a section of its own."""
-    return _methods(lambda spec: section_name in spec.sections)
+def _reading(section_name: str) -> tuple[str, ...]:
+    """The setting of a method that reads the section, where not all do."""
+    some = any(section_name in spec.sections for spec in methods.METHODS.values())
+    return (_methods(lambda spec: section_name in spec.sections),) if some else ()
 
 
 TRAINING = _but(_methods(lambda spec: not spec.trains))
@@ -77,7 +78,7 @@ def place(default: str, **meant: Any) -> str:
 
 
 def choice(*choices: str, **meant: Any) -> str:
-    """A field that takes one of `choices`, the first by default."""
+    """A field that takes one of `choices`, the first by default; `more` is what its docstring cannot say of them."""
     return field(default=choices[0], metadata={"choices": choices} | meant)
 
 
@@ -100,7 +101,7 @@ def mapping(default: dict[str, Any] | None = None, **meant: Any) -> dict[str, An
 
 
 def section(kind: Callable[[], Value], **meant: Any) -> Value:
-    """A field that holds a section, whose fields all need what it `needs`."""
+    """A field that holds a section, whose fields all need what it `needs`; one that a method names as its own needs such a method."""
     return field(default_factory=kind, metadata=meant)
 
 
@@ -207,9 +208,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: str = choice(methods.DEFAULT, *(name for name in methods.METHODS if name != methods.DEFAULT))
-    """`fedit`, `scaffold`, `fedpit`, `fedmit` (real and synthetic records in one adapter), `fewfedweight` (a reconstruction), `dplora`,
-    `locit` (no federation), `locit_synthetic` (the same, with records of its own writing), `cenit` (all data in one place) or `base` (no training)."""
+    name: str = choice(*methods.METHODS, more=f" {'; '.join(f'`{one.name}`: {one.summary}' for one in methods.METHODS.values())}.")
+    """What a client does in a round."""
 
     @property
     def spec(self) -> methods.MethodSpec:
@@ -518,10 +518,10 @@ class Config:
     lora: LoraConfig = section(LoraConfig, needs=TRAINING)
     train: TrainConfig = section(TrainConfig, needs=TRAINING)
     method: MethodConfig = section(MethodConfig)
-    fedpit: FedpitConfig = section(FedpitConfig, needs=reading("fedpit"))
-    synthesis: SynthesisConfig = section(SynthesisConfig, needs=reading("synthesis"))
-    fewfedweight: FewFedWeightConfig = section(FewFedWeightConfig, needs=reading("fewfedweight"))
-    dplora: DploraConfig = section(DploraConfig, needs=reading("dplora"))
+    fedpit: FedpitConfig = section(FedpitConfig)
+    synthesis: SynthesisConfig = section(SynthesisConfig)
+    fewfedweight: FewFedWeightConfig = section(FewFedWeightConfig)
+    dplora: DploraConfig = section(DploraConfig)
     server: ServerConfig = section(ServerConfig, needs=TRAINING)
     privacy: PrivacyConfig = section(PrivacyConfig, needs="privacy.unit!=none")
     evaluate: EvaluateConfig = section(EvaluateConfig)
@@ -571,13 +571,13 @@ def _keys(kind: type, prefix: str = "", *, needs: tuple[str, ...] = (), neutral:
     found: dict[str, Key] = {}
     for one in dataclasses.fields(kind):
         name, default, meant = f"{prefix}{one.name}", attrgetter(one.name)(defaults), dict(one.metadata)
-        own, quiet = meant.pop("needs", ()), meant.pop("neutral", neutral)
+        own, quiet = meant.pop("needs", _reading(name)), meant.pop("neutral", neutral)
         together = (*needs, *([meant["only"]] if "only" in meant else []), *((own,) if isinstance(own, str) else own))
         if dataclasses.is_dataclass(default):
             found |= _keys(type(default), f"{name}.", needs=together, neutral=quiet)
         else:
             wanted = () if ALWAYS in together else tuple(dict.fromkeys(together))
-            found[name] = Key(name, default, docs[one.name], needs=wanted, neutral=quiet, **meant)
+            found[name] = Key(name, default, docs[one.name] + meant.pop("more", ""), needs=wanted, neutral=quiet, **meant)
     return found
 
 

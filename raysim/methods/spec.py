@@ -16,6 +16,8 @@ class MethodSpec:
     """The value of `method.name`."""
     label: str
     """What its authors call it: in tables, figures and pages."""
+    summary: str = ""
+    """What a client does in a round, in a few words that follow on from the entry before."""
     no_guarantee: str = ""
     """The ledger's sentence where nothing is promised; empty where `privacy.unit` cannot be `none`."""
     note: str = ""
@@ -70,6 +72,7 @@ _TABLE = (
     MethodSpec(
         "fedit",
         "FEDIT",
+        summary="trains the shared adapter on its records and sends the difference (with `train.prox_mu`: FedProx)",
         no_guarantee=f"{_NO}FEDIT releases averages of unclipped, unnoised updates.",
         colour="blue",
         units=("none", "client"),
@@ -77,6 +80,7 @@ _TABLE = (
     MethodSpec(
         "scaffold",
         "SCAFFOLD",
+        summary="the same, each step corrected by control variates against client drift",
         no_guarantee=f"{_NO}SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control variates beside them.",
         colour="violet",
         tensors=("control",),
@@ -84,6 +88,7 @@ _TABLE = (
     MethodSpec(
         "fedpit",
         "FEDPIT",
+        summary="shares an adapter that is trained on synthetic records, keeps a private one",
         no_guarantee=f"{_NO}FEDPIT's protection is empirical only, since the synthetic records it trains the shared adapter on are written from "
         "private demonstrations.",
         colour="orange",
@@ -95,6 +100,7 @@ _TABLE = (
     MethodSpec(
         "fedmit",
         "FedMIT",
+        summary="one adapter for real and synthetic records together",
         no_guarantee=f"{_NO}FedMIT releases averages of unclipped, unnoised updates from real and synthetic records.",
         colour="olive",
         sections=_WRITING,
@@ -103,6 +109,7 @@ _TABLE = (
     MethodSpec(
         "fewfedweight",
         "FewFedWeight",
+        summary="learns from the shared model's answers as well, weighted by energy (a reconstruction)",
         no_guarantee=f"{_NO}FewFedWeight releases averages of unclipped, unnoised updates, weighted by how well each client's adapter does on its "
         "own records.",
         note="FewFedWeight is a reconstruction: its published formulas were not available, so these figures say nothing certain of the original.",
@@ -110,10 +117,13 @@ _TABLE = (
         sections=("fewfedweight",),
         adapts_weights=True,
     ),
-    MethodSpec("dplora", "DP-LoRA", colour="green", units=("example",), sections=("dplora",)),
+    MethodSpec(
+        "dplora", "DP-LoRA", summary="private steps, as `dplora.mode` says", colour="green", units=("example",), sections=("dplora",)
+    ),
     MethodSpec(
         "locit",
         "LOCIT",
+        summary="keeps an adapter of its own, without federation",
         no_guarantee=f"{_NO}each client's adapter is trained on its own records without noise, and stays with it.",
         colour="pink",
         separates=True,
@@ -121,6 +131,7 @@ _TABLE = (
     MethodSpec(
         "locit_synthetic",
         "LOCIT+SG",
+        summary="the same, with records of its own writing",
         no_guarantee=f"{_NO}each client's adapter is trained on its own records, and on what it writes from them, without noise, and stays with it.",
         function="locit:locit_synthetic",
         colour="plum",
@@ -131,6 +142,7 @@ _TABLE = (
     MethodSpec(
         "cenit",
         "CENIT",
+        summary="all data in one place",
         no_guarantee=f"{_NO}all records are pooled in one place and trained on without noise.",
         function="fedit:fedit",
         colour="amber",
@@ -139,6 +151,7 @@ _TABLE = (
     MethodSpec(
         "base",
         "base model",
+        summary="trains nothing, and the model is as it was",
         no_guarantee="Nothing is learned from the clients' records: the base model is released as it was. No mechanism is needed or claimed.",
         colour="grey",
         trains=False,
@@ -146,9 +159,7 @@ _TABLE = (
 )
 
 METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in _TABLE}
-"""Every method by name, in the order in which they are listed."""
-DEFAULT = "fedit"
-"""The method of a configuration that names none."""
+"""Every method by name, in the order in which they are listed; the first is that of a configuration that names none."""
 
 
 def spec_of(name: str) -> MethodSpec:

@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import raysim.methods
-from raysim.config import Config, MethodConfig, load
+from raysim.config import KEYS, Config, MethodConfig, load
 from raysim.methods.registry import method_of
 from raysim.methods.spec import METHODS, MethodSpec, named, spec_of
 from raysim.reports.figures import COLOURS, SPARE_COLOURS, colours_of
@@ -36,6 +36,8 @@ def test_an_entry_is_whole(spec: MethodSpec) -> None:
     assert bool(spec.no_guarantee) == ("none" in spec.units), "a run without privacy says so"
     assert set(spec.sections) <= set(vars(Config()))
     assert spec.colour in {"", *COLOURS}
+    assert spec.summary
+    assert f"`{spec.name}`: {spec.summary}" in KEYS["method.name"].doc
     assert not (spec.separates and (spec.pools or spec.has_private_adapter)), "its only adapter is the client's own"
 
 
