@@ -89,10 +89,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
 
 # Outside raysim/methods a trait is asked for, never a name: module -> (the names that it may hold, why). May shrink, never grow.
 METHOD_NAMES: dict[str, tuple[set[str], str]] = {
-    "raysim.config.schema": (
-        {"dplora", "fedpit", "fewfedweight"},
-        "sections of settings and values of `claims`, called after methods and papers",
-    ),
+    "raysim.config.schema": ({"dplora", "fedpit"}, "the values of `claims`, which are called after the papers"),
     "raysim.claims.papers": (
         {"fedit", "fedpit"},
         "entries of published comparisons, called after the methods that they run",
