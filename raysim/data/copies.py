@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from raysim.data.records import Record
 
 
@@ -16,24 +18,12 @@ def linked(records: Sequence[Record], *, copies: bool = True) -> list[list[int]]
     A copy is one after NFKC, case folding and with single blanks, over all that is said (label, details and group do not count).
     Without `copies`, those of one group only.
     """
-    parents = list(range(len(records)))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
-    firsts: dict[tuple[str, str], int] = {}
+    together, firsts = DisjointSet(range(len(records))), dict[tuple[str, str], int]()
     for index, record in enumerate(records):
         said = [("said", _digest(_said(record, folded=True)))] if copies else []
         for key in [*said, *([("group", record.group)] if record.group else [])]:
-            first, own = sorted((root(firsts.setdefault(key, index)), root(index)))
-            parents[own] = first
-    together: dict[int, list[int]] = {}
-    for index in range(len(records)):
-        together.setdefault(root(index), []).append(index)
-    return list(together.values())
+            together.merge(firsts.setdefault(key, index), index)
+    return sorted(sorted(part) for part in together.subsets())
 
 
 def count_copies(records: Sequence[Record]) -> dict[str, int]:
