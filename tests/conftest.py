@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of a hundred processes compiles the package anew
 
 import hypothesis
 import pytest
@@ -22,6 +23,7 @@ import ray
 import torch
 
 from raysim.config import Config, load
+from raysim.reports import figures
 
 # How long an example takes depends on what else the machine does, and says nothing about the property.
 hypothesis.settings.register_profile("raysim", deadline=None)
@@ -100,6 +102,15 @@ def tiny_config(tmp_path: Path) -> Callable[..., Config]:
         return load("", [*SMALL, f"out={tmp_path / 'run'}", *overrides])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """For files whose runs nobody looks at: their pages are without figures, which take longer to draw than a tiny model to train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_png", lambda figure, path: None)
+        patch.setattr(figures, "inline_svg", lambda figure, **words: "")
+        yield
 
 
 @pytest.fixture(scope="session")
