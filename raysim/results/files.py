@@ -73,9 +73,10 @@ def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dic
 
     With `cut` a last line that is no object is left out, and that is added there in a sentence.
 
+    A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
     Errors: ValueError naming file and line if one is no object.
     """
-    lines = json_lines(path)
+    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
     found = []
     for number, line in lines:
         try:
@@ -85,14 +86,6 @@ def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dic
                 raise
             cut.append(f"The last line of {path.name} was cut short and is left out.")
     return found
-
-
-def json_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a JSON-lines file with their numbers, blank ones left out.
-
-    A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
-    """
-    return [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
 
 
 def _read_text(path: Path) -> str:
