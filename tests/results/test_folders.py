@@ -157,7 +157,9 @@ def test_a_missing_file_is_missing_and_what_need_not_be_there_is_empty(tmp_path:
     (folder.path / files.PARTITION).unlink()
     with pytest.raises(FileNotFoundError, match=files.PARTITION):
         _ = folder.partition
-    assert (folder.audit, folder.judge, folder.synthetic, folder.answers, folder.factors) == (Audit(), None, (), (), ())
+    with pytest.raises(FileNotFoundError, match=files.ANSWERS):
+        _ = folder.answers
+    assert (folder.audit, folder.judge, folder.synthetic, folder.judged, folder.factors) == (Audit(), None, (), (), ())
     assert so_far(folder.path).partition is None
     assert so_far(folder.path).notes == ("partition.json is missing.",)
 
