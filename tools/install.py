@@ -66,7 +66,7 @@ def installer(*, again: bool) -> tuple[list[str], dict[str, str]]:
         return by_pip
     settings = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     print("uv installs; each file is checked against its hash", flush=True)
-    by_uv = [*UV, "pip", "install", "-q", "--python", sys.executable, *INSTALL, *(["--reinstall"] if again else [])]
+    by_uv = [*UV, "pip", "install", "-q", "--compile-bytecode", "--python", sys.executable, *INSTALL, *(["--reinstall"] if again else [])]
     return by_uv, {**sources(settings), **os.environ}
 
 
