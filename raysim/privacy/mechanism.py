@@ -218,11 +218,6 @@ class Mechanism:
     # --- clip and noise ---
 
     @property
-    def uniform_weights(self) -> bool:
-        """Whether every update enters the sum with weight 1."""
-        return self.weighting == "uniform"
-
-    @property
     def is_masked(self) -> bool:
         """Whether updates are summed under secure aggregation."""
         return self.kind == "client" and self.noise_at == "distributed"
@@ -286,13 +281,6 @@ class Mechanism:
         mixing = math.sqrt(sum(weight**2 for weight in self.noise_weights(round_index).values()))
         shares = math.sqrt(num_noisy) * self.update_noise_multiplier(cohort_size) if num_noisy else 0.0
         return sensitivity * math.hypot(self.sum_noise_multiplier * mixing, shares) / self.expected_cohort
-
-    @property
-    def step_noise_std(self) -> float:
-        """Standard deviation of a client's noise on the mean gradient of a private step: z C / B, or z C in `literal`; else 0."""
-        if self.kind not in ("example", "literal"):
-            return 0.0
-        return self.noise_multiplier * self.clip_norm / (self.batch_size if self.kind == "example" else 1)
 
     def next_clip_norm(self, clip_norm: float | None, *, num_short: int, num_kept: int, round_index: int) -> float | None:
         """The bound of the next round: C exp(-eta (b - gamma)), b the noised share of short updates (Andrew et al. 2021, algorithm 1)."""

@@ -27,7 +27,6 @@ of many hundreds (the work grows with the square of the cohort), and noise. Nois
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -50,18 +49,6 @@ GENERATOR = 43
 
 class TooFewSurvivors(RuntimeError):
     """Fewer clients than the threshold were left to unmask the sum: the round is lost, and nothing was learnt from it."""
-
-
-@dataclass(frozen=True)
-class SecureSum:
-    """What one secure aggregation gives the server."""
-
-    total: npt.NDArray[np.float64]
-    """Sum over the survivors of their vectors (and noises), each rounded to the grid."""
-    num_survivors: int
-    """How many clients are in it."""
-    messages: dict[int, Encoded]
-    """The masked message of each survivor: all that the server saw of its vector."""
 
 
 # --- fixed point ---
@@ -275,35 +262,3 @@ def unmasking_correction(
         for survivor in kept:
             correction += _pair_mask(member, survivor, secret_key=secret, public_key=posted[survivor], size=size)
     return correction
-
-
-def secure_sum(
-    vectors: Mapping[int, Vector],
-    *,
-    noises: Mapping[int, Vector] | None = None,
-    dropped: Iterable[int] = (),
-    threshold: int,
-    grid: float,
-    seed: int,
-) -> SecureSum:
-    """The sum of the vectors (with noises, where given) of the clients that did not drop out, by the protocol from end to end.
-
-    `vectors` has one entry for each client of the cohort, those that drop out before they send their message included.
-    Guarantees: equals the plain sum of the rounded vectors exactly; off the plain sum by less than 1.5 grid steps a client.
-    Errors: TooFewSurvivors where fewer than `threshold` are left; ValueError for a threshold of half the cohort or less.
-    """
-    cohort, size = tuple(vectors), len(next(iter(vectors.values())))
-    assert set(dropped) <= set(cohort), f"{sorted(dropped)} dropped out of the cohort {sorted(cohort)}"
-    survivors = tuple(client_id for client_id in cohort if client_id not in set(dropped))
-    messages = {}
-    for client_id in survivors:
-        encoded = encode(vectors[client_id], grid=grid, max_clients=len(cohort))
-        if noises is not None:
-            encoded += encode_noise(noises[client_id], grid=grid, max_clients=len(cohort))
-        messages[client_id] = masked_message(client_id, cohort, encoded, seed=seed)
-    shares = {
-        client_id: unmasking_shares(client_id, cohort, survivors=survivors, threshold=threshold, seed=seed) for client_id in survivors
-    }
-    posted = public_keys(cohort, seed=seed)
-    correction = unmasking_correction(shares, survivors=survivors, posted=posted, threshold=threshold, size=size)
-    return SecureSum(decode(add_messages([*messages.values(), correction], size=size), grid=grid), len(survivors), messages)

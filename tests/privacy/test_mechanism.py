@@ -269,17 +269,13 @@ def test_local_noise_is_whole_at_every_client() -> None:
 
 def test_client_level_noise() -> None:
     mechanism = make(*CLIENT, "server.cohort_size=10", "privacy.noise_multiplier=1.5", "privacy.clip_norm=0.2", sizes=(5,) * 40)
-    assert (mechanism.update_clip_norm, mechanism.denominator, mechanism.uniform_weights) == (0.2, 10.0, True)
+    assert (mechanism.update_clip_norm, mechanism.denominator) == (0.2, 10.0)
     assert mechanism.sum_noise_multiplier == pytest.approx(1.5)
     assert mechanism.average_noise_std(sensitivity=0.2, round_index=0, cohort_size=7, num_noisy=7) == pytest.approx(0.03)
-    assert mechanism.step_noise_std == 0.0
 
 
-def test_noise_of_a_private_step() -> None:
-    """z C / B on the mean gradient per example; z C on a clipped mean in the paper's mode; no second noise at the server."""
+def test_the_server_adds_no_second_noise_to_what_private_steps_have_noised() -> None:
     settings = ("privacy.noise_multiplier=2", "privacy.clip_norm=10", "dplora.batch_size=8")
-    assert make(*EXAMPLE, *settings).step_noise_std == pytest.approx(2.5)
-    assert make(*LITERAL, *settings).step_noise_std == pytest.approx(20.0)
     for mechanism in (make(*EXAMPLE, *settings), make(*LITERAL, *settings)):
         assert (mechanism.sum_noise_multiplier, mechanism.update_clip_norm, mechanism.denominator) == (0.0, None, None)
 
@@ -392,7 +388,7 @@ def test_a_target_epsilon_is_spent_and_not_exceeded(keys: tuple[str, ...], sizes
     ledger = ledger_of(mechanism, 2)
     assert 0.99 * 3 <= ledger["epsilon"] <= 3
     assert mechanism.noise_multiplier != 77
-    assert mechanism.step_noise_std + mechanism.sum_noise_multiplier + mechanism.update_noise_multiplier(4) > 0 or keys == SYNTHESIS
+    assert mechanism.sum_noise_multiplier + mechanism.update_noise_multiplier(4) > 0 or mechanism.kind != "client"
 
 
 def test_a_method_without_noise_has_no_target() -> None:
