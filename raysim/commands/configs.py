@@ -53,7 +53,8 @@ def main(arguments: argparse.Namespace) -> int:
     elif asked in sections():
         lines = list(_listing(key for key in KEYS.values() if key.name.startswith(f"{asked}.")))
     else:
-        raise ValueError(f"{unknown(asked, also=sections())}; `raysim configs` lists all")
+        said_of_it = unknown(asked, also=sections())
+        raise ValueError(f"{said_of_it}{' ' if said_of_it.endswith('?') else '; '}`raysim configs` lists all")
     print("\n".join(lines))
     return 0
 
@@ -105,7 +106,7 @@ def takes(key: Key) -> str:
         return _type(key)
     low, high, inclusive = key.bounds
     text = f"0, or at least {key.nonzero:g}" if key.nonzero else f"{'at least' if inclusive else 'more than'} {low:g}"
-    return text if high in (MOST, LARGEST, LARGEST_RATE) else f"{text}, at most {high:.15g}"
+    return text if high in (MOST, LARGEST, LARGEST_RATE) else f"{text}, at most {exactly(high)}"
 
 
 def _type(key: Key) -> str:
@@ -121,7 +122,8 @@ def _takes_exactly(key: Key) -> str:
     if key.bounds is None:
         return _type(key)
     of = " of whole numbers, all" if isinstance(key.default, list) else ","
-    return f"{_type(key)}{of} {f'0, or at least {key.nonzero:g}; ' * bool(key.nonzero)}{bounds_in_words(key)}"
+    bounds = f"0, or at least {key.nonzero:g} and at most {exactly(key.bounds[1])}" if key.nonzero else bounds_in_words(key)
+    return f"{_type(key)}{of} {bounds}"
 
 
 def _page(key: Key) -> Iterator[str]:

@@ -20,6 +20,7 @@ from raysim.config.rules import (
     Rule,
     bounds_in_words,
     concerns,
+    exactly,
     refuse,
     statement,
     unused_privacy,

@@ -385,10 +385,11 @@ def bounds_in_words(key: Key) -> str:
     """Between what the numbers of a key must be, as a refusal says it."""
     assert key.bounds is not None
     low, high, inclusive = key.bounds
-    return f"{'at least' if inclusive else 'greater than'} {_exactly(low)} and at most {_exactly(high)}"
+    return f"{'at least' if inclusive else 'greater than'} {exactly(low)} and at most {exactly(high)}"
 
 
-def _exactly(bound: float) -> str:
+def exactly(bound: float) -> str:
+    """A bound with all its digits."""
     return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
 
 
