@@ -17,6 +17,7 @@ from raysim.config import (
     Rule,
     bounds_in_words,
     concerns,
+    exactly,
     needs_in_words,
     needs_key,
     said,
