@@ -24,6 +24,7 @@ from raysim.federation.setup import Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
 from raysim.privacy.clipping import clip_and_sum
+from raysim.privacy.cohort import Round
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
 from raysim.runs.run import Backend, Run, open_backend, run
@@ -297,14 +298,12 @@ def listening(reports: list[Any]) -> type[LocalClients]:
     """Local clients whose reports are also written down."""
 
     class ListeningClients(LocalClients):
-        def run_round(
-            self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
-        ) -> list[Any]:
-            def both(chunk_reports: Sequence[Any]) -> None:
-                reports.extend(chunk_reports)
-                on_done(chunk_reports)
+        def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: loop.OnDone) -> list[Any]:
+            def both(outcomes: Sequence[Any]) -> None:
+                reports.extend(outcomes)
+                on_done(outcomes)
 
-            return super().run_round(chunks, round_index, adapter, clip_norm, both)
+            return super().run_round(round, chunks, both)
 
     return ListeningClients
 
@@ -333,12 +332,10 @@ class Diverging(LocalClients):
         super().__init__(worker, assignment, experiment)
         self._mechanism, self._assigned, self._value = experiment.mechanism, assignment, value
 
-    def run_round(
-        self, chunks: Sequence[tuple[int, ...]], round_index: int, adapter: Vector, clip_norm: float | None, on_done: loop.OnDone
-    ) -> list[Any]:
+    def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: loop.OnDone) -> list[Any]:
         """See `Clients`."""
-        sums = super().run_round(chunks, round_index, adapter, clip_norm, on_done)
-        spoilt = np.zeros_like(adapter)
+        sums: list[Any] = super().run_round(round, chunks, on_done)
+        spoilt = np.zeros_like(round.broadcast["adapter"])
         spoilt[3] = self._value
         weights = [self._assigned.weights[1]]
         sums[chunks.index((1,))] = clip_and_sum([spoilt], weights=weights, clip_norm=self._mechanism.update_clip_norm)
