@@ -135,7 +135,7 @@ def test_refuses_a_delta_and_changes_of_different_kinds() -> None:
     with pytest.raises(ValueError, match="delta=0 must be"):
         selection_epsilon([GAUSSIAN], delta=0, distribution="poisson", mean=5)
     fixed = Release(1.0, sampler="fixed", population=9, sample_size=3)
-    with pytest.raises(ValueError, match="protect against different changes"):
+    with pytest.raises(ValueError, match="cannot be accounted together"):
         selection_epsilon([fixed, SAMPLED], delta=1e-5, distribution="poisson", mean=5)
 
 
