@@ -224,7 +224,7 @@ def test_the_server_process_never_holds_what_a_client_keeps(backend: Backend, tm
     run(small("fedpit", *RAY, out=tmp_path / "run"), display=False, backend=dataclasses.replace(backend, ray=listening))
     calls: list[tuple[list[str], bytes]] = ray.get(listening.server.seen.remote())
     ray.kill(listening.server)
-    assert [names for names, _ in calls] == [["Assignment", "ServerState", "ChunkSum", "ChunkSum", "ChunkSum"]] * 2
+    assert [names for names, _ in calls] == [["Assignment", "ServerState", "Round", "ChunkSum", "ChunkSum", "ChunkSum"]] * 2
     received = b"".join(data for _, data in calls)
     saved = [load_file(path) for path in sorted((tmp_path / "run" / "state").glob("round-*/client-*.safetensors"))]
     released = [load_file(path)["adapter"] for path in sorted((tmp_path / "run" / "state").glob("round-*/server.safetensors"))]
