@@ -634,7 +634,9 @@ def with_values(node: Value, values: dict[str, Any]) -> Value:
         if dot:
             nested[head][rest] = value
     own |= {head: with_values(attrgetter(head)(node), below) for head, below in nested.items()}
-    return dataclasses.replace(node, **own)  # type: ignore[type-var]  # a dataclass by what is asked of the caller
+    section: Any = node
+    replaced: Value = dataclasses.replace(section, **own)
+    return replaced
 
 
 def said(value: Any) -> str:

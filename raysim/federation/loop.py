@@ -90,6 +90,11 @@ def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState
     return ServerState(round_index=0, tensors=tensors | further)
 
 
+def released(simulation: Simulation) -> Vector:
+    """The adapter that leaves the server, as the LoRA rule makes it of the server's tensors."""
+    return lora_rule(simulation.config.lora.aggregation).release(simulation.state.tensors)
+
+
 def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
     """Runs the rounds that are left, resuming from `state_dir` if it holds a checkpoint; `after_round` follows each save.
 
@@ -183,12 +188,12 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
         return {"eval": None, "attack": None}
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
-    released = [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
-    owners = [None for _ in released] + [k for k, _, _ in private]
-    plans = [(simulation.state.adapter, released_plan) for released_plan in released] + [(adapter, plan_) for _, adapter, plan_ in private]
+    of_release = [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    owners = [None for _ in of_release] + [k for k, _, _ in private]
+    plans = [(released(simulation), plan_) for plan_ in of_release] + [(adapter, plan_) for _, adapter, plan_ in private]
     measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
-    own = _mean_private(measured[len(released) :])
-    if not released:
+    own = _mean_private(measured[len(of_release) :])
+    if not of_release:
         return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
     utility, attack = measured[0]
     if utility is not None and not math.isfinite(utility["heldout_nll"]):
@@ -203,7 +208,7 @@ def _exposure(simulation: Simulation) -> dict[str, Any]:
     """How exposed the Secret Sharer canaries are in the release."""
     plan_, config = simulation.experiment.canaries, simulation.config
     jobs = exposure_jobs(plan_, config)
-    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    results = simulation.clients.evaluate([(released(simulation), job) for job in jobs], lambda: None)
     return exposure_record(plan_, results, num_references=config.audit.num_references)
 
 
@@ -226,7 +231,7 @@ def _across(simulation: Simulation) -> dict[str, Any] | None:
         Job("across", shard, 0, 0, seed=seed_for(config.seed, "across", k), chat=chat_format(config.data), across=settings)
         for k, shard in enumerate(experiment.shards)
     ]
-    results = simulation.clients.evaluate([(simulation.state.adapter, job) for job in jobs], lambda: None)
+    results = simulation.clients.evaluate([(released(simulation), job) for job in jobs], lambda: None)
     details = [[detail for example in shard for detail in example.record.details] for shard in experiment.shards]
     nobodys = [detail for example in experiment.heldout for detail in example.record.details]
     rows = []
@@ -287,7 +292,7 @@ def _measure_base(simulation: Simulation) -> Simulation:
     with_attack = simulation.config.attack.every >= 0
     [(utility, attack)] = measure_adapters(
         simulation,
-        [(simulation.state.adapter, _plan(simulation, None, with_eval=True, with_attack=with_attack))],
+        [(released(simulation), _plan(simulation, None, with_eval=True, with_attack=with_attack))],
         owners=[None],
         round_index=-1,
     )

@@ -114,18 +114,19 @@ def step(
         adapter = (state.adapter + lr * direction).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    return ServerState(round.index + 1, {"adapter": adapter} | _further(state, sums, mechanism=mechanism), kept_clip, memory), record
+    return ServerState(round.index + 1, {"adapter": adapter} | _further(state, arrived, mechanism=mechanism), kept_clip, memory), record
 
 
-def _further(state: ServerState, sums: Sequence[ChunkSum], *, mechanism: Mechanism) -> dict[str, Moments]:
+def _further(state: ServerState, arrived: Sequence[ChunkSum | ChunkStack], *, mechanism: Mechanism) -> dict[str, Moments]:
     """Each tensor beside the adapter, moved by the sum of its changes over the weight of all clients, there or not.
 
     So SCAFFOLD's control variate stays the mean of every client's own.
     """
     everybody = sum(weights_for(mechanism.shard_sizes, weighting=mechanism.weighting))
+    changes = [part.further for part in arrived if part.further]  # none where all of a stack were dropped
     further = {name: tensor for name, tensor in state.tensors.items() if name != "adapter"}
     return {
-        name: tensor + sum((part.further[name] for part in sums), start=np.zeros(len(tensor))) / everybody
+        name: tensor + sum((change[name] for change in changes), start=np.zeros(len(tensor))) / everybody
         for name, tensor in further.items()
     }
 
@@ -136,15 +137,19 @@ def _check_parts(parts: Sequence[Part], round: Round) -> None:
     )
     expected = {name: len(tensor) for name, tensor in round.broadcast.items()}
     for part in parts:
-        if isinstance(part, ChunkStack):
-            continue
-        total = part.total if isinstance(part, ChunkSum) else part.messages
-        further = part.further if isinstance(part, ChunkSum) else {}
-        sizes = {"adapter": len(total)} | {name: len(tensor) for name, tensor in further.items()}
-        if sizes != expected:
-            raise RuntimeError(
-                f"round {round.index}: sums of {sizes} numbers came where {expected} had been sent; an upload holds more, or less"
-            )
+        for tensors in _sent(part):
+            sizes = {name: len(tensor) for name, tensor in tensors.items()}
+            if sizes != expected:
+                raise RuntimeError(
+                    f"round {round.index}: sums of {sizes} numbers came where {expected} had been sent; an upload holds more, or less"
+                )
+
+
+def _sent(part: Part) -> Sequence[Mapping[str, npt.NDArray[Any]]]:
+    """The named tensors in a part: of a stack each client's own, else the sums."""
+    if isinstance(part, ChunkStack):
+        return part.uploads
+    return [{"adapter": part.total, **part.further} if isinstance(part, ChunkSum) else {"adapter": part.messages}]
 
 
 def _noised_mean(total: Total, *, denominator: float, round: Round, mechanism: Mechanism, bound: float, seed: int) -> Vector:

@@ -62,6 +62,7 @@ class Worker:
                 target_modules=list(lora.target_modules),
                 device=self._device,
             )
+            self._lm.train_only(lora_rule(lora.aggregation).trainable(self._lm.layout))
             self._lora = lora
         return self._lm
 
@@ -76,7 +77,6 @@ class Worker:
         """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client."""
         config, mechanism = assignment.config, assignment.mechanism
         lm = self.language_model(config.lora)
-        lm.train_only(lora_rule(config.lora.aggregation).trainable(lm.layout))
         calls = [
             ClientCall(config, mechanism, round, client_id, round.broadcast["adapter"], shard, state, assignment.public)
             for client_id, shard, state in zip(client_ids, shards, states, strict=True)

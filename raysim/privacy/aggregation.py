@@ -54,12 +54,12 @@ def sum_chunk(
     """
     clip_norm, cohort, updates = round.clip_norm, round.cohort, [upload["adapter"] for upload in uploads]
     assert clip_norm is None or all(set(upload) == {"adapter"} for upload in uploads), "a second tensor would need a bound of its own"
-    noises = [
-        client_noise(len(update), mechanism=mechanism, client_id=k, round=round) for k, update in zip(client_ids, updates, strict=True)
-    ]
     if form == "stack":
         assert mechanism.kind != "client", "noise goes into a sum, and a stack opens every upload to the server"
         return stack(uploads, weights=weights, clip_norm=clip_norm)
+    noises = [
+        client_noise(len(update), mechanism=mechanism, client_id=k, round=round) for k, update in zip(client_ids, updates, strict=True)
+    ]
     if not mechanism.is_masked:
         total = clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
         further = {name: weighted_sum([upload[name] for upload in uploads], weights) for name in uploads[0] if name != "adapter"}

@@ -59,6 +59,12 @@ class ChunkStack:
         """Sum of the weights of the uploads that were kept."""
         return sum(self.weights)
 
+    @property
+    def further(self) -> dict[str, Total]:
+        """Sums of weight times each tensor beside the adapter, by name, as those of a `ChunkSum`."""
+        names = [name for name in self.uploads[0] if name != "adapter"] if self.uploads else []
+        return {name: weighted_sum([upload[name] for upload in self.uploads], self.weights) for name in names}
+
 
 def clip_and_sum(
     updates: Sequence[Vector], *, weights: Sequence[float], clip_norm: float | None, noises: Sequence[Vector | None] = ()

@@ -20,7 +20,7 @@ from raysim.data.configured import chat_format
 from raysim.data.tokens import describe_chat
 from raysim.errors import plain_errors
 from raysim.federation.in_process import LocalClients, LocalServer
-from raysim.federation.loop import Clients, Server, Simulation, simulate, start
+from raysim.federation.loop import Clients, Server, Simulation, released, simulate, start
 from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster
 from raysim.federation.setup import EncodedData, Experiment, prepare
@@ -266,7 +266,7 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, n
     summary = files.summarise(config, records=simulation.records, ledger=ledger, num_rounds=simulation.state.round_index)
     summary |= {"num_parameters": layout.num_parameters, "num_base_parameters": num_base_parameters}
     owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
-    digest = files.write_release(out, config, layout=layout, adapter=simulation.state.adapter, owned=owned, summary=summary)
+    digest = files.write_release(out, config, layout=layout, adapter=released(simulation), owned=owned, summary=summary)
     audit = _audit(config, simulation, ledger=ledger, layout=layout)
     if audit is not None:
         files.write_json(out / files.AUDIT, audit)
@@ -283,7 +283,7 @@ def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], la
         members=experiment.real_examples,
         nonmembers=experiment.heldout,
         first=start(config, experiment, layout=layout).adapter,
-        last=simulation.state.adapter,
+        last=released(simulation),
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
     )
     return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger)

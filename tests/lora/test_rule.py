@@ -71,6 +71,22 @@ def test_a_stack_averages_as_sums_do_and_leaves_out_what_is_not_finite(chunks: l
         assert record["num_dropped"] == (broken is not None)
 
 
+def test_what_stands_beside_the_adapter_comes_through_a_stack_as_through_sums_and_whole() -> None:
+    mechanism, rng = mechanism_of(), np.random.default_rng(1)
+    state = state_of(0, rng.standard_normal(SIZE).astype(np.float32), control=rng.standard_normal(SIZE))
+    uploads = [{name: rng.standard_normal(SIZE).astype(np.float32) for name in ("adapter", "control")} for _ in range(3)]
+    round = make_round(mechanism, {"adapter": uploads[0]["adapter"], "control": uploads[0]["control"]})
+    after = {}
+    for rule in (AVERAGE, STACKED):
+        part = sum_chunk(uploads, client_ids=[0, 1, 2], weights=WEIGHTS, round=round, mechanism=mechanism, form=rule.form)
+        after[rule.form] = next_step(state, [part], mechanism=mechanism, lr=1.0, seed=0, rule=rule)[0].tensors["control"]
+    assert after["stack"].tobytes() == after["sum"].tobytes()
+    assert (after["sum"] != state.tensors["control"]).all()
+    short = sum_chunk([{"adapter": uploads[0]["adapter"]}], client_ids=[0], weights=[1.0], round=round, mechanism=mechanism, form="stack")
+    with pytest.raises(RuntimeError, match="an upload holds more, or less"):
+        next_step(state, [short], mechanism=mechanism, lr=1.0, seed=0, rule=STACKED)
+
+
 def test_a_stack_is_refused_where_sums_are_promised_to_be_private(monkeypatch: pytest.MonkeyPatch) -> None:
     private = mechanism_of("privacy.unit=client", "privacy.noise_multiplier=1", "privacy.delta=1e-5")
     with pytest.raises(AssertionError, match="a stack opens every upload"):
