@@ -28,9 +28,9 @@ MOST_POINTS = 10**5
 """Points of a sweep, each of which is checked before the first is run."""
 MOST_COPIES = 10**4
 """Copies of one canary (`audit.multiplicities`)."""
-BUILT_IN_SETS = ("clinic", "finance", "general")
+BUILT_IN_SETS = ("clinic", "finance", "general", "referrals")
 PRESETS = ("alpacare", "medinstruct", "medquad", "icliniq", "fpb", "fiqa", "tfns", "dolly", "alpaca")
-LABELLED_SETS = ("finance", "fpb", "fiqa", "tfns")
+LABELLED_SETS = ("finance", "referrals", "fpb", "fiqa", "tfns")
 """Built-in sets and presets whose responses begin with their label."""
 TODAY = "today"
 """`data.template_date`: the day on which the run starts."""
@@ -116,7 +116,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     source: str = choice(*BUILT_IN_SETS, "jsonl", "hub")
-    """A built-in set (`clinic`, `finance`, `general`), `jsonl` (a local file, see `path`) or `hub` (a data set id in `path`)."""
+    """A built-in set (`clinic`, `finance`, `general`, `referrals`), `jsonl` (a local file, see `path`) or `hub` (a data set id in `path`)."""
     path: str = place("")
     """File for `jsonl` (jsonl, json, csv, tsv, or sentence@label text, as they are or as .gz); data set id or folder for `hub`."""
     preset: str = choice("", *PRESETS)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raysim.config import DataConfig
-from raysim.data.builtin import clinic, finance, general
+from raysim.data.builtin import clinic, finance, general, referrals
 from raysim.data.conversations import CHAT_FIELDS
 from raysim.data.copies import linked
 from raysim.data.files import file_rows, hub_rows
@@ -20,7 +20,12 @@ from raysim.rng import numpy_rng
 
 logger = logging.getLogger(__name__)
 
-BUILTIN: dict[str, Callable[[], list[Record]]] = {"clinic": clinic.records, "finance": finance.records, "general": general.records}
+BUILTIN: dict[str, Callable[[], list[Record]]] = {
+    "clinic": clinic.records,
+    "finance": finance.records,
+    "general": general.records,
+    "referrals": referrals.records,
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from raysim import __version__
-from raysim.config import Config, load, result_key, to_yaml
+from raysim.config import BUILT_IN_SETS, Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
 from raysim.lora.layout import Layout, Vector, adapter_sha256, save_adapter
 
@@ -269,7 +269,7 @@ tags: [lora, federated-learning, raysim]
 
 Simulated federated fine-tuning of {config.model.name} with raysim {__version__}: {config.partition.num_clients} clients,
 {summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
-{"The built-in data are fictional and not advice." if config.data.source in ("clinic", "finance", "general") else ""}
+{"The built-in data are fictional and not advice." if config.data.source in BUILT_IN_SETS else ""}
 
 - **Guarantee**: {summary["guarantee"]}
 - **Leakage**: {leakage}

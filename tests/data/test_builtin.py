@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import pytest
 
-from raysim.data.builtin import clinic, finance, general
+from raysim.data.builtin import clinic, finance, general, referrals
 from raysim.data.builtin.clinic_facts import TOPICS
 from raysim.data.builtin.people import with_article
 from raysim.data.records import Record
 
-SETS = ("clinic", "finance", "general")
+SETS = ("clinic", "finance", "general", "referrals")
 
 
 def of(name: str) -> list[Record]:
@@ -24,7 +24,7 @@ def of(name: str) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize(("name", "labels"), [("clinic", 10), ("finance", 3), ("general", 9)])
+@pytest.mark.parametrize(("name", "labels"), [("clinic", 10), ("finance", 3), ("general", 9), ("referrals", 10)])
 def test_enough_different_records_with_balanced_labels(name: str, labels: int) -> None:
     records = of(name)
     counts = Counter(record.label for record in records)
@@ -98,6 +98,20 @@ def test_finance_begins_with_the_label_and_cites_no_unseen_figure() -> None:
         assert set(re.findall(r"\d[\d.]*\d|\d", verdict)) <= set(re.findall(r"\d[\d.]*\d|\d", record.instruction)), record
 
 
+def test_referrals_begin_with_the_label_and_share_no_telephone_number() -> None:
+    """What a response has after its label cannot be known from the instruction or from another record."""
+    records = of("referrals")
+    assert len(records) == referrals.NUM_RECORDS
+    assert len({record.details[2] for record in records}) == len(records), "two patients share a number"
+    clinics: dict[str, set[str]] = {}
+    for record in records:
+        name, date, phone = record.details
+        assert record.response == f"{record.label}: {name}, seen {date}, telephone {phone}"
+        complaint = next(c.complaint for found in TOPICS.values() for c in found if c.complaint in record.instruction)
+        clinics.setdefault(complaint, set()).add(record.label)
+    assert {len(labels) for labels in clinics.values()} == {1}, "a complaint leads to one clinic"
+
+
 def test_general_arithmetic_is_right() -> None:
     equations, seen = 0, 0
     for record in of("general"):
@@ -123,7 +137,7 @@ def test_general_timetables_run_forward() -> None:
 def test_equal_in_processes_with_different_hash_seeds() -> None:
     program = (
         "import hashlib, importlib\n"
-        "names = ('clinic', 'finance', 'general')\n"
+        "names = ('clinic', 'finance', 'general', 'referrals')\n"
         "sets = [importlib.import_module('raysim.data.builtin.' + name).records() for name in names]\n"
         "print(hashlib.sha256(repr(sets).encode()).hexdigest())"
     )
@@ -138,7 +152,7 @@ def test_equal_in_processes_with_different_hash_seeds() -> None:
 
 
 def test_sets_say_that_they_are_fictional() -> None:
-    for module in (clinic, finance, general):
+    for module in (clinic, finance, general, referrals):
         assert {"fictional", "advice"} <= set(re.findall(r"\w+", module.NOTICE))
 
 

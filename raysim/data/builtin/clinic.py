@@ -391,7 +391,7 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def _jobs() -> list[str]:
+def occupations() -> list[str]:
     words, jobs = JOBS.split(), []
     while words:
         count = 2 if words[0] in TWO_WORDS else 1
@@ -424,7 +424,7 @@ def records() -> list[Record]:
     plan = [(topic, condition, task) for topic, conditions in TOPICS.items() for condition in conditions for task in TASKS]
     rng.shuffle(plan)
     patients = people(rng, len(plan), woman=[condition.only == "women" or rng.random() < 0.5 for _, condition, _ in plan])
-    jobs = _jobs()
+    jobs = occupations()
     result = []
     for index, (topic, condition, task) in enumerate(plan):
         case = _case(condition, patients[index], job=rng.choice(jobs), rng=rng)
