@@ -33,6 +33,11 @@ def attack_prompt(example: Example, *, prefix_tokens: int) -> list[int]:
     return [*example.prompt_ids, *example.response_ids[:prefix_tokens]]
 
 
+def is_attackable(example: Example, prefix_tokens: int) -> bool:
+    """Whether the prefix leaves more of the response than the token that ends it."""
+    return not prefix_tokens or len(example.response_ids) > prefix_tokens + 1
+
+
 def attackable(attacked: Sequence[Example], control: Sequence[Example], prefix_tokens: int) -> tuple[list[Example], list[Example]]:
     """Both sides of an attack, less the records that its prefix gives away whole (the end token aside); nothing where a side has no others.
 
@@ -40,7 +45,7 @@ def attackable(attacked: Sequence[Example], control: Sequence[Example], prefix_t
     """
     if not prefix_tokens:
         return list(attacked), list(control)
-    sides = [[example for example in examples if len(example.response_ids) > prefix_tokens + 1] for examples in (attacked, control)]
+    sides = [[example for example in examples if is_attackable(example, prefix_tokens)] for examples in (attacked, control)]
     return (sides[0], sides[1]) if all(sides) else ([], [])
 
 

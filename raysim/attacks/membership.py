@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import response_token_nll
+from raysim.model.train import batches_by_length, response_token_nll
 from raysim.privacy.audit_bounds import Estimate, roc_auc, tpr_at_fpr
 
 Floats = NDArray[np.float64]
@@ -42,10 +42,8 @@ def token_nlls(lm: LanguageModel, adapter: Vector, examples: Sequence[Example], 
     """
     lm.set_adapter(adapter)
     lm.model.eval()
-    order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
     results: list[Floats] = [np.empty(0)] * len(examples)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches_by_length(examples, batch_size=batch_size):
         for index, nll in zip(batch, _batch_nlls(lm, [examples[i] for i in batch]), strict=True):
             results[index] = nll
     return results

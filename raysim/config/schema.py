@@ -423,6 +423,15 @@ class AttackConfig:
     """Tokens of the true response that the attacker already knows; 0 is the prompt alone (Nasr et al. 2023). Records with no more are left out."""
     long_prefix_tokens: int = number(0, needs="attack.every!=-1")
     """The attack once more with this many tokens of the true response known, such as 50, on records whose response is longer; 0 for none."""
+    memory_records: int = number(256, needs="attack.every!=-1")
+    """Most training records, and as many held-out ones, whose likelihoods are compared for what the adapter remembers; a seeded sample where there are
+    more, 0 for none. Like every figure of an attack it is the simulator's, which has all records; no client or server could take it."""
+    target_tokens: int = number(50, needs=("attack.every!=-1", "attack.memory_records"))
+    """Extraction by sampling: the tokens of the response, after `prefix_tokens`, that must come out exactly; shorter responses whole. 0 takes all whole."""
+    temperature: float = number(1.0, nonzero=1e-3, needs=("attack.every!=-1", "attack.memory_records"))
+    """Extraction by sampling: temperature of the attacker's draws; 0 is greedy."""
+    top_k: int = number(40, needs=("attack.every!=-1", "attack.memory_records", "attack.temperature"))
+    """Extraction by sampling: the attacker draws among this many of the likeliest tokens; 0 for all."""
     cross_prefixes: int = number(0)
     """Attack across clients, after the last round: contexts of its own private details that each client asks the release to go on from; 0 for none."""
     cross_samples: int = number(8, least=1, needs="attack.cross_prefixes")

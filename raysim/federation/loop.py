@@ -4,6 +4,7 @@ A round is: draw the cohort, let each chunk of it train, sum and send, step the 
 client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
 """
 
+import hashlib
 import math
 import statistics
 import time
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raysim.attacks.cross_client import CrossClientSettings, score_across
+from raysim.attacks.memory import SamplingAttack
 from raysim.config import FLAT_DEFAULTS, Config, asks_for_labels, result_key
 from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
@@ -25,10 +27,10 @@ from raysim.federation.checkpoint import Snapshot
 from raysim.federation.faults import Outcome, check_outcomes
 from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
-from raysim.lora.layout import Vector
+from raysim.lora.layout import Vector, adapter_sha256
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
-from raysim.measure.evaluate import Job, Plan, mean_of, measure, plan, record_rows
+from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState
 from raysim.privacy.cohort import Round
 from raysim.rng import seed_for
@@ -81,6 +83,13 @@ class Simulation:
     """What was measured of each record, after each measured round (see `evaluate.record_rows`)."""
     kept: dict[int, ClientState] = field(default_factory=dict)
     """What each client keeps, as of the last checkpoint."""
+    of_base: dict[str, list[Any]] = field(default_factory=dict)
+    """Likelihoods under the base model that were computed before, by what decides them (see `_base_key`); several runs may share it."""
+    first: Vector = field(init=False)
+    """The release before round 0, which writes as the base model does."""
+
+    def __post_init__(self) -> None:
+        self.first = released(self)
 
 
 def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
@@ -161,16 +170,41 @@ def measure_adapters(
 
     `owners` are the clients that keep the adapters, None for the release.
     """
-    work = [(adapter, job) for adapter, plan_ in plans for job in plan_.jobs]
-    results = simulation.clients.evaluate(work, lambda: None)
+    jobs = [[(adapter, job) for job in plan_.jobs] for adapter, plan_ in plans]
+    jobs += [[(simulation.first, job) for job in plan_.likelihood_jobs] for _, plan_ in plans]
+    found = iter(_evaluate(simulation, [item for items in jobs for item in items]))
+    results = [[next(found) for _ in items] for items in jobs]
     measured = []
-    for owner, (_, plan_) in zip(owners, plans, strict=True):
-        own = results[: len(plan_.jobs)]
-        measured.append(measure(plan_, own, tokenizer=simulation.tokenizer))
-        rows = record_rows(plan_, own, tokenizer=simulation.tokenizer)
+    for owner, (_, plan_), own, of_base in zip(owners, plans, results[: len(plans)], results[len(plans) :], strict=True):
+        if not loss_is_finite(plan_, own):
+            whose = "the new adapter" if owner is None else f"the adapter that client {owner} keeps"
+            raise RuntimeError(f"round {round_index}: the held-out loss of {whose} is not finite; lower train.lr or server.lr")
+        base = base_nlls(plan_, of_base)
+        measured.append(measure(plan_, own, tokenizer=simulation.tokenizer, base=base))
+        rows = record_rows(plan_, own, tokenizer=simulation.tokenizer, base=base)
         simulation.answers += [{"round_index": round_index, "owner": owner, **row} for row in rows]
-        results = results[len(plan_.jobs) :]
     return measured
+
+
+def _evaluate(simulation: Simulation, work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
+    """The results of evaluation jobs in order; the base model's likelihoods are computed once, by whichever run or round asks first."""
+    first, known = simulation.first, simulation.of_base
+    digest = adapter_sha256(first)
+    keys = [
+        _base_key(simulation.config, digest, job) if adapter is first and job.kind == "likelihood" else str(number)
+        for number, (adapter, job) in enumerate(work)
+    ]
+    waiting = {key: item for key, item in zip(keys, work, strict=True) if key not in known}
+    found = dict(zip(waiting, simulation.clients.evaluate(list(waiting.values()), lambda: None), strict=True))
+    known |= {key: found[key] for key in found if not key.isdecimal()}
+    return [found[key] if key in found else known[key] for key in keys]
+
+
+def _base_key(config: Config, digest: str, job: Job) -> str:
+    """What decides the results of a `likelihood` job with the adapter of that digest: the model and how it computes, the tokens, the target."""
+    tokens = [(example.prompt_ids, example.response_ids, example.earlier) for example in job.examples]
+    computed = (config.model.name, config.train.dtype, config.resources.num_threads, config.resources.client.num_gpus > 0, config.lora)
+    return f"base-{hashlib.sha256(repr((computed, digest, tokens, job.sampling)).encode()).hexdigest()}"
 
 
 def due(every: int, *, round_index: int, num_rounds: int) -> bool:
@@ -196,8 +230,6 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     if not of_release:
         return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
     utility, attack = measured[0]
-    if utility is not None and not math.isfinite(utility["heldout_nll"]):
-        raise RuntimeError(f"round {round_index}: the held-out loss of the new adapter is not finite; lower train.lr or server.lr")
     exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
     across = _across(simulation) if round_index == num_rounds - 1 else None
     further = {"private": own, "exposure": exposure, "cross_client": across}
@@ -271,7 +303,18 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         chat=chat_format(config.data),
         long_prefix_tokens=config.attack.long_prefix_tokens,
         choices=experiment.questions,
+        memory=_memory_plan(simulation, owner),
     )
+
+
+def _memory_plan(simulation: Simulation, owner: int | None) -> MemoryPlan | None:
+    """Whose likelihoods are compared for the release, or for the adapter that client `owner` keeps (its own records alone); None for none."""
+    attack, experiment = simulation.config.attack, simulation.experiment
+    if not experiment.compared:
+        return None
+    sampling = SamplingAttack(attack.prefix_tokens, attack.target_tokens, attack.temperature, attack.top_k)
+    members = tuple((k, example) for k, example in experiment.members if owner is None or k == owner)
+    return MemoryPlan(members, experiment.compared, sampling, simulation.config.seed)
 
 
 def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:

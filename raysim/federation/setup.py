@@ -51,6 +51,10 @@ class Experiment:
     """Held-out examples whose answers are asked for, the control of the attack."""
     attacked: tuple[tuple[int, Example], ...]
     """Training examples that the attack asks for, with the client each belongs to."""
+    members: tuple[tuple[int, Example], ...]
+    """Training examples whose likelihoods are compared, with the client each belongs to."""
+    compared: tuple[Example, ...]
+    """Held-out examples that they are compared with."""
     manifest: dict[str, Any]
     """The content of partition.json."""
     mechanism: Mechanism
@@ -124,7 +128,8 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     manifest = partition_manifest(indices, records=[e.record for e in data.train], num_tokens=[e.num_tokens for e in data.train])
     canaries = plan_canaries(config, first_record_id=data.next_id)
     real = tuple(example for shard in shards for example in shard)
-    attacked = _attacked(shards, num_examples=config.attack.num_examples, seed=config.seed)
+    owned = _owned(shards)
+    num_compared = config.attack.memory_records if config.attack.every >= 0 else 0
     hands = dealt(canaries, len(shards), first_record_id=data.next_id + len(canaries.secrets) + len(canaries.members))
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
     manifest |= _counts(data, max_length=config.data.max_length, hands=hands)
@@ -132,7 +137,9 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         shards=shards,
         heldout=data.heldout,
         answered=_answered(data.heldout, config=config),
-        attacked=attacked,
+        attacked=_drawn(owned, config.attack.num_examples, seed=config.seed, key="attacked"),
+        members=_drawn(owned, num_compared, seed=config.seed, key="members"),
+        compared=_drawn(data.heldout, num_compared, seed=config.seed, key="compared"),
         manifest=manifest,
         mechanism=Mechanism.of_run(config, manifest=manifest),
         weights=weights_for([len(shard) for shard in shards], weighting=config.server.weighting),
@@ -250,10 +257,9 @@ def _encode(records: Sequence[Record], lm: LanguageModel, *, config: Config) -> 
     return examples, num_cut
 
 
-def _attacked(shards: Sequence[Sequence[Example]], *, num_examples: int, seed: int) -> tuple[tuple[int, Example], ...]:
-    """A seeded sample of training examples; the same records whatever the method, since it goes by record and not by client."""
-    owned = sorted(((k, example) for k, shard in enumerate(shards) for example in shard), key=lambda pair: pair[1].record.record_id)
-    return _drawn(owned, num_examples, seed=seed, key="attacked")
+def _owned(shards: Sequence[Sequence[Example]]) -> list[tuple[int, Example]]:
+    """The training examples with their clients, by record and not by client: a sample is of the same records whatever the method."""
+    return sorted(((k, example) for k, shard in enumerate(shards) for example in shard), key=lambda pair: pair[1].record.record_id)
 
 
 def _answered(heldout: tuple[Example, ...], *, config: Config) -> tuple[Example, ...]:

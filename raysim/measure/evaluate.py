@@ -2,20 +2,24 @@
 
 Utility: held-out NLL (nats a response token, over all held-out records) and ROUGE-L of greedy answers. Leakage: the extraction
 attack on training records, with the held-out records as its control, by prompts and, if asked for, once more with more of the
-response given away. Answers to held-out prompts serve both. For sets with labels: accuracy and macro-F1 by the likelihood of the
-labels' words; for multiple-choice questions: accuracy by that of the options. `record_rows` keeps what each figure is the mean of.
+response given away. Answers to held-out prompts serve both. Memory: training records against held-out ones by likelihood, in the pass
+that reads the held-out NLL. For sets with labels: accuracy and macro-F1 by the likelihood of the labels' words; for multiple-choice
+questions: accuracy by that of the options. `record_rows` keeps what each figure is the mean of.
 Left out: judges that compare answers (`judged.py` reads the answers that a run keeps).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
 from raysim.attacks.extraction import attack_prompt, attackable, score_extraction
 from raysim.attacks.membership import token_nlls
+from raysim.attacks.memory import Gains, Likelihood, SamplingAttack, extraction_report, likelihoods, memory_report
 from raysim.attacks.views import ClientView
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion
@@ -40,9 +44,10 @@ CANARY_BATCH = 64
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of evaluation: the `nll` of examples, the `token_nll` of each of their tokens, the `answer` to each prompt plus
-    `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the `exposure` of canaries among
-    `num_references` other secrets, a `shadow` trained on examples, or what a client with these examples draws `across` from the others."""
+    """A piece of evaluation: the `nll` of examples, their `likelihood` and that of their targets under `sampling`, the `token_nll` of each of
+    their tokens, the `answer` to each prompt plus `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the
+    `exposure` of canaries among `num_references` other secrets, a `shadow` trained on examples, or what a client with these examples draws
+    `across` from the others."""
 
     kind: str
     examples: tuple[Example, ...] = ()
@@ -55,6 +60,7 @@ class Job:
     settings: TrainSettings | None = None
     questions: tuple[ChoiceQuestion, ...] = ()
     across: CrossClientSettings | None = None
+    sampling: SamplingAttack | None = None
 
     @property
     def cost(self) -> int:
@@ -66,22 +72,42 @@ class Job:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """The records whose likelihoods are compared, and what sampling is to write of them."""
+
+    members: tuple[tuple[int, Example], ...]
+    """Training records, each with the client that holds it."""
+    heldout: tuple[Example, ...]
+    sampling: SamplingAttack
+    seed: int
+    """Of the intervals."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to measure of one adapter: lists of jobs by name, each empty where it is not asked for. A run expects results in their order.
 
-    `nll`: of held-out records. `heldout`: answers to their prompts. `train`: answers to those of attacked records, and `control` to held-out
-    ones with the attack's prefix (empty where that is empty: then `heldout` serves). `label`: held-out prompts as questions whose options are
-    the set's labels. `prefixed_train` and `prefixed_control`: the attack once more, with a longer prefix. `choice`: multiple-choice questions.
+    `nll`: of held-out records, those that memory compares first. `heldout`: answers to their prompts. `train`: answers to those of attacked
+    records, and `control` to held-out ones with the attack's prefix (empty where that is empty: then `heldout` serves). `label`: held-out
+    prompts as questions whose options are the set's labels. `prefixed_train` and `prefixed_control`: the attack once more, with a longer
+    prefix. `choice`: multiple-choice questions. `member`: likelihoods of training records, and `compared` of held-out ones where `nll` has
+    none (where utility is measured too, they are read once, for both).
     """
 
     groups: dict[str, tuple[Job, ...]]
     labels: tuple[str, ...] = ()
     """Of the questions of `label`, the labels in the options' order."""
+    memory: MemoryPlan | None = None
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All jobs in the order in which `measure` expects their results."""
         return tuple(job for jobs in self.groups.values() for job in jobs)
+
+    @property
+    def likelihood_jobs(self) -> tuple[Job, ...]:
+        """The jobs that are done with the base model as well."""
+        return tuple(job for job in self.jobs if job.kind == "likelihood")
 
     def examples(self, name: str) -> list[Example]:
         """The examples of the jobs of that name, in order."""
@@ -112,12 +138,14 @@ def plan(
     chat: ChatFormat = DEFAULT_CHAT,
     long_prefix_tokens: int = 0,
     choices: Sequence[ChoiceQuestion] = (),
+    memory: MemoryPlan | None = None,
 ) -> Plan:
     """The jobs that measure one adapter, `batch_size` examples each (the batch is part of a result's last bits).
 
     `answered` are the held-out examples whose answers are asked for, the control of the attacks on `attacked`.
     `questions` are the held-out records as questions for their label, in the same order, or none; `choices` are multiple-choice questions.
-    An attack leaves out records of which its prefix leaves nothing, and is not made where either side has no others.
+    An attack leaves out records of which its prefix leaves nothing, and is not made where either side has no others. `memory` goes with the
+    attack; the held-out records that it compares are batches of their own whether or not it is due, so that their NLL has the same bits.
     """
 
     def cut(kind: str, examples: Sequence[Example], prefix: int = 0) -> tuple[Job, ...]:
@@ -131,8 +159,17 @@ def plan(
     short = attackable(attacked, answered, prefix_tokens) if with_attack else ([], [])
     long = attackable(attacked, answered, long_prefix_tokens) if with_attack and long_prefix_tokens else ([], [])
     own_control = prefix_tokens > 0
+    compared, members = (memory.heldout, [example for _, example in memory.members]) if memory else ((), [])
+    is_compared = {example.record.record_id for example in compared}
+    rest = [example for example in heldout if example.record.record_id not in is_compared]
+
+    def read(examples: Sequence[Example]) -> tuple[Job, ...]:
+        if memory is None or not short[0]:
+            return cut("nll", examples)
+        return tuple(Job("likelihood", batch, sampling=memory.sampling) for batch in batches(examples, batch_size))
+
     groups = {
-        "nll": cut("nll", heldout) if with_eval else (),
+        "nll": (*read(compared), *cut("nll", rest)) if with_eval else (),
         "heldout": cut("answer", answered) if with_eval or (short[0] and not own_control) else (),
         "train": cut("answer", short[0], prefix_tokens),
         "control": cut("answer", short[1], prefix_tokens) if own_control else (),
@@ -140,12 +177,14 @@ def plan(
         "prefixed_train": cut("answer", long[0], long_prefix_tokens),
         "prefixed_control": cut("answer", long[1], long_prefix_tokens),
         "choice": asked((), choices),
+        "member": read(members) if short[0] else (),
+        "compared": read(compared) if short[0] and not with_eval else (),
     }
-    return Plan(groups, labels)
+    return Plan(groups, labels, memory)
 
 
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
-    """The results of a job, one an example or canary: `(nll, num_tokens)`, an array of token NLLs, an exposure in bits, or an answer's
+    """The results of a job, one an example or canary: `(nll, num_tokens)`, a `Likelihood`, an array of token NLLs, an exposure in bits, or an answer's
     text, or the negative log-likelihoods of a question's options; of a shadow, its adapter; of an attack across clients, its texts."""
     results: Sequence[Any]
     match job.kind:
@@ -158,6 +197,9 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
             results = attack_across(lm, view, settings=job.across, chat=job.chat, seed=job.seed)
         case "options":
             results = option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), chat=job.chat)
+        case "likelihood":
+            assert job.sampling is not None, "a target needs to be said"
+            results = likelihoods(lm, adapter, job.examples, attack=job.sampling, batch_size=len(job.examples))
         case "token_nll":
             results = token_nlls(lm, adapter, job.examples, batch_size=len(job.examples))
         case "exposure":
@@ -181,8 +223,13 @@ def _answers(lm: LanguageModel, adapter: Vector, job: Job) -> list[str]:
     return [written_text(lm.tokenizer, ids, after=after).strip() for ids, after in zip(outputs, given, strict=True)]
 
 
-def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order."""
+def measure(
+    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, float] | None = None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order.
+
+    `base` holds the NLL under the base model by record id, for those whose likelihood was asked for (see `base_nlls`).
+    """
     found = _by_group(plan, results)
     utility = _utility(plan, found) if plan.groups["nll"] else None
     if not plan.groups["train"]:
@@ -193,20 +240,41 @@ def measure(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> tupl
         sides |= {"prefixed_train": "prefixed_train", "prefixed_heldout": "prefixed_control"}
     for side, name in sides.items():
         attack |= {f"{side}_{key}": value for key, value in _attack(plan.groups[name], found[name], tokenizer=tokenizer).items()}
-    return utility, attack | {"num_examples": len(found["train"])}
+    return utility, attack | {"num_examples": len(found["train"])} | _memory(plan, found, base or {})
 
 
-def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> list[dict[str, Any]]:
-    """What the figures of `measure` are the means of: one row a held-out record, one an attacked one, and one a question.
+def base_nlls(plan: Plan, results: Sequence[list[Likelihood]]) -> dict[int, float]:
+    """The NLL (nats) by record id, from the results of the plan's `likelihood_jobs` with the base model."""
+    return {
+        example.record.record_id: found.nll
+        for job, likelihoods_ in zip(plan.likelihood_jobs, results, strict=True)
+        for example, found in zip(job.examples, likelihoods_, strict=True)
+    }
 
-    `side` is heldout, control or train, and with the longer prefix prefixed_train or prefixed_control.
-    A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked.
+
+def loss_is_finite(plan: Plan, results: Sequence[list[Any]]) -> bool:
+    """Whether every NLL among the results of `plan.jobs` is a number."""
+    read = ("nll", "likelihood")
+    return all(math.isfinite(one[0]) for job, found in zip(plan.jobs, results, strict=True) if job.kind in read for one in found)
+
+
+def record_rows(
+    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, float] | None = None
+) -> list[dict[str, Any]]:
+    """What the figures of `measure` are the means of: one row a held-out record, one an attacked one, one a member, and one a question.
+
+    `side` is heldout, control, train or member, and with the longer prefix prefixed_train or prefixed_control.
+    A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked. A
+    member, and a held-out record that is compared with them, have `base_nll` beside `nll`, and `extraction_bits` (-log2 of the probability
+    that sampling writes its `target_tokens`; None where it never does, or where the prefix leaves no target).
     """
-    found = _by_group(plan, results)
-    ids = [example.record.record_id for example in plan.examples("nll") or plan.examples("heldout")]
+    found, base = _by_group(plan, results), base or {}
+    ids = [example.record.record_id for name in ("nll", "compared", "heldout") for example in plan.examples(name)]
     rows: dict[int, dict[str, Any]] = {record_id: {"side": "heldout", "record_id": record_id} for record_id in ids}
-    for example, (nll, num_tokens) in zip(plan.examples("nll"), found["nll"], strict=True):
+    for example, (nll, num_tokens, *_) in zip(plan.examples("nll"), found["nll"], strict=True):
         rows[example.record.record_id] |= {"nll": nll, "num_tokens": num_tokens}
+    for example, likelihood in _read(plan, found, "nll", "compared"):
+        rows[example.record.record_id] |= _likelihood_row(example, likelihood, base)
     for example, answer in zip(plan.examples("heldout"), found["heldout"], strict=True):
         record = example.record
         asked = {"instruction": record.instruction, "reference": record.response, "answer": answer}
@@ -218,11 +286,55 @@ def record_rows(plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any) -> 
         for side in ("control", "train", "prefixed_control", "prefixed_train")
         for (example, _, truth), answer in zip(_sought(plan.groups[side], tokenizer=tokenizer), found[side], strict=True)
     ]
+    holders = {example.record.record_id: client_id for client_id, example in plan.memory.members} if plan.memory else {}
+    member_rows = [
+        {"side": "member", "record_id": example.record.record_id, "client_id": holders[example.record.record_id]}
+        | _likelihood_row(example, likelihood, base)
+        for example, likelihood in _read(plan, found, "member")
+    ]
     choice_rows = [
         {"side": "choice", "question": number, "chosen": question.options[option], "right": option == question.answer}
         for number, (question, option) in enumerate(_chosen(plan, found, "choice"))
     ]
-    return [*rows.values(), *attack_rows, *choice_rows]
+    return [*rows.values(), *attack_rows, *member_rows, *choice_rows]
+
+
+def _read(plan: Plan, found: dict[str, list[Any]], *names: str) -> list[tuple[Example, Likelihood]]:
+    """The examples of the `likelihood` jobs of these names, each with what was found."""
+    pairs = [pair for name in names for pair in zip(plan.examples(name), found[name], strict=True)]
+    return [(example, one) for example, one in pairs if isinstance(one, Likelihood)]
+
+
+def _likelihood_row(example: Example, likelihood: Likelihood, base: Mapping[int, float]) -> dict[str, Any]:
+    is_written = likelihood.target_tokens and math.isfinite(likelihood.target_log_prob)
+    return {
+        "label": example.record.label,
+        "nll": likelihood.nll,
+        "num_tokens": likelihood.num_tokens,
+        "base_nll": base[example.record.record_id],
+        "extraction_bits": -likelihood.target_log_prob / math.log(2) if is_written else None,
+        "target_tokens": likelihood.target_tokens,
+    }
+
+
+def _memory(plan: Plan, found: dict[str, list[Any]], base: Mapping[int, float]) -> dict[str, Any]:
+    """The attack's `memory` and `extraction`: what the likelihoods of members and held-out records say; each left out where a side is too small."""
+    members, heldout = _read(plan, found, "member"), _read(plan, found, "nll", "compared")
+    figures: dict[str, Any] = {}
+    if plan.memory is not None and members and len(heldout) > 1:
+        figures["memory"] = memory_report(_gains(members, base), _gains(heldout, base), seed=plan.memory.seed)
+    sought = [[one.target_log_prob for _, one in side if one.target_tokens] for side in (members, heldout)]
+    if plan.memory is not None and all(sought):
+        figures["extraction"] = extraction_report(*sought, attack=plan.memory.sampling)
+    return figures
+
+
+def _gains(side: Sequence[tuple[Example, Likelihood]], base: Mapping[int, float]) -> Gains:
+    return Gains(
+        nats=np.array([base[example.record.record_id] - one.nll for example, one in side]),
+        num_tokens=np.array([one.num_tokens for _, one in side], dtype=np.float64),
+        labels=[example.record.label for example, _ in side],
+    )
 
 
 def _by_group(plan: Plan, results: Sequence[list[Any]]) -> dict[str, list[Any]]:
@@ -238,19 +350,34 @@ def _chosen(plan: Plan, found: dict[str, list[Any]], name: str) -> list[tuple[Ch
     return list(zip(questions, choose(questions, found[name], per_byte=False), strict=True))
 
 
-def mean_of(measured: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The mean of each figure over the clients' measurements that have it; None if there are none."""
+def mean_of(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The mean of each figure over the clients' measurements that have it; None if there are none.
+
+    Of figures within figures, those in which all agree stay as they are (settings, say), and lists are averaged entry by entry. Intervals
+    are left out, since their mean is no interval of the mean, and so are words in which the clients differ.
+    """
     if not measured:
         return None
     means: dict[str, Any] = {}
-    for key in dict.fromkeys(key for m in measured for key in m):
+    for key in dict.fromkeys(key for m in measured for key in m if not key.endswith("_interval")):
         values = [m[key] for m in measured if m.get(key) is not None]
-        means[key] = sum(values) / len(values) if values else None
+        means[key] = _mean_value(values) if values else None
     return means
 
 
+def _mean_value(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Mapping):
+        means = mean_of(values) or {}
+        return means | {key: one for key, one in values[0].items() if key in means and all(other.get(key) == one for other in values)}
+    if isinstance(values[0], list):
+        return [_mean_value(entries) for entries in zip(*values, strict=True)]
+    if isinstance(values[0], str):
+        return None
+    return sum(values) / len(values)
+
+
 def _utility(plan: Plan, found: dict[str, list[Any]]) -> dict[str, Any]:
-    mean = sum(total for total, _ in found["nll"]) / max(1, sum(count for _, count in found["nll"]))
+    mean = sum(total for total, *_ in found["nll"]) / max(1, sum(count for _, count, *_ in found["nll"]))
     truths = [example.record.response for example in plan.examples("heldout")]
     scores = [rouge_l(answer, truth) for answer, truth in zip(found["heldout"], truths, strict=True)]
     utility = {

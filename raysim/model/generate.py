@@ -12,7 +12,7 @@ once. On a processor, float32 products of few rows go to oneDNN.
 A model whose attention does not allow that (see `base.has_plain_attention`: windows shorter than the text, ALiBi, recurrent layers) is
 answered by transformers' own `generate`, prompts of one length at a time, so that no row has padding: slower, and the same tokens.
 
-Left out: beam search, sampling from a nucleus, and kernels that take no mask (flash attention 2).
+Left out: beam search, sampling from a nucleus (top-p), and kernels that take no mask (flash attention 2).
 
 Shapes: B rows, T new tokens of a row, C columns of the cache, V vocabulary, H key-value heads, D head size.
 """
@@ -61,11 +61,14 @@ class Sampling:
     in transformers' processor of that name: the same number is weaker here."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a row besides the end-of-sequence tokens; not returned either."""
+    top_k: int = 0
+    """With a temperature, a token is drawn among this many of the largest logits (see `drawn_logits`); 0 for all."""
 
     def __post_init__(self) -> None:
         assert self.max_new_tokens >= 1, self
         assert 0 <= self.temperature < math.inf, self
         assert 0 < self.repetition_penalty < math.inf, self
+        assert self.top_k >= 0, self
 
 
 def generate(
@@ -352,19 +355,36 @@ def _append_tokens(logits_BV: torch.Tensor, requests: list[_Request], *, samplin
     """Chooses the next token of each row, notes it and whether the row has ended with it, and returns the tokens."""
     if sampling.repetition_penalty != 1:
         logits_BV = _penalise(logits_BV, [request.produced for request in requests], penalty=sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        tokens_B = logits_BV.argmax(-1)
-    else:
+    logits_BV = drawn_logits(logits_BV, temperature=sampling.temperature, top_k=sampling.top_k)
+    if sampling.temperature > 0:
         # The largest of logit + Gumbel noise is distributed as softmax(logits); unlike an inverse of the cumulative distribution, it
         # changes only where two sums tie, so that rounding elsewhere in the vocabulary does not move it.
-        noise_BV = torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
-        tokens_B = (logits_BV / sampling.temperature + noise_BV).argmax(-1)
-    tokens: list[int] = tokens_B.tolist()
+        logits_BV = logits_BV + torch.from_numpy(_gumbel_noise(requests, logits_BV.shape[1])).to(logits_BV.device)
+    tokens: list[int] = logits_BV.argmax(-1).tolist()
     for request, token in zip(requests, tokens, strict=True):
         if token not in stop:
             request.produced.append(token)
         request.finished = token in stop or len(request.produced) == sampling.max_new_tokens
     return tokens
+
+
+def drawn_logits(logits_BV: torch.Tensor, *, temperature: float, top_k: int) -> torch.Tensor:
+    """Logits BV whose softmax is the distribution that a row's next token is drawn from.
+
+    Logits below the `top_k`-th largest (0: none) count as -inf, so that all that tie with it stay; the others are divided by the
+    temperature. At temperature 0 all but the first of the largest logits count as -inf, whatever `top_k`: the point mass of greedy decoding.
+    """
+    if temperature == 0:
+        return torch.full_like(logits_BV, -torch.inf).scatter_(-1, logits_BV.argmax(-1, keepdim=True), 0.0)
+    if 0 < top_k < logits_BV.shape[-1]:
+        logits_BV = logits_BV.masked_fill(logits_BV < logits_BV.topk(top_k).values[..., -1:], -torch.inf)
+    return logits_BV / temperature
+
+
+def drawn_log_probs(logits_NV: torch.Tensor, tokens_N: torch.Tensor, *, temperature: float, top_k: int) -> torch.Tensor:
+    """The log-probability (nats) that each row draws its token of `tokens_N`, shape (N,); -inf where it never does."""
+    logits_NV = drawn_logits(logits_NV, temperature=temperature, top_k=top_k)
+    return logits_NV.gather(-1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
 def _penalise(logits_BV: torch.Tensor, produced: list[list[int]], *, penalty: float) -> torch.Tensor:

@@ -78,7 +78,7 @@ def grouped_batches(lengths: Sequence[int], *, batch_size: int, rng: np.random.G
 def response_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed negative log-likelihood of each example's scored tokens (nats) and their number, both of shape (B,)."""
     nll_N, row_N = response_token_nll(lm, examples)
-    nll_B = torch.zeros(len(examples), device=lm.device).index_add(0, row_N, nll_N)
+    nll_B = summed_by_example(nll_N, row_N, num_examples=len(examples))
     return nll_B, torch.tensor([len(example.scored) for example in examples], device=lm.device)
 
 
@@ -87,6 +87,12 @@ def response_token_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[
 
     Equal to masking the labels of the model's full logits_BTV, as `LanguageModel.logits_at` gives them.
     """
+    logits_NV, token_N, row_N = response_logits(lm, examples)
+    return F.cross_entropy(logits_NV.float(), token_N, reduction="none"), row_N
+
+
+def response_logits(lm: LanguageModel, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits NV from which every scored token is predicted, those tokens, and the example each belongs to, both of shape (N,), in order."""
     width = max(example.num_tokens for example in examples)
     ids_BT = torch.full((len(examples), width), lm.pad_token_id, dtype=torch.long)
     rows: list[int] = []
@@ -97,18 +103,26 @@ def response_token_nll(lm: LanguageModel, examples: Sequence[Example]) -> tuple[
         columns += example.scored
     ids_BT = ids_BT.to(lm.device)
     row_N, column_N = torch.tensor(rows, device=lm.device), torch.tensor(columns, device=lm.device)
-    logits_NV = lm.logits_at(ids_BT, row_N, column_N - 1, use_cache=False)
-    return F.cross_entropy(logits_NV.float(), ids_BT[row_N, column_N], reduction="none"), row_N
+    return lm.logits_at(ids_BT, row_N, column_N - 1, use_cache=False), ids_BT[row_N, column_N], row_N
+
+
+def summed_by_example(nll_N: torch.Tensor, row_N: torch.Tensor, *, num_examples: int) -> torch.Tensor:
+    """The sum of the tokens' losses of each example, shape (B,)."""
+    return torch.zeros(num_examples, device=nll_N.device).index_add(0, row_N, nll_N)
+
+
+def batches_by_length(examples: Sequence[Example], *, batch_size: int) -> list[list[int]]:
+    """The places of the examples in batches of like length, shortest first, so that little is padded."""
+    order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @torch.no_grad()
 def mean_nll(lm: LanguageModel, examples: Sequence[Example], *, batch_size: int) -> list[tuple[float, int]]:
     """Summed response NLL (nats) and number of response tokens of each example, in order; no gradient."""
     lm.model.eval()
-    order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
     results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches_by_length(examples, batch_size=batch_size):
         nll_B, count_B = response_nll(lm, [examples[i] for i in batch])
         for index, nll, count in zip(batch, nll_B.tolist(), count_B.tolist(), strict=True):
             results[index] = (nll, count)

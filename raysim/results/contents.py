@@ -36,6 +36,48 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What an adapter remembers of training records beyond held-out ones, by likelihood (see `attacks.memory.memory_report`); means over clients have no intervals."""
+
+    bits_per_record: float
+    nats_per_token: float
+    auc: float | None
+    """How well it tells a training record from a held-out one; None where there was one training record."""
+    tpr_at_1pct: float
+    """Share of training records found where a hundredth of the held-out ones is taken for such."""
+    num_members: int | float
+    """Training records compared."""
+    num_heldout: int | float
+    strata: str | None
+    """`label` where records are compared with those of their label, `all` where with all; None where clients differ in it."""
+    bits_per_record_interval: tuple[float, float] | None = None
+    nats_per_token_interval: tuple[float, float] | None = None
+    auc_interval: tuple[float, float] | None = None
+    tpr_at_1pct_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class SampledExtraction:
+    """How many records come out word by word when the attacker samples, by number of queries (see `attacks.memory.extraction_report`)."""
+
+    queries: tuple[int, ...]
+    members: tuple[float, ...]
+    """Shares of the training records that come out within so many."""
+    heldout: tuple[float, ...]
+    probability: float
+    """How surely."""
+    temperature: float
+    top_k: int
+    target_tokens: int
+    median_bits_members: float | None
+    """-log2 of the probability that one query gives the record; None where more than half never come out."""
+    median_bits_heldout: float | None
+    num_members: int | float
+    """Records with a target."""
+    num_heldout: int | float
+
+
+@dataclass(frozen=True)
 class Attack:
     """What an extraction attack got out of an adapter: `train` of records trained on, `heldout` of the control, `prefixed` with the longer prefix."""
 
@@ -51,6 +93,9 @@ class Attack:
     """Attacked records."""
     prefixed_train_rouge_l: float | None = None
     prefixed_heldout_rouge_l: float | None = None
+    memory: Memory | None = None
+    """None where it was not measured."""
+    extraction: SampledExtraction | None = None
 
 
 @dataclass(frozen=True)
@@ -278,12 +323,21 @@ class Answer:
     owner: int | None
     """The client that keeps the adapter; None for the release."""
     side: str
-    """`heldout`, `control`, `train`, `prefixed_control`, `prefixed_train`, or `choice` for a question."""
+    """`heldout`, `control`, `train`, `prefixed_control`, `prefixed_train`, `member` (a training record's likelihood), or `choice` for a question."""
     record_id: int | None = None
     question: int | None = None
     nll: float | None = None
     """Summed over the tokens."""
     num_tokens: int | None = None
+    client_id: int | None = None
+    """Of a member, who holds it."""
+    label: str | None = None
+    base_nll: float | None = None
+    """Under the base model, of a member and of a held-out record that is compared with them."""
+    extraction_bits: float | None = None
+    """-log2 of the probability that sampling writes the target; None where it never does."""
+    target_tokens: int | None = None
+    """Tokens of the target; 0 where the prefix leaves none."""
     instruction: str | None = None
     reference: str | None = None
     """The record's own response."""

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Backend:
     key: tuple[Any, ...]
     worker: Worker
     ray: actors.RayBackend | None
+    of_base: dict[str, list[Any]] = field(default_factory=dict, init=False)
+    """Likelihoods under the base model, which the next run of the same records need not compute again (see `loop.Simulation`)."""
 
     def clients(self, assignment: Assignment, experiment: Experiment) -> Clients:
         """The clients of a run."""
@@ -204,6 +206,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
                 progress=progress,
                 state=start(config, experiment, layout=lm.layout),
                 num_rounds=rounds_to_run(experiment, config),
+                of_base=backend.of_base,
             ),
             state_dir=out / files.STATE,
             after_round=after_round,
