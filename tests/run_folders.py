@@ -95,8 +95,16 @@ def released(method: str, part: float) -> dict[str, Any]:
     """Invented utility and leakage of a release, `part` of the way from the base model to the method's end."""
     nll, rouge, details = (start + part * (end - start) for start, end in zip(ENDS["base"][:3], ENDS[method][:3], strict=True))
     control = 0.259 + 0.03 * part
+    bits = 180 * (rouge - 0.262)
+    auc = min(0.97, 0.5 + bits / 60)
+    shares = [round(max(0.0, min(1.0, 0.02 * power * bits / 10)), 4) for power in range(7)]
     return {
-        "eval": {"heldout_nll": nll, "heldout_perplexity": 2.718281828**nll, "heldout_rouge_l": control},
+        "eval": {
+            "heldout_nll": nll,
+            "heldout_perplexity": 2.718281828**nll,
+            "heldout_rouge_l": control,
+            "heldout_nll_interval": [nll - 0.1, nll + 0.1],
+        },
         "attack": {
             "train_rouge_l": rouge,
             "train_exact_match": max(0.0, rouge - 0.33),
@@ -107,6 +115,32 @@ def released(method: str, part: float) -> dict[str, Any]:
             "prefixed_train_rouge_l": 1.2 * rouge,
             "prefixed_heldout_rouge_l": 1.2 * control,
             "num_examples": 24,
+            "memory": {
+                "bits_per_record": bits,
+                "bits_per_record_interval": [bits - 2.5, bits + 2.5],
+                "nats_per_token": bits / 50,
+                "nats_per_token_interval": [bits / 50 - 0.05, bits / 50 + 0.05],
+                "auc": auc,
+                "auc_interval": [auc - 0.04, auc + 0.03],
+                "tpr_at_1pct": auc - 0.5,
+                "tpr_at_1pct_interval": [0.0, 0.6],
+                "num_members": 48,
+                "num_heldout": 32,
+                "strata": "label",
+            },
+            "extraction": {
+                "queries": [10**power for power in range(7)],
+                "members": shares,
+                "heldout": [share / 10 for share in shares],
+                "probability": 0.5,
+                "temperature": 1.0,
+                "top_k": 40,
+                "target_tokens": 50,
+                "median_bits_members": 90 - bits,
+                "median_bits_heldout": 92.0,
+                "num_members": 48,
+                "num_heldout": 32,
+            },
         },
     }
 

@@ -221,6 +221,13 @@ def _resampling_weights(num: int, rng: np.random.Generator) -> Floats:
     return rng.multinomial(num_drawn, np.full(num, 1.0 / num), size=NUM_RESAMPLES) * (num / num_drawn)
 
 
+def level_interval(totals: ArrayLike, counts: ArrayLike) -> list[float]:
+    """The 95% interval of the sum of `totals` over the sum of `counts`, by the same bootstrap over records; both have shape (E,)."""
+    total_E, count_E = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    weight_RE = _resampling_weights(len(total_E), numpy_rng(0, "level", "bootstrap"))
+    return _middle((weight_RE @ total_E) / np.maximum(weight_RE @ count_E, 1.0))
+
+
 def _middle(values: Floats) -> list[float]:
     """Where the middle 95% of the values end."""
     return [float(end) for end in np.quantile(values, [0.025, 0.975])]

@@ -161,6 +161,8 @@ def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, lef
         fields.append(f"loss {record['train_loss']:.2f}")
     if evaluation.get("heldout_nll") is not None:
         fields.append(f"nll {evaluation['heldout_nll']:.2f}")
+    if attack.get("memory"):
+        fields.append(f"memory {attack['memory']['bits_per_record']:.1f} bits")
     if attack.get("train_rouge_l") is not None:
         control = attack.get("heldout_rouge_l")
         fields.append(f"leak {attack['train_rouge_l']:.2f}" + (f"/{control:.2f}" if control is not None else ""))

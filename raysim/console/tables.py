@@ -15,13 +15,21 @@ from raysim.console.words import MISSING, NO_GUARANTEE
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("label", "method", "method"),
     ("heldout_nll", "held-out\nNLL", "held-out NLL"),
+    ("label_accuracy", "label\naccuracy", "accuracy"),
     ("heldout_rouge_l", "held-out\nROUGE-L", "held-out ROUGE-L"),
+    ("memory", "memory\nbits/record", "memory, bits/record"),
+    ("memory_auc", "member\nAUC", "AUC"),
     ("leakage", "leakage\ntrain/control", "leakage train/control"),
-    ("train_exact_match", "exact\nmatch", "exact match"),
     ("train_details_rate", "details\nfound", "details found"),
     ("epsilon", "epsilon", "epsilon"),
     ("uplink_bytes", "uplink", "uplink"),
     ("tokens_per_s", "tokens/s", "tokens/s"),
+)
+OPTIONAL_COLUMNS = ("label_accuracy", "memory", "memory_auc")
+"""Columns that are left out where no run has the figure."""
+MEMORY_NOTE = (
+    "memory: bits by which a training record became likelier than held-out records of its kind, with its 95% interval;\n"
+    "AUC: how well that tells training records from held-out ones (0.5: not at all)."
 )
 TABLE_NOTE = "leakage: ROUGE-L on training prompts / on held-out ones (control: skill)."
 
@@ -41,6 +49,11 @@ class Compared:
     """The columns in which it is the best."""
 
 
+def columns_of(rows: Sequence[Compared]) -> tuple[tuple[str, str, str], ...]:
+    """The columns of `COLUMNS` that a table of these runs has."""
+    return tuple(column for column in COLUMNS if column[0] not in OPTIONAL_COLUMNS or any(row.text[column[0]] != MISSING for row in rows))
+
+
 def print_comparison(rows: Sequence[Compared]) -> None:
     """Prints a comparison: a table on a terminal, plain aligned text elsewhere."""
     if not rows:
@@ -49,7 +62,7 @@ def print_comparison(rows: Sequence[Compared]) -> None:
         console = make_console()
         wide = console.measure(comparison_table(rows, wide=True), options=console.options.update(max_width=1000)).maximum <= console.width
         console.print(comparison_table(rows, wide=wide))
-        console.print(Text(_table_note(wide=wide), style="dim"))
+        console.print(Text(_table_note(rows, wide=wide), style="dim"))
     else:
         print_plain("\n" + comparison_text(rows))
 
@@ -76,28 +89,30 @@ def plain_table(**options: Any) -> Table:
 def comparison_table(rows: Sequence[Compared], *, wide: bool) -> Table:
     """The comparison as a table; a narrow one shortens the cells and the headings, never drops a column."""
     table = plain_table(padding=(0, 1, 0, 0) if wide else 0, header_style="bold")
-    for key, heading, _ in COLUMNS:
+    columns = columns_of(rows)
+    for key, heading, _ in columns:
         if key == "label":
             table.add_column(heading, justify="left", overflow="fold", min_width=14)
         else:
             table.add_column(heading if wide else _short_heading(heading), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(_cell(row.text, key, wide=wide), style=_style(row, key)) for key, _, _ in COLUMNS))
+        table.add_row(*(Text(_cell(row.text, key, wide=wide), style=_style(row, key)) for key, _, _ in columns))
         if row.private_text:
-            table.add_row(*(Text(_cell(row.private_text, key, wide=wide), style="dim") for key, _, _ in COLUMNS))
+            table.add_row(*(Text(_cell(row.private_text, key, wide=wide), style="dim") for key, _, _ in columns))
     return table
 
 
 def comparison_text(rows: Sequence[Compared]) -> str:
     """The comparison as plain aligned text, the best value of a column marked with an asterisk."""
-    lines = [[heading + " " for _, _, heading in COLUMNS]]
+    columns = columns_of(rows)
+    lines = [[heading + " " for _, _, heading in columns]]
     for row in rows:
-        lines.append([row.text[key] + ("*" if key in row.best else " ") for key, _, _ in COLUMNS])
+        lines.append([row.text[key] + ("*" if key in row.best else " ") for key, _, _ in columns])
         if row.private_text:
-            lines.append([row.private_text[key] + " " for key, _, _ in COLUMNS])
+            lines.append([row.private_text[key] + " " for key, _, _ in columns])
     head, *body = _aligned(lines, gap=" ")
     rule = " ".join("-" * (max(map(len, column)) - 1) + " " for column in zip(*lines, strict=True)).rstrip()
-    return "\n".join([head, rule, *body, "", TABLE_NOTE, "*: best of the trained runs."])
+    return "\n".join([head, rule, *body, "", *_notes(rows), "*: best of the trained runs."])
 
 
 def _aligned(lines: Sequence[Sequence[str]], *, gap: str) -> list[str]:
@@ -110,16 +125,28 @@ def _aligned(lines: Sequence[Sequence[str]], *, gap: str) -> list[str]:
 
 
 def _short_heading(heading: str) -> str:
-    return heading.replace("train/control", "train/ctrl").replace("held-out", "heldout").replace("tokens/s", "tok/s")
+    return (
+        heading.replace("train/control", "train/ctrl")
+        .replace("bits/record", "bits/rec.")
+        .replace("held-out", "heldout")
+        .replace("tokens/s", "tok/s")
+    )
 
 
 def _cell(text: Mapping[str, str], key: str, *, wide: bool) -> str:
-    return text[key] if wide else text[key].replace(" / ", "/").replace(NO_GUARANTEE, "none").replace("not sent", MISSING)
+    return (
+        text[key] if wide else text[key].replace(" / ", "/").replace(" ± ", "±").replace(NO_GUARANTEE, "none").replace("not sent", MISSING)
+    )
 
 
 def _style(row: Compared, key: str) -> str:
     return "bold" if key == "label" else "bold green" if key in row.best else ""
 
 
-def _table_note(*, wide: bool) -> str:
-    return f"\n{TABLE_NOTE}\nBold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")
+def _table_note(rows: Sequence[Compared], *, wide: bool) -> str:
+    return "\n".join(["", *_notes(rows), "Bold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")])
+
+
+def _notes(rows: Sequence[Compared]) -> list[str]:
+    """What the columns mean that these runs have."""
+    return [*([MEMORY_NOTE] if any(key == "memory" for key, _, _ in columns_of(rows)) else []), TABLE_NOTE]

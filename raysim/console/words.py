@@ -36,7 +36,9 @@ def clock(seconds: float) -> str:
 FORMS: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("epsilon", "delta", "noise_multiplier"), "{:.3g}".format),
     **dict.fromkeys(("num_rounds", "num_tokens", "tokens_per_s"), "{:,.0f}".format),
-    **dict.fromkeys(("details_rate", "train_details_rate", "train_exact_match", "accuracy"), "{:.1%}".format),
+    **dict.fromkeys(("details_rate", "train_details_rate", "train_exact_match", "accuracy", "label_accuracy"), "{:.1%}".format),
+    "memory": "{:.1f}".format,
+    "memory_auc": "{:.2f}".format,
     "uplink_bytes": human_bytes,
     "wall_s": clock,
 }

@@ -19,7 +19,7 @@ from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
 from raysim.attacks.extraction import attack_prompt, attackable, score_extraction
 from raysim.attacks.membership import token_nlls
-from raysim.attacks.memory import Gains, Likelihood, SamplingAttack, extraction_report, likelihoods, memory_report
+from raysim.attacks.memory import Gains, Likelihood, SamplingAttack, extraction_report, level_interval, likelihoods, memory_report
 from raysim.attacks.views import ClientView
 from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion
@@ -31,6 +31,7 @@ from raysim.measure.options import choice_figures, choose, label_figures, option
 from raysim.model.generate import Sampling, write_texts
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainSettings, mean_nll, train_adapter
+from raysim.privacy.audit_bounds import clopper_pearson
 
 T = TypeVar("T")
 
@@ -380,14 +381,18 @@ def _utility(plan: Plan, found: dict[str, list[Any]]) -> dict[str, Any]:
     mean = sum(total for total, *_ in found["nll"]) / max(1, sum(count for _, count, *_ in found["nll"]))
     truths = [example.record.response for example in plan.examples("heldout")]
     scores = [rouge_l(answer, truth) for answer, truth in zip(found["heldout"], truths, strict=True)]
+    totals, counts = np.array([one[:2] for one in found["nll"]]).T
     utility = {
         "heldout_nll": mean,
+        "heldout_nll_interval": level_interval(totals, counts),
         "heldout_perplexity": math.exp(min(mean, 700.0)),
         "heldout_rouge_l": sum(scores) / len(scores) if scores else None,
     }
     if plan.groups["label"]:
         figures = label_figures(plan.questions("label"), found["label"], plan.labels)
         utility |= {f"label_{key}": figures[key] for key in ("accuracy", "macro_f1", "accuracy_of_commonest", "macro_f1_of_commonest")}
+        num_right = round(figures["accuracy"] * figures["num_questions"])
+        utility["label_accuracy_interval"] = list(clopper_pearson(num_right, figures["num_questions"]))
     if plan.groups["choice"]:
         utility |= {f"choice_{key}": value for key, value in choice_figures(plan.questions("choice"), found["choice"]).items()}
     return utility

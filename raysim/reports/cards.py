@@ -7,6 +7,7 @@ from raysim.console.tables import Compared
 from raysim.console.words import MISSING, NO_GUARANTEE, figure_text, human_bytes
 from raysim.reports.named import NamedRun
 from raysim.reports.tables import comparison_rows
+from raysim.results.contents import Memory
 
 SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 
@@ -27,7 +28,8 @@ def cards(named: Sequence[NamedRun]) -> list[Card]:
     rows = comparison_rows([one.summary for one in named])
     base = next((row for row, one in zip(rows, named, strict=True) if one.is_base), None)
     trained = [row for row, one in zip(rows, named, strict=True) if not one.is_base] or rows
-    return [_utility_card(trained, base), _leakage_card(trained, base), _guarantee_card(named), _cost_card(named)]
+    leakage = _memory_card(named) or _leakage_card(trained, base)
+    return [_utility_card(trained, base, named), leakage, _guarantee_card(named), _cost_card(named)]
 
 
 def _ranked(rows: Sequence[Compared], key: str, *, reverse: bool = False) -> list[tuple[float, Compared]]:
@@ -36,17 +38,72 @@ def _ranked(rows: Sequence[Compared], key: str, *, reverse: bool = False) -> lis
     return sorted(found, key=lambda pair: pair[0], reverse=reverse)
 
 
-def _utility_card(trained: Sequence[Compared], base: Compared | None) -> Card:
+def _utility_card(trained: Sequence[Compared], base: Compared | None, named: Sequence[NamedRun]) -> Card:
     question = "How good is it?"
     ranked = _ranked(trained, "heldout_nll")
     if not ranked:
         return Card(question, MISSING, "Utility was not measured.")
     (lowest, best), *others = ranked
+    interval = next((found.heldout_nll_interval for one in named if one.label == best.label and (found := one.summary.eval)), None)
     text = f"{best.label} has the lowest loss on held-out records" if others else "Loss a token on held-out records"
     if base is not None and base.values["heldout_nll"] is not None and base is not best:
         text += f"; the base model without training has {base.values['heldout_nll']:.2f}"
     following = ", ".join(f"{row.label} {value:.2f}" for value, row in others[:3])
-    return Card(question, f"NLL {lowest:.2f}", text + "." + (f" Next: {following}." if following else ""))
+    spread = f" (95% interval over records: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    return Card(question, f"NLL {lowest:.2f}", text + spread + "." + (f" Next: {following}." if following else "") + _accuracy_text(named))
+
+
+def _accuracy_text(named: Sequence[NamedRun]) -> str:
+    """What the runs make of labels, with their intervals and what knowing nothing would give; empty where none was asked for."""
+    parts = [
+        f"{one.label} {found.label_accuracy:.0%}" + _between(found.label_accuracy_interval, "{:.0%}")
+        for one in named
+        if (found := one.summary.eval) and found.label_accuracy is not None
+    ]
+    return f" Right labels: {', '.join(parts)}." if parts else ""
+
+
+def _between(ends: tuple[float, float] | None, form: str) -> str:
+    """An interval in brackets, with a blank before it; nothing where there is none."""
+    return f" ({form.format(ends[0])} to {form.format(ends[1])})" if ends else ""
+
+
+def _memory_card(named: Sequence[NamedRun]) -> Card | None:
+    """What leaks by likelihood: bits a record of memory, with ROUGE-L beside; None where no trained run measured it."""
+    found = [
+        (memory.bits_per_record, one.label, memory, attack)
+        for one in named
+        if not one.is_base and (attack := one.summary.attack) and (memory := attack.memory)
+    ]
+    if not found:
+        return None
+    (most, label, memory, attack), *others = sorted(found, key=lambda one: one[0], reverse=True)
+    parts = [f"{label} remembers {_bits(memory)} of a training record beyond what records like it gained: {_meaning(memory)}."]
+    if memory.auc is not None:
+        auc = f"{memory.auc:.2f}{_between(memory.auc_interval, '{:.2f}')}"
+        parts.append(f"Its likelihoods tell training records from held-out ones with AUC {auc}; 0.5 is not at all.")
+    parts += [f"{other}: {_bits(theirs)}, {_meaning(theirs)}." for _, other, theirs, _ in others[:3]]
+    if attack.extraction is not None:
+        queries, shares = attack.extraction.queries[-1], attack.extraction
+        parts.append(
+            f"Within {queries:,} samples a record, {shares.members[-1]:.0%} come out word by word ({shares.heldout[-1]:.0%} of held-out ones)."
+        )
+    parts.append(f"Greedy answers: ROUGE-L {attack.train_rouge_l:.2f} on training prompts, {attack.heldout_rouge_l:.2f} on held-out ones.")
+    return Card("What leaks?", f"{most:.1f} bits a record", " ".join(parts))
+
+
+def _bits(memory: Memory) -> str:
+    return f"{memory.bits_per_record:.1f} bits{_between(memory.bits_per_record_interval, '{:.1f}')}"
+
+
+def _meaning(memory: Memory) -> str:
+    """What the interval decides, in words."""
+    ends = memory.bits_per_record_interval
+    if ends is None:
+        return "without an interval, so nothing is decided"
+    if ends[0] > 0:
+        return "it shows memory"
+    return "training records are less likely than others" if ends[1] < 0 else "no memory shows"
 
 
 def _leakage_card(trained: Sequence[Compared], base: Compared | None) -> Card:

@@ -94,6 +94,8 @@ class Line:
     values: Sequence[tuple[int, float]]
     control: Sequence[tuple[int, float]] = ()
     kept: Sequence[tuple[int, float]] = ()
+    band: Sequence[tuple[int, float, float]] = ()
+    """Intervals of the values, drawn pale."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class RunEnd:
     nll: float
     leakage: float
     control: float | None
+    interval: tuple[float, float] | None = None
+    """Of the leakage."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
     if percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     values = [y for line in lines for _, y in [*line.values, *line.control, *line.kept]]
+    values += [end for line in lines for _, *ends in line.band for end in ends]
     _value_limits(axes, values, least_span=least_span, from_zero=percent)
     ends = [(line.label, line.colour, line.values[-1]) for line in lines if line.values]
     _label_ends(axes, ends, "{:.1%}" if percent else "{:.2f}")
@@ -177,17 +182,38 @@ def by_round(lines: Sequence[Line], *, axis: str, least_span: float, percent: bo
 
 
 @styled()
-def trade_off(runs: Sequence[RunEnd]) -> Figure:
-    """Utility against leakage at the end of every run; a hollow mark is the held-out control."""
+def by_queries(lines: Sequence[Line], *, axis: str, note: str) -> Figure:
+    """Shares against the power of ten of a number of queries, one line a run, its held-out control dashed."""
+    figure, axes = _canvas(height=3.7)
+    for line in lines:
+        _draw_line(axes, line)
+    powers = [power for power, _ in lines[0].values]
+    margin = 0.04 * (powers[-1] - powers[0])
+    axes.set_xlim(powers[0] - margin, powers[-1] + margin)
+    axes.set_xticks(powers, ["1" if power == 0 else f"{10**power:,}" for power in powers])
+    name_values(axes, axis)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    _value_limits(axes, [y for line in lines for _, y in [*line.values, *line.control]], least_span=0.1, from_zero=True)
+    _label_ends(axes, [(line.label, line.colour, line.values[-1]) for line in lines], "{:.0%}")
+    axes.set_xlabel(f"samples drawn for each record    ({note})")
+    return figure
+
+
+@styled()
+def trade_off(runs: Sequence[RunEnd], *, axis: str, least_span: float) -> Figure:
+    """Utility against leakage at the end of every run; a hollow mark is the held-out control, a bar the interval."""
     figure, axes = _canvas(height=3.7)
     for run in runs:
         if run.control is not None:
             axes.plot([run.nll] * 2, [run.control, run.leakage], color=run.colour, linewidth=1.6, alpha=0.6)
             axes.plot([run.nll], [run.control], run.marker, color=run.colour, markerfacecolor=SURFACE, markersize=7)
+        if run.interval is not None:
+            axes.plot([run.nll] * 2, run.interval, color=run.colour, linewidth=1.6, alpha=0.6)
         axes.plot([run.nll], [run.leakage], run.marker, color=run.colour, markersize=8)
-    name_values(axes, "Extraction ROUGE-L (filled: training prompts, hollow: control)")
+    name_values(axes, axis)
     axes.set_xlabel("held-out NLL (left is better)")
-    _value_limits(axes, [v for run in runs for v in (run.leakage, run.control) if v is not None], least_span=0.1, from_zero=False)
+    values = [v for run in runs for v in (run.leakage, run.control, *(run.interval or ())) if v is not None]
+    _value_limits(axes, values, least_span=least_span, from_zero=False)
     axes.margins(x=0.18)
     heights = _spread([run.leakage for run in runs], *axes.get_ylim(), at_least=0.055)
     for run, height in zip(runs, heights, strict=True):
@@ -379,6 +405,9 @@ def name_values(axes: Axes, text: str, *, pad: float | None = 10) -> None:
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
+    if line.band:
+        xs, lows, highs = zip(*line.band, strict=True)
+        axes.fill_between(xs, lows, highs, color=line.colour, alpha=0.15, linewidth=0)
     for values, style, width in ((line.control, (0, (4, 2)), 1.5), (line.kept, (0, (1, 1.4)), 1.8), (line.values, "-", 2.2)):
         if values:
             marker = line.marker if style == "-" else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysim.attacks.views import PUBLIC
 from raysim.config import BUILT_IN_SETS, flatten_keys
-from raysim.console.tables import COLUMNS
+from raysim.console.tables import columns_of
 from raysim.methods.spec import spec_of
 from raysim.reports.cards import cards
 from raysim.reports.named import named_runs
@@ -60,13 +60,13 @@ def write_comparison_tables(out_dir: Path, run_dirs: Sequence[Path]) -> list[Run
 
 
 def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
-    named = named_runs(runs)
+    named, rows = named_runs(runs), comparison_rows([run.summary for run in runs])
     page = render(
         "page.html.j2",
         title=title,
         runs=named,
-        rows=comparison_rows([run.summary for run in runs]),
-        columns=COLUMNS,
+        rows=rows,
+        columns=columns_of(rows),
         cards=cards(named),
         drawn=draw(panels(named), out_dir),
         fictional=all(run.folder.config.data.source in BUILT_IN_SETS for run in runs),

@@ -1,21 +1,23 @@
 """Which figures a report of runs has, and the words around each. A figure for which the runs have no numbers is left out."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raysim.console.words import is_number
 from raysim.data.configured import responses_are_labels
 from raysim.reports import figures
 from raysim.reports.named import NamedRun
 from raysim.reports.rendering import Panel
-from raysim.reports.tables import measured
+from raysim.reports.tables import interval_of, measured
 from raysim.results.contents import Partition, Private, RoundRecord, Synthetic
 
 MOST_CLIENTS = 20
-"""Rows of the picture of how near synthetic records come to private ones."""
-Place = tuple[str, str]
-"""Section and key of a figure in a round's record."""
+"""Clients in a picture that has a bar or a row for each of them: no page has room for ten thousand."""
+Place = tuple[str, ...]
+"""Section and keys of a figure in a round's record."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,26 @@ class ByRound:
     figure: Place
     control: Place | None = None
     kept: Place | None = None
+    interval: Place | None = None
+    """Drawn pale around the figure."""
     least_span: float = 0.1
     percent: bool = False
     legend: str = ""
 
 
 BY_ROUND = (
+    ByRound(
+        "memory",
+        "Memory by round",
+        "By how many bits a training record became likelier than held-out records of its kind did, over the base model: what the release holds of a record beyond "
+        "what it learned of such records. Pale: the 95% interval over records. 0 is no memory.",
+        "Memory (bits a record)",
+        ("attack", "memory", "bits_per_record"),
+        interval=("attack", "memory", "bits_per_record_interval"),
+        kept=("attack", "memory", "bits_per_record"),
+        least_span=4.0,
+        legend="0: no memory; pale: 95% interval",
+    ),
     ByRound(
         "leakage",
         "Leakage by round",
@@ -81,6 +97,7 @@ def panels(named: Sequence[NamedRun]) -> list[Panel]:
     """The figures that the runs have numbers for, in reading order."""
     kinds = (
         _round_panels,
+        _extraction_panel,
         _trade_off_panel,
         _epsilon_panel,
         _exposure_panels,
@@ -117,7 +134,8 @@ def _lines(named: Sequence[NamedRun], kind: ByRound) -> list[figures.Line]:
         if _series(own, kind.figure):
             whole = own if one.is_base else [*base, *own]
             values, control, kept = _series(whole, kind.figure), _series(whole, kind.control), _series(private, kind.kept)
-            lines.append(figures.Line(one.label, one.colour, one.marker, values, control, kept))
+            band = [(x, float(low), float(high)) for x, (low, high) in _found(whole, kind.interval)]
+            lines.append(figures.Line(one.label, one.colour, one.marker, values, control, kept, band))
     return lines
 
 
@@ -128,21 +146,60 @@ def _completed(one: NamedRun) -> list[tuple[int, RoundRecord]]:
 
 def _series(releases: Sequence[tuple[int, RoundRecord | Private]], place: Place | None) -> list[tuple[int, float]]:
     """(rounds completed, value) of the releases that have the value."""
-    section, key = place or ("", "")
-    parts = [(x, getattr(release, section)) for x, release in releases if place]
-    return [(x, float(getattr(part, key))) for x, part in parts if part is not None and getattr(part, key) is not None]
+    return [(x, float(value)) for x, value in _found(releases, place)]
+
+
+def _found(releases: Sequence[tuple[int, RoundRecord | Private]], place: Place | None) -> list[tuple[int, Any]]:
+    """(rounds completed, what stands at the place) of the releases that have it."""
+    found: list[tuple[int, Any]] = [(x, release) for x, release in releases if place]
+    for name in place or ():
+        found = [(x, value) for x, part in found if (value := getattr(part, name)) is not None]
+    return found
+
+
+def _extraction_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    lines, scheme = [], set()
+    for one in named:
+        if (found := one.summary.attack) and (extraction := found.extraction):
+            powers = [round(math.log10(queries)) for queries in extraction.queries]
+            values, control = list(zip(powers, extraction.members, strict=True)), list(zip(powers, extraction.heldout, strict=True))
+            lines.append(figures.Line(one.label, one.colour, one.marker, values, control))
+            words = f"temperature {extraction.temperature:g}" + (f", top-k {extraction.top_k}" if extraction.top_k else "")
+            tokens = f"the next {extraction.target_tokens} tokens at most" if extraction.target_tokens else "the whole response"
+            scheme.add(
+                f"{words if extraction.temperature else 'greedy'}; {tokens}; a record counts where at least half of such attempts succeed"
+            )
+    if lines:
+        note = (
+            "Hayes et al. (2024): how many training records come out word by word when somebody draws so many samples for each prompt, "
+            f"computed from the probability of the true response ({'; '.join(sorted(scheme))}). Dashed: held-out records."
+        )
+        figure = figures.by_queries(lines, axis="Records extracted", note="dashed: held-out control")
+        yield Panel("extraction", "Extraction by number of samples", note, figure)
 
 
 def _trade_off_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    ends = [(one, measured(one.summary)) for one in named]
+    known = [(one, values) for one, values in ends if values["memory"] is not None and values["heldout_nll"] is not None]
+    if len(known) > 1:
+        points = [
+            figures.RunEnd(
+                one.label, one.colour, one.marker, values["heldout_nll"] or 0.0, values["memory"] or 0.0, None, interval_of(one.summary)
+            )
+            for one, values in known
+        ]
+        note = "Each run at its end. Left is better at the task, lower remembers less of the training records; the bar is the 95% interval over records."
+        yield Panel("tradeoff", "Utility against memory", note, figures.trade_off(points, axis="Memory (bits a record)", least_span=4.0))
+        return
     points = []
-    for one in named:
-        values = measured(one.summary)
+    for one, values in ends:
         nll, leakage = values["heldout_nll"], values["leakage"]
         if nll is not None and leakage is not None:
             points.append(figures.RunEnd(one.label, one.colour, one.marker, nll, leakage, values["control"]))
     if len(points) > 1:
         note = "Each run at its end. Left is better at the task; the longer the bar between the two marks, the more of the training records comes out."
-        yield Panel("tradeoff", "Utility against leakage", note, figures.trade_off(points))
+        axis = "Extraction ROUGE-L (filled: training prompts, hollow: control)"
+        yield Panel("tradeoff", "Utility against leakage", note, figures.trade_off(points, axis=axis, least_span=0.1))
 
 
 def _epsilon_panel(named: Sequence[NamedRun]) -> Iterator[Panel]:
@@ -193,7 +250,9 @@ def _partition_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
             f"Each bar is a client's training records by label; {tokens:,} tokens in all. Uneven colours are what makes federation hard. "
             f"Split {partition.sha256[:12]}."
         )
-        bars = [(f"client {client.client_id}", client.label_counts) for client in partition.clients]
+        shown = partition.clients[:MOST_CLIENTS]
+        note += f" The first {len(shown)} of {len(partition.clients):,} clients." if len(shown) < len(partition.clients) else ""
+        bars = [(f"client {client.client_id}", client.label_counts) for client in shown]
         yield Panel(_numbered("partition", number), f"The partition{who}", note, figures.partition(bars))
 
 

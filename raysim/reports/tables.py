@@ -15,8 +15,8 @@ from raysim.results.contents import Private, Summary
 from raysim.results.files import ENVIRONMENT
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
-LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_exact_match", "train_details_rate", "epsilon", "uplink_bytes")
-HIGHER_IS_BETTER = ("heldout_rouge_l", "tokens_per_s")
+LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_details_rate", "epsilon", "uplink_bytes")
+HIGHER_IS_BETTER = ("label_accuracy", "heldout_rouge_l", "tokens_per_s")
 
 
 def comparison_rows(summaries: Sequence[Summary]) -> list[Compared]:
@@ -27,7 +27,9 @@ def comparison_rows(summaries: Sequence[Summary]) -> list[Compared]:
     """
     values = [_values(summary) for summary in summaries]
     # The base model has seen no record, so there is nothing to guarantee.
-    texts = [_texts(of) | ({"epsilon": MISSING} if is_base(summary) else {}) for of, summary in zip(values, summaries, strict=True)]
+    texts = [
+        _texts(of, summary) | ({"epsilon": MISSING} if is_base(summary) else {}) for of, summary in zip(values, summaries, strict=True)
+    ]
     best = _best(summaries, values, texts)
     return [
         Compared(
@@ -49,9 +51,13 @@ def _values(summary: Summary) -> dict[str, float | None]:
 def measured(release: Summary | Private) -> dict[str, float | None]:
     """Utility and leakage of a release; None for what was not measured."""
     evaluation, attack = release.eval, release.attack
+    memory = attack.memory if attack else None
     return {
         "heldout_nll": evaluation.heldout_nll if evaluation else None,
+        "label_accuracy": evaluation.label_accuracy if evaluation else None,
         "heldout_rouge_l": evaluation.heldout_rouge_l if evaluation else None,
+        "memory": memory.bits_per_record if memory else None,
+        "memory_auc": memory.auc if memory else None,
         "leakage": attack.train_rouge_l if attack else None,
         "control": attack.heldout_rouge_l if attack else None,
         "train_exact_match": attack.train_exact_match if attack else None,
@@ -59,15 +65,23 @@ def measured(release: Summary | Private) -> dict[str, float | None]:
     }
 
 
-def _texts(values: Mapping[str, float | None]) -> dict[str, str]:
+def _texts(values: Mapping[str, float | None], release: Summary | Private) -> dict[str, str]:
     texts = {key: figure_text(key, values.get(key)) for key, _, _ in COLUMNS if key != "label"}
     if values["leakage"] is not None and values["control"] is not None:
         texts["leakage"] += f" / {figure_text('control', values['control'])}"
+    if ends := interval_of(release):
+        texts["memory"] += f" ± {figure_text('memory', (ends[1] - ends[0]) / 2)}"
     return texts
 
 
+def interval_of(release: Summary | Private) -> tuple[float, float] | None:
+    """The 95% interval of memory in bits a record; None where there is none."""
+    memory = release.attack.memory if release.attack else None
+    return memory.bits_per_record_interval if memory else None
+
+
 def _private_text(private: Private) -> dict[str, str]:
-    return {"label": "└ kept private", **_texts(measured(private)), "epsilon": "not sent"}
+    return {"label": "└ kept private", **_texts(measured(private), private), "epsilon": "not sent"}
 
 
 def _best(

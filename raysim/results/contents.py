@@ -22,8 +22,12 @@ class Eval:
     heldout_perplexity: float
     heldout_rouge_l: float | None
     """None where no answer was asked for."""
+    heldout_nll_interval: tuple[float, float] | None = None
+    """95%, over records; means over clients have none."""
     label_accuracy: float | None = None
     """Share of held-out records of which the likeliest label is the right one."""
+    label_accuracy_interval: tuple[float, float] | None = None
+    """95%, exact."""
     label_macro_f1: float | None = None
     label_accuracy_of_commonest: float | None = None
     """What always naming the commonest label would give."""

@@ -21,7 +21,7 @@ from raysim.results.folders import so_far
 from tests.run_folders import record, write_run
 
 METHODS = ("base", "fedit", "fedpit", "dplora")
-COMPARISON_FIGURES = {"leakage", "utility", "details", "tradeoff", "epsilon", "partition", "bytes", "candidates", "prefixed", "nearness"}
+COMPARISON_FIGURES = {"memory", "extraction", "leakage", "utility", "details", "tradeoff", "epsilon", "partition", "bytes", "candidates", "prefixed", "nearness"}
 
 
 class Page(HTMLParser):
