@@ -110,7 +110,7 @@ def _of_batch(lm: LanguageModel, examples: Sequence[Example], *, attack: Samplin
     log_prob_M = np.concatenate(
         [
             drawn_log_probs(logits_NV[rows], token_N[rows], temperature=attack.temperature, top_k=attack.top_k).double().cpu().numpy()
-            for rows in torch.split(place_M.to(lm.device), ROWS_AT_ONCE)  # type: ignore[no-untyped-call]  # untyped in torch
+            for rows in torch.split(place_M.to(lm.device), ROWS_AT_ONCE)
         ]
     )
     parts = np.split(log_prob_M, np.cumsum([len(target) for target in targets])[:-1])
