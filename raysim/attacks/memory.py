@@ -110,7 +110,7 @@ def _of_batch(lm: LanguageModel, examples: Sequence[Example], *, attack: Samplin
     log_prob_M = np.concatenate(
         [
             drawn_log_probs(logits_NV[rows], token_N[rows], temperature=attack.temperature, top_k=attack.top_k).double().cpu().numpy()
-            for rows in place_M.to(lm.device).split(ROWS_AT_ONCE)
+            for rows in torch.split(place_M.to(lm.device), ROWS_AT_ONCE)
         ]
     )
     parts = np.split(log_prob_M, np.cumsum([len(target) for target in targets])[:-1])
@@ -218,7 +218,8 @@ def _resampled_excess(strata: Sequence[tuple[Gains, Gains]], *, seed: int) -> tu
 def _resampling_weights(num: int, rng: np.random.Generator) -> Floats:
     """How much each of `num` records counts in each bootstrap sample, of shape (R, num): rows add up to `num`."""
     num_drawn = max(1, num - 1)
-    return rng.multinomial(num_drawn, np.full(num, 1.0 / num), size=NUM_RESAMPLES) * (num / num_drawn)
+    counts_RE = rng.multinomial(num_drawn, np.full(num, 1.0 / num), size=NUM_RESAMPLES)
+    return counts_RE.astype(np.float64) * (num / num_drawn)
 
 
 def level_interval(totals: ArrayLike, counts: ArrayLike) -> list[float]:

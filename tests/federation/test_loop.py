@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from raysim.federation.loop import due
 from raysim.federation.setup import Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.lora.layout import Vector
+from raysim.measure.evaluate import Job
 from raysim.privacy.clipping import clip_and_sum
 from raysim.privacy.cohort import Round
 from raysim.privacy.noise import gaussian
@@ -62,6 +64,94 @@ def test_utility_and_attack_are_measured_when_due_and_only_then(backend: Backend
     records = finished("fedit", *settings, backend=backend, out=tmp_path / "run").records
     assert [record["eval"] is not None for record in records] == [False, True, True]
     assert [record["attack"] for record in records] == [None] * 3
+
+
+class Counting(LocalClients):
+    """Local clients that note the records of each job by which likelihoods are read, and with which adapter."""
+
+    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment, *, noted: list[tuple[bytes, list[int]]]) -> None:
+        super().__init__(worker, assignment, experiment)
+        self._noted = noted
+
+    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+        """See `Clients`."""
+        self._noted += [(vector.tobytes(), [e.record.record_id for e in job.examples]) for vector, job in work if job.kind == "likelihood"]
+        return super().evaluate(work, on_done)
+
+
+def read_by(noted: list[tuple[bytes, list[int]]]) -> list[list[int]]:
+    """The records that each adapter read, all in order."""
+    found: dict[bytes, list[int]] = {}
+    for vector, ids in noted:
+        found.setdefault(vector, []).extend(ids)
+    return [sorted(ids) for ids in found.values()]
+
+
+def test_the_base_model_reads_each_record_once_for_all_rounds_and_for_the_next_entry(backend: Backend, tmp_path: Path) -> None:
+    noted: list[tuple[bytes, list[int]]] = []
+    other = Seam(backend.key, backend.worker, None, partial(Counting, backend.worker, noted=noted))
+    done = finished("fedit", backend=other, out=tmp_path / "fedit")
+    rows = [json.loads(line) for line in (tmp_path / "fedit" / "answers.jsonl").read_text().splitlines()]
+    compared = sorted(row["record_id"] for row in rows if row["round_index"] == 0 and "base_nll" in row)
+    assert len(compared) == 12 + 4
+    assert read_by(noted) == [compared] * 3, "two releases, and the base model"
+    noted.clear()
+    finished("scaffold", backend=other, out=tmp_path / "scaffold")
+    assert read_by(noted) == [compared] * 2
+    noted.clear()
+    base = finished("base", backend=other, out=tmp_path / "base")
+    assert noted == [], "what was read before is what the untouched model makes of them"
+    memory = base.records[0]["attack"]["memory"]
+    assert (memory["bits_per_record"], memory["auc"], memory["num_members"], memory["num_heldout"]) == (0.0, 0.5, 12, 4)
+    finished("fedit", "attack.target_tokens=3", backend=other, out=tmp_path / "target")
+    assert read_by(noted) == [compared] * 3, "another target is another question"
+    again = finished("fedit", backend=backend, out=tmp_path / "again")
+    assert [record["attack"] for record in again.records] == [record["attack"] for record in done.records]
+
+
+def test_memory_is_of_every_adapter_that_is_attacked_by_its_own_records(backend: Backend, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = finished("fedpit", "attack.num_examples=12", backend=backend, out=out)
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    members = {
+        owner: [row for row in rows if (row["round_index"], row["owner"], row["side"]) == (1, owner, "member")] for owner in (None, 0, 1, 2)
+    }
+    assert sorted(row["record_id"] for row in members[None]) == sorted(row["record_id"] for k in range(3) for row in members[k])
+    assert all(row["client_id"] == k for k in range(3) for row in members[k])
+    holders = {row["record_id"]: row["client_id"] for row in members[None]}
+    assert {row["record_id"]: row["client_id"] for k in range(3) for row in members[k]} == holders
+    heldout = [row for row in rows if (row["round_index"], row["owner"], row["side"]) == (1, None, "heldout")]
+    level = sum(row["base_nll"] - row["nll"] for row in heldout) / sum(row["num_tokens"] for row in heldout)
+    excess = [row["base_nll"] - row["nll"] - row["num_tokens"] * level for row in members[None]]
+    memory = done.records[-1]["attack"]["memory"]
+    assert memory["strata"] == "all", "four held-out records are too few for two of each label"
+    assert memory["bits_per_record"] == pytest.approx(np.mean(excess) / math.log(2))
+    private = done.summary["private"]["attack"]["memory"]
+    assert private["num_members"] == pytest.approx(4.0)
+    assert not [key for key in private if key.endswith("_interval")]
+
+
+def test_memory_of_a_sample_is_of_that_many_on_either_side_and_none_where_none_is_asked_for(backend: Backend, tmp_path: Path) -> None:
+    some = finished("fedit", "attack.memory_records=3", backend=backend, out=tmp_path / "some")
+    none = finished("fedit", "attack.memory_records=0", backend=backend, out=tmp_path / "none")
+    figures = [record["attack"]["memory"] for record in some.records]
+    assert [(one["num_members"], one["num_heldout"]) for one in figures] == [(3, 3)] * 2
+    assert not {"memory", "extraction"} & set(none.summary["attack"])
+    assert "member" not in {json.loads(line)["side"] for line in (tmp_path / "none" / "answers.jsonl").read_text().splitlines()}
+    assert some.summary["adapter_sha256"] == none.summary["adapter_sha256"]
+    assert some.summary["eval"] == pytest.approx(none.summary["eval"], rel=1e-6)
+
+
+def test_memory_is_the_same_after_a_resume(backend: Backend, tmp_path: Path) -> None:
+    """In a process that has not read the base model's likelihoods."""
+    whole = finished("fedit", backend=backend, out=tmp_path / "run")
+    rows = (tmp_path / "run" / "answers.jsonl").read_text()
+    for name in ("summary.json", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(tmp_path / "run" / "state" / "round-00002")
+    again = finished("fedit", backend=dataclasses.replace(backend), out=tmp_path / "run")
+    assert [record["attack"] for record in again.records] == [record["attack"] for record in whole.records]
+    assert (tmp_path / "run" / "answers.jsonl").read_text() == rows
 
 
 def test_traffic_is_an_adapter_each_way_for_each_client_of_the_cohort(backend: Backend, tmp_path: Path) -> None:

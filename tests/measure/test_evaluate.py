@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from raysim.attacks.memory import SamplingAttack
 from raysim.data.chat import ChatFormat
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
-from raysim.measure.evaluate import Plan, mean_of, measure, plan, record_rows, run_job
+from raysim.measure.evaluate import MemoryPlan, Plan, base_nlls, mean_of, measure, plan, record_rows, run_job
 from raysim.measure.options import accuracy, choice_figures, choose, macro_f1, option_nlls
 from raysim.model.language_model import LanguageModel
+from raysim.results.contents import Answer, Attack
+from raysim.results.folders import typed
 from tests.tiny_models import build, encode, learn_by_heart, sharp_base
 
 TRAIN = [
@@ -285,6 +288,82 @@ def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(kn
     assert work.groups["heldout"], "utility is measured all the same"
 
 
+SAMPLED = SamplingAttack(0, 6, 1.0, 40)
+
+
+def memory_of(train: list[Example], heldout: list[Example]) -> MemoryPlan:
+    return MemoryPlan(tuple((7 + k, example) for k, example in enumerate(train)), tuple(heldout), SAMPLED, seed=0)
+
+
+def remembered(known: Known, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Figures and rows with the memory measured, the base model being the adapter of zeros."""
+    lm, adapter, train, heldout = known
+    work = make_plan(
+        train, heldout, memory=memory_of(train, changes.get("compared", heldout)), **{k: v for k, v in changes.items() if k != "compared"}
+    )
+    results = [run_job(lm, adapter, job) for job in work.jobs]
+    base = base_nlls(work, [run_job(lm, np.zeros_like(adapter), job) for job in work.likelihood_jobs])
+    return *measure(work, results, tokenizer=lm.tokenizer, base=base), record_rows(work, results, tokenizer=lm.tokenizer, base=base)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_memory_changes_no_bit_of_the_other_figures_and_rows(known: Known, batch_size: int) -> None:
+    utility, attack, rows = remembered(known, batch_size=batch_size)
+    plain_utility, plain_attack, plain_rows = rows_of(known, batch_size=batch_size)
+    assert utility == plain_utility
+    assert {key: value for key, value in attack.items() if key not in ("memory", "extraction")} == plain_attack
+    assert {"memory", "extraction"} <= set(attack)
+    new = ("label", "base_nll", "extraction_bits", "target_tokens")
+    assert [{key: value for key, value in row.items() if key not in new} for row in rows if row["side"] != "member"] == plain_rows
+
+
+def test_the_memory_of_one_who_learnt_by_heart_is_what_the_rows_say(known: Known) -> None:
+    _, attack, rows = remembered(known)
+    members, heldout = ([row for row in rows if row["side"] == side] for side in ("member", "heldout"))
+    assert [(row["record_id"], row["client_id"]) for row in members] == [(0, 7), (1, 8), (2, 9)]
+    level = sum(row["base_nll"] - row["nll"] for row in heldout) / sum(row["num_tokens"] for row in heldout)
+    excess = [row["base_nll"] - row["nll"] - row["num_tokens"] * level for row in members]
+    memory, extraction = attack["memory"], attack["extraction"]
+    assert memory["bits_per_record"] == pytest.approx(np.mean(excess) / math.log(2))
+    assert (memory["auc"], memory["num_members"], memory["num_heldout"], memory["strata"]) == (1.0, 3, 2, "all")
+    assert extraction["members"][1:] == [1.0] * 6
+    assert extraction["heldout"][0] == 0.0
+    assert all(row["target_tokens"] == 6 and row["extraction_bits"] < 1 for row in members)
+    assert extraction["median_bits_members"] == pytest.approx(np.median([row["extraction_bits"] for row in members]))
+    json.dumps([attack, rows], allow_nan=False)
+    typed(Attack, attack, where="attack")
+    for row in rows:
+        typed(Answer, {"round_index": 0, "owner": None, **row}, where="answers")
+
+
+def test_the_base_model_remembers_nothing(known: Known) -> None:
+    lm, adapter, train, heldout = known
+    _, attack, _ = remembered((lm, np.zeros_like(adapter), train, heldout))
+    assert [attack["memory"][key] for key in ("bits_per_record", "nats_per_token", "auc", "tpr_at_1pct")] == [0.0, 0.0, 0.5, 0.0]
+
+
+def test_heldout_records_are_read_once_and_only_those_compared_where_no_utility_is_due(known: Known) -> None:
+    _, _, train, heldout = known
+    memory = memory_of(train, heldout[1:])
+
+    def read(**changes: Any) -> dict[str, list[tuple[str, list[int]]]]:
+        work = make_plan(train, heldout, memory=memory, **changes)
+        names = ("nll", "member", "compared")
+        return {n: [(job.kind, [e.record.record_id for e in job.examples]) for job in work.groups[n]] for n in names}
+
+    assert read() == {"nll": [("likelihood", [4]), ("nll", [3])], "member": [("likelihood", [0, 1, 2])], "compared": []}
+    assert read(with_attack=False) == {"nll": [("nll", [4]), ("nll", [3])], "member": [], "compared": []}
+    assert read(with_eval=False) == {"nll": [], "member": [("likelihood", [0, 1, 2])], "compared": [("likelihood", [4])]}
+
+
+def test_without_two_heldout_records_memory_is_left_out_and_extraction_is_not(known: Known) -> None:
+    _, attack, rows = remembered(known, compared=known[3][:1], with_eval=False)
+    assert "memory" not in attack
+    assert attack["extraction"]["num_heldout"] == 1
+    assert [row["record_id"] for row in rows if row["side"] == "heldout" and "base_nll" in row] == [3]
+    assert len([row for row in rows if row["side"] == "heldout"]) == 2, "the other was answered"
+
+
 def test_a_job_leaves_the_adapter_of_the_last_one_behind_no_trace(known: Known) -> None:
     lm, adapter, train, heldout = known
     [job] = make_plan(train, heldout, with_eval=False, with_attack=True).groups["train"]
@@ -301,3 +380,10 @@ def test_mean_of_clients_leaves_out_what_some_lack() -> None:
     assert mean_of([{"a": 1.0}, {"a": 3.0, "b": 4.0}]) == mean_of([{"a": 3.0, "b": 4.0}, {"a": 1.0}]) == {"a": 2.0, "b": 4.0}, (
         "whose records were too short"
     )
+
+
+def test_mean_of_clients_goes_into_figures_and_lists_and_leaves_intervals_out() -> None:
+    one = {"memory": {"auc": 0.5, "auc_interval": [0.4, 0.6], "strata": "all", "top_k": 40, "members": [0.0, 1.0]}}
+    other = {"memory": {"auc": 0.7, "auc_interval": [0.6, 0.8], "strata": "label", "top_k": 40, "members": [1.0, 1.0]}}
+    assert mean_of([one, other]) == {"memory": {"auc": 0.6, "strata": None, "top_k": 40, "members": [0.5, 1.0]}}
+    assert mean_of([one, {"memory": None}]) == {"memory": {"auc": 0.5, "strata": "all", "top_k": 40, "members": [0.0, 1.0]}}

@@ -1,5 +1,6 @@
 """Batched generation: a batch gives what each prompt alone gives, and the draws have the right distribution."""
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+)
 
-from raysim.model.generate import Sampling, generate
+from raysim.model.generate import Sampling, drawn_log_probs, drawn_logits, generate
 from raysim.model.kv_cache import BLOCK_COLUMNS, has_plain_attention
 
 VOCAB = 300
@@ -225,6 +233,33 @@ def test_samples_follow_the_softmax_of_the_temperature(model: LlamaForCausalLM, 
         assert chi_square_p(tokens, (next_logits / wrong).softmax(-1)) < 1e-6
 
 
+def test_samples_are_drawn_among_the_top_k(model: LlamaForCausalLM, next_logits: torch.Tensor) -> None:
+    sampling = Sampling(1, temperature=1.5, top_k=5)
+    tokens = [row[0] for row in run(model, [[20, 30, 40]] * 2000, sampling, end=[], seeds=range(2000), batch_size=256)]
+    for top_k, agrees in ((5, True), (4, False), (7, False)):
+        kept = TopKLogitsWarper(top_k)(torch.tensor([[20, 30, 40]]), next_logits[None] / 1.5)[0].softmax(-1)
+        within = [token for token in tokens if kept[token] > 0]
+        assert (len(within) == len(tokens) and chi_square_p(within, kept) > 1e-3) == agrees
+
+
+def test_all_that_tie_with_the_last_of_the_top_k_may_be_drawn() -> None:
+    logits_BV = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    drawn = drawn_logits(logits_BV, temperature=2.0, top_k=2)
+    assert torch.equal(drawn.isfinite(), torch.tensor([[False, True, True, True, False, True], [True, True, False, False, False, False]]))
+    assert torch.equal(drawn[drawn.isfinite()], torch.tensor([1.5, 1.0, 1.0, 1.0, 2.5, 2.0]))
+    for top_k in (0, 6, 7):
+        assert torch.equal(drawn_logits(logits_BV, temperature=2.0, top_k=top_k), logits_BV / 2.0)
+    log_probs = drawn_log_probs(logits_BV, torch.tensor([2, 4]), temperature=2.0, top_k=2)
+    assert log_probs.tolist() == [pytest.approx(-math.log(3 + math.exp(0.5))), -math.inf]
+
+
+def test_at_temperature_0_the_first_of_the_largest_is_drawn_surely() -> None:
+    logits_BV = torch.tensor([[1.0, 3.0, 3.0], [5.0, 4.0, 3.0]])
+    for top_k in (0, 2):
+        chances = [drawn_log_probs(logits_BV, torch.full((2,), token), temperature=0.0, top_k=top_k).tolist() for token in range(3)]
+        assert chances == [[-math.inf, 0.0], [0.0, -math.inf], [-math.inf, -math.inf]]
+
+
 def lora_model(model: LlamaForCausalLM) -> PeftModel:
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
     generator = torch.Generator().manual_seed(0)
@@ -332,6 +367,7 @@ def test_a_prompt_may_fill_the_context_exactly(model: LlamaForCausalLM) -> None:
         ({"max_new_tokens": 1, "temperature": -0.1}, "temperature=-0.1"),
         ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature=nan"),
         ({"max_new_tokens": 1, "repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({"max_new_tokens": 1, "top_k": -1}, "top_k=-1"),
     ],
 )
 def test_bad_sampling_is_refused(settings: dict[str, float], message: str) -> None:
