@@ -278,12 +278,21 @@ class Answer:
     owner: int | None
     """The client that keeps the adapter; None for the release."""
     side: str
-    """`heldout`, `control`, `train`, `prefixed_control`, `prefixed_train`, or `choice` for a question."""
+    """`heldout`, `control`, `train`, `prefixed_control`, `prefixed_train`, `member` (a training record's likelihood), or `choice` for a question."""
     record_id: int | None = None
     question: int | None = None
     nll: float | None = None
     """Summed over the tokens."""
     num_tokens: int | None = None
+    client_id: int | None = None
+    """Of a member, who holds it."""
+    label: str | None = None
+    base_nll: float | None = None
+    """Under the base model, of a member and of a held-out record that is compared with them."""
+    extraction_bits: float | None = None
+    """-log2 of the probability that sampling writes the target; None where it never does."""
+    target_tokens: int | None = None
+    """Tokens of the target; 0 where the prefix leaves none."""
     instruction: str | None = None
     reference: str | None = None
     """The record's own response."""
