@@ -12,6 +12,8 @@ A verdict is computed, never typed:
 - *does not hold*: of some contrast the whole interval is below 0 (at 95% for all contrasts of the claim together);
 - *not decided*: anything else, and whatever lacks a run or a second seed.
 
+That a claim is not decided does not say that there is no effect: beside each interval stand the smallest effect that such an experiment
+calls with probability 0.8 (see `power`), and what an effect that was not seen is smaller than.
 Left out: a correction for the number of claims on a page; the numbers are there to be corrected.
 """
 
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from raysim.claims.power import Part, smallest_effect
 from raysim.results.contents import Answer, Judge, Judged, Ledger, RoundRecord, Summary
 from raysim.results.folders import ComparisonFolder, RunFolder
 from raysim.rng import numpy_rng
@@ -45,6 +48,7 @@ FIGURES: dict[str, tuple[tuple[int, str], ...]] = {
     "choice_accuracy": ((1, "choice_accuracy"),),
     "leakage": ((1, "leakage"),),
     "memory": ((1, "leakage"), (-1, "control")),
+    "bits": ((1, "member_gain"), (-1, "heldout_gain")),
 }
 FIGURE_WORDS = {
     "win_tie": "win+tie against the true answer (judge)",
@@ -54,11 +58,12 @@ FIGURE_WORDS = {
     "choice_accuracy": "accuracy on multiple choice",
     "leakage": "extraction ROUGE-L on training prompts",
     "memory": "extraction ROUGE-L, less that on held-out prompts",
+    "bits": "memory, bits a token: gain in likelihood over the base model on training records, less that on held-out ones",
     "bytes": "bytes",
     "epsilon": "epsilon",
 }
 UTILITY = ("win_tie", "nll", "rouge_l", "label_accuracy", "choice_accuracy")
-LEAKAGE = ("leakage", "memory")
+LEAKAGE = ("bits", "leakage", "memory")
 
 Values = dict[int, tuple[float, float]]
 """Of a measure: by record, its value and its weight in the mean."""
@@ -118,6 +123,10 @@ class Difference:
     verdict: str
     why: str = ""
     """What is missing, where nothing could be computed."""
+    detectable: float | None = None
+    """The smallest effect that such an experiment calls with probability 0.8."""
+    bound: float | None = None
+    """Where nothing is decided: what an effect in either direction is smaller than, by the interval."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def _deciding(figure: str, claim: Claim, runs: Runs) -> bool:
     found = [run for entry in entries for run in runs.get(entry, {}).values()]
     if figure == "win_tie":
         return any(run.judge is not None and run.judge.made_from["kind"] == "endpoint" for run in found)
-    return any(run.values(measure, "last") for run in found for _, measure in FIGURES[figure])
+    return any(all(run.values(measure, "last") for _, measure in FIGURES[figure]) for run in found)
 
 
 def read(claim: Claim, figure: str, runs: Runs) -> Reading:
@@ -195,8 +204,8 @@ def difference(contrast: Contrast, figure: str, runs: Runs, *, against_level: fl
     absent = sorted({term.entry for term in contrast.terms if not runs.get(term.entry)})
     if absent:
         return Difference(contrast.text, None, None, None, {}, OPEN, f"no run of {', '.join(absent)}")
-    seeds = sorted(set.intersection(*[set(runs[term.entry]) for term in contrast.terms]))
-    parts = {seed: _parts(contrast, figure, runs, seed) for seed in seeds}
+    parts = _parts_by_seed(contrast, figure, runs)
+    seeds = list(parts)
     if not seeds or not all(parts.values()):
         return Difference(contrast.text, None, None, None, {}, OPEN, "not measured on records that the runs share")
     by_seed = {seed: sum(_mean(values, weights) for values, weights in parts[seed]) for seed in seeds}
@@ -207,7 +216,15 @@ def difference(contrast: Contrast, figure: str, runs: Runs, *, against_level: fl
     low, high = interval(list(by_seed.values()), replicates, level=LEVEL)
     ceiling = interval(list(by_seed.values()), replicates, level=against_level)[1]
     verdict = HOLDS if low > 0 else FAILS if ceiling < 0 else OPEN
-    return Difference(contrast.text, mean, low, high, by_seed, verdict)
+    seen = smallest_difference(contrast, figure, runs)
+    bound = max(high, -low) if verdict == OPEN else None
+    return Difference(contrast.text, mean, low, high, by_seed, verdict, detectable=seen, bound=bound)
+
+
+def smallest_difference(contrast: Contrast, figure: str, runs: Runs, *, num_seeds: int = 0) -> float | None:
+    """The smallest mean of a contrast that `num_seeds` seeds like these (0: as many) call with probability 0.8; None if it was not measured."""
+    parts = list(_parts_by_seed(contrast, figure, runs).values())
+    return smallest_effect(parts, level=LEVEL, key=f"{contrast.text} {figure}", num_seeds=num_seeds) if all(parts) else None
 
 
 def interval(by_seed: Sequence[float], replicates: "np.ndarray[Any, Any]", *, level: float) -> tuple[float, float]:
@@ -218,8 +235,10 @@ def interval(by_seed: Sequence[float], replicates: "np.ndarray[Any, Any]", *, le
     return min(low, mean - reach), max(high, mean + reach)
 
 
-Part = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
-"""Values and weights of the records of one side (held-out or training), summed over the terms."""
+def _parts_by_seed(contrast: Contrast, figure: str, runs: Runs) -> dict[int, list[Part]]:
+    """The parts of each seed that all entries have, ascending."""
+    seeds = sorted(set.intersection(*[set(runs[term.entry]) for term in contrast.terms]))
+    return {seed: _parts(contrast, figure, runs, seed) for seed in seeds}
 
 
 def _parts(contrast: Contrast, figure: str, runs: Runs, seed: int) -> list[Part]:
@@ -316,7 +335,8 @@ def measures_of(answers: Sequence[Answer], judged: Sequence[Judged]) -> dict[str
     """The measures in a run's answers and judged pairs, of the release; where nothing is released, the mean over the clients' own.
 
     The control of the attack is that with its prefix, where it has one, else the held-out answers. The second attack, with a longer
-    prefix, decides nothing here. A question's number stands where a record's id does.
+    prefix, decides nothing here. Gains in likelihood over the base model are in bits a token. A question's number stands where a
+    record's id does.
     """
     released = [row for row in answers if row.owner is None] or answers
     controlled = any(row.side == "control" for row in released)
@@ -340,12 +360,15 @@ def measures_of(answers: Sequence[Answer], judged: Sequence[Judged]) -> dict[str
 def _row_values(row: Answer, *, controlled: bool) -> list[tuple[str, float, float]]:
     """The measures that a row has, each with its weight in a mean."""
     nll = row.nll / row.num_tokens if row.nll is not None and row.num_tokens else None
+    gain = (row.base_nll / row.num_tokens - nll) / math.log(2) if nll is not None and row.base_nll is not None and row.num_tokens else None
     found: dict[str, list[tuple[str, float | None, float | None]]] = {
         "train": [("leakage", row.rouge_l, 1.0)],
         "control": [("control", row.rouge_l, 1.0)],
+        "member": [("member_gain", gain, row.num_tokens)],
         "choice": [("choice_accuracy", row.right, 1.0)],
         "heldout": [
             ("nll", nll, row.num_tokens),
+            ("heldout_gain", gain, row.num_tokens),
             ("rouge_l", row.rouge_l, 1.0),
             ("control", None if controlled else row.rouge_l, 1.0),
             ("label_accuracy", row.label_right, 1.0),

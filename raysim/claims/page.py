@@ -5,13 +5,14 @@ Left out: a page for each run (each run's folder has one), and absolute comparis
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raysim.claims.decide import (
     FAILS,
     FIGURE_WORDS,
+    FIGURES,
     HOLDS,
     OPEN,
     Difference,
@@ -43,14 +44,15 @@ HOW = (
     "A verdict is computed. Each claim is a sum of differences between runs, record by record, averaged within a seed (NLL by tokens) and over seeds, positive "
     "where the claim is right. The interval is at each end the wider of two: Student's for the seeds' differences, and a paired bootstrap (4,000 replicates) that "
     "draws seeds with replacement and within each drawn seed its records. *holds*: every 95% interval lies above 0. *does not hold*: one lies below 0 (at 95% "
-    "for all differences of the claim together). *not decided*: the rest. An exact test over three seeds alone cannot reach 5% (the sign test ends at 1/4), and "
+    "for all differences of the claim together). *not decided*: the rest, of which it is said what an effect must be smaller than. *could see* is the smallest "
+    "effect that such an experiment calls with probability 0.8. An exact test over three seeds alone cannot reach 5% (the sign test ends at 1/4), and "
     "a verdict is about these splits and records like these. Nothing corrects for the number of rows."
 )
 WEAK_JUDGE = (
     "The judge was the base model by likelihood: see how far it agrees with itself before reading its win rates. It decides no claim."
 )
 LINES_SHOWN = ("base", "fedit", "fedpit", "fedmit", "fewfedweight", "cenit", "locit", "dplora-literal")
-LEAST_NLL, LEAST_ROUGE = 0.1, 0.05
+LEAST_NLL, LEAST_ROUGE, LEAST_BITS = 0.1, 0.05, 0.05
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,13 @@ FURTHER = (
 def entry_table(runs: Runs) -> EntryTable:
     """What every entry came to. A figure that no entry has is left out."""
     columns: list[tuple[str, list[str]]] = []
-    for heading, measure in (("held-out NLL", "nll"), ("held-out ROUGE-L", "rouge_l"), ("leakage", "leakage")):
-        columns.append((heading, [_spread(over_seeds(runs, entry, measure)) for entry in runs]))
+    for heading, figure in (
+        ("held-out NLL", "nll"),
+        ("held-out ROUGE-L", "rouge_l"),
+        ("memory, bits a token", "bits"),
+        ("leakage", "leakage"),
+    ):
+        columns.append((heading, [_spread(over_seeds(runs, entry, figure)) for entry in runs]))
     columns.append(("control", [_spread([_control(run) for run in members.values()]) for members in runs.values()]))
     for heading, section, key in FURTHER:
         found = [[_further(run, section, key) for run in members.values()] for members in runs.values()]
@@ -206,7 +213,9 @@ def _in_words(one: Difference, *, named: bool) -> str:
     if one.mean is None or one.low is None or one.high is None:
         return f"{start}{one.why}"
     agree = sum(value > 0 for value in one.by_seed.values())
-    return f"{start}{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f}; {agree} of {len(one.by_seed)} seeds above 0)"
+    power = f"; could see {one.detectable:.4f}" if one.detectable is not None else ""
+    end = f": smaller than {one.bound:.4f}" if one.bound is not None else ""
+    return f"{start}{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f}; {agree} of {len(one.by_seed)} seeds above 0{power}){end}"
 
 
 def as_json(row: Row) -> dict[str, Any]:
@@ -263,40 +272,55 @@ def _page(out_dir: Path, rows: Sequence[Row], runs: Runs, *, name: str, folders:
     )
 
 
-AXES = {"nll": ("Held-out NLL", LEAST_NLL), "leakage": ("Extraction ROUGE-L", LEAST_ROUGE)}
+AXES = {"nll": ("Held-out NLL", LEAST_NLL), "leakage": ("Extraction ROUGE-L", LEAST_ROUGE), "bits": ("Memory, bits a token", LEAST_BITS)}
 """Of a figure that is drawn: its axis, and the least that the axis spans."""
 BARS = "Bars reach from the lowest to the highest seed."
 
 
 def panels(runs: Runs, *, name: str) -> list[Panel]:
     """The figures that the runs have numbers for."""
-    own = [_alpha_panel(runs), _beta_panel(runs, "nll"), _beta_panel(runs, "leakage")] if name == "fedpit" else [_epsilon_panel(runs)]
-    return [panel for panel in [_leakage_panel(runs), *own, _bytes_panel(runs)] if panel is not None]
+    betas = [_beta_panel(runs, figure) for figure in ("nll", "bits", "leakage")]
+    own = [_alpha_panel(runs), *betas] if name == "fedpit" else [_epsilon_panel(runs)]
+    return [panel for panel in [_memory_panel(runs), _leakage_panel(runs), *own, _bytes_panel(runs)] if panel is not None]
+
+
+def _memory_panel(runs: Runs) -> Panel | None:
+    """Memory by round; every line starts from the base model, which by definition has gained nothing over itself."""
+    note = (
+        "How much likelier a training record's response became than under the base model, in bits a token, less the same of held-out records. "
+        "Mean over seeds."
+    )
+    return _by_round_panel(runs, "bits", {0: 0.0}, title="Memory by round", note=note, axis="Memory, bits a token")
 
 
 def _leakage_panel(runs: Runs) -> Panel | None:
-    """Leakage by round, a line an entry, the mean over seeds; every line starts from the base model."""
+    """Leakage by round; every line starts from the base model."""
     base = dict(enumerate(_means(runs, "base", "leakage")))
+    note = "The attacker asks the release the true training prompts; how close the answers come to the training records (ROUGE-L). Mean over seeds."
+    return _by_round_panel(runs, "leakage", base, title="Leakage by round", note=note, axis="Extraction ROUGE-L on training prompts")
+
+
+def _by_round_panel(runs: Runs, figure: str, base: dict[int, float], *, title: str, note: str, axis: str) -> Panel | None:
+    """A figure by rounds, a line an entry, the mean over seeds, from the base model's own figure."""
     lines: list[Line] = []
     for entry in LINES_SHOWN:
-        own = _by_round(runs.get(entry, {}))
+        own = _by_round(runs.get(entry, {}), figure)
         points = base | own
         if own and (len(points) > 1 or entry == "base"):
             marker = figures.MARKERS[len(lines) % len(figures.MARKERS)]
             lines.append(Line(_label(entry, runs), _colour(entry, runs), marker, sorted(points.items())))
     if not lines:
         return None
-    note = "The attacker asks the release the true training prompts; how close the answers come to the training records (ROUGE-L). Mean over seeds."
-    figure = figures.by_round(lines, axis="Extraction ROUGE-L on training prompts", least_span=LEAST_ROUGE)
-    return Panel("leakage", "Leakage by round", note, figure)
+    return Panel(figure, title, note, figures.by_round(lines, axis=axis, least_span=AXES[figure][1]))
 
 
-def _by_round(members: Mapping[int, RunData]) -> dict[int, float]:
-    """An entry's leakage by rounds completed, the mean over seeds."""
+def _by_round(members: Mapping[int, RunData], figure: str) -> dict[int, float]:
+    """An entry's figure by rounds completed, the mean over seeds."""
     found: dict[int, list[float]] = {}
     for run in members.values():
-        for round_index, table in run.measures.get("leakage", {}).items():
-            found.setdefault(round_index + 1, []).append(sum(value for value, _ in table.values()) / len(table))
+        for round_index in set.intersection(*[set(run.measures.get(measure, {})) for _, measure in FIGURES[figure]]):
+            at_round = replace(run, measures={measure: {round_index: run.measures[measure][round_index]} for _, measure in FIGURES[figure]})
+            found.setdefault(round_index + 1, []).append(figure_of(at_round, figure) or 0.0)
     return {x: sum(values) / len(values) for x, values in sorted(found.items())}
 
 
@@ -313,7 +337,11 @@ def _alpha_panel(runs: Runs) -> Panel | None:
 def _beta_panel(runs: Runs, figure: str) -> Panel | None:
     curves = [_curve(runs, [(float(beta), entry) for beta, entry in BETAS], figure, label="fedpit", number=0)]
     ticks = [(float(beta), beta) for beta, _ in BETAS]
-    name, title = {"nll": ("beta", "Utility against beta"), "leakage": ("beta-leakage", "Leakage against beta")}[figure]
+    name, title = {
+        "nll": ("beta", "Utility against beta"),
+        "bits": ("beta-bits", "Memory against beta"),
+        "leakage": ("beta-leakage", "Leakage against beta"),
+    }[figure]
     note = f"beta is the share of the adapter trained on real records in what a client sends; 1 is FEDIT. {BARS}"
     return _against(name, title, note, curves, label="beta", ticks=ticks, runs=runs, figure=figure)
 

@@ -70,13 +70,14 @@ def made_up(claim: Claim, wanted: list[float], *, noise: float = 0.05, seeds: tu
     found: dict[str, dict[int, RunData]] = {}
     for seed in seeds:
         rng = numpy_rng(seed, "made-up", claim.key)
-        records = {measure: rng.normal(0, 5, NUM_RECORDS) for measure in ("nll", "rouge_l", "leakage", "control")}
+        levelled = {"nll": -1, "rouge_l": 1, "leakage": 1, "control": 0, "member_gain": 1, "heldout_gain": 0}
+        records = {measure: rng.normal(0, 5, NUM_RECORDS) for measure in levelled}
         tables: dict[str, dict[str, dict[int, Values]]] = {}
         for (entry, when), level in levels(claim, [value + 0.1 * (seed - 1) for value in wanted]).items():
             by_measure = tables.setdefault(entry, {})
-            for measure, shift in (("nll", -level), ("rouge_l", level), ("leakage", level), ("control", 0.0)):
-                values = records[measure] + shift + noise * rng.normal(size=NUM_RECORDS)
-                weights = np.arange(1, NUM_RECORDS + 1) if measure == "nll" else np.ones(NUM_RECORDS)
+            for measure, sign in levelled.items():
+                values = records[measure] + sign * level + noise * rng.normal(size=NUM_RECORDS)
+                weights = np.ones(NUM_RECORDS) if measure in ("rouge_l", "leakage", "control") else np.arange(1, NUM_RECORDS + 1)
                 table = {i: (float(v), float(w)) for i, (v, w) in enumerate(zip(values, weights, strict=True))}
                 by_measure.setdefault(measure, {})[2 if when == "last" else 0] = table
         for entry, measures in tables.items():
@@ -199,6 +200,43 @@ def test_leakage_less_its_control_is_another_figure_and_draws_both_sides() -> No
     )
 
 
+def test_memory_in_bits_decides_where_it_was_measured_and_rouge_l_stands_beside_it() -> None:
+    """Weighted by tokens on either side, and less what was gained on records that nobody trained on."""
+    claim = CLAIMS["fedpit"][[claim.key for claim in CLAIMS["fedpit"]].index("first-version-leaks-less")]
+    runs = made_up(claim, [1.0])
+    assert [reading.figure for reading in decide(claim, runs).readings] == ["bits", "leakage", "memory"]
+    entry = claim.contrasts[0].terms[0].entry
+    for seed, run in runs[entry].items():
+        learned = {record: (value + 1.0, weight) for record, (value, weight) in run.values("heldout_gain", "last").items()}
+        runs[entry][seed] = dataclasses.replace(run, measures=run.measures | {"heldout_gain": {2: learned}})
+    skilled = decide(claim, runs)
+    assert (skilled.readings[0].verdict, skilled.readings[1].verdict) == (OPEN, HOLDS), "what it learned of everything is no memory"
+    run = RunData({}, [], {}, {"member_gain": {0: {1: (2.0, 30.0), 2: (0.0, 10.0)}}, "heldout_gain": {0: {7: (0.5, 9.0)}}})
+    assert figure_of(run, "bits") == pytest.approx(1.5 - 0.5)
+    without = {e: {s: dataclasses.replace(r, measures={"leakage": r.measures["leakage"]}) for s, r in m.items()} for e, m in runs.items()}
+    assert [reading.figure for reading in decide(claim, without).readings] == ["leakage"]
+
+
+def test_what_is_not_decided_says_what_an_effect_is_smaller_than() -> None:
+    claim = Claim("x", "x", "x", "x", ("leakage",), (above("a", "b"),))
+    for wanted, verdict in ((1.0, HOLDS), (-1.0, FAILS), (0.0, OPEN)):
+        one_row = decide(claim, made_up(claim, [wanted]))
+        [one] = one_row.readings[0].differences
+        assert one.verdict == verdict
+        assert one.low is not None
+        assert one.high is not None
+        assert one.bound == (max(one.high, -one.low) if verdict == OPEN else None)
+        assert one.detectable is not None
+        assert 0.1 < one.detectable < 1.0, "a tenth between seeds: Student's interval reaches 0.25"
+        [line] = [line for line in as_markdown([one_row], {}, title="x").splitlines() if line.startswith("| x | x")]
+        assert f"could see {one.detectable:.4f})" in line
+        assert (f": smaller than {one.bound:.4f}" in line) if verdict == OPEN else ("smaller" not in line)
+        [difference_read] = as_json(one_row)["readings"][0]["differences"]
+        assert (difference_read["detectable"], difference_read["bound"]) == (one.detectable, one.bound)
+    [single] = decide(claim, made_up(claim, [1.0], seeds=(0,))).readings[0].differences
+    assert (single.detectable, single.bound) == (None, None)
+
+
 def test_growth_is_the_last_round_less_the_first() -> None:
     run = RunData({}, [], {}, {"leakage": {1: {0: (0.1, 1.0)}, 3: {0: (0.7, 1.0)}, 2: {0: (9.0, 1.0)}}})
     found = difference(Contrast("grows", (Term(1, "a"), Term(-1, "a", "first"))), "leakage", {"a": {0: run, 1: run}})
@@ -223,11 +261,16 @@ def test_rows_become_measures_of_the_release() -> None:
         row("heldout", 7, owner=0, nll=60.0, num_tokens=6, rouge_l=1.0),
         row("prefixed_train", 1, rouge_l=0.7),
         row("prefixed_control", 7, rouge_l=0.6),
+        row("member", 1, nll=5 * math.log(2), base_nll=20 * math.log(2), num_tokens=10, client_id=3, label="x", target_tokens=10),
+        row("member", 2, nll=1.0, num_tokens=10),
+        row("heldout", 9, nll=4 * math.log(2), base_nll=3 * math.log(2), num_tokens=4),
         Answer(0, None, "choice", question=3, right=True),
     ]
     judged = [Judged(record_id, won) for record_id, won in ((7, "tie"), (9, "lose"), (10, None))]
     assert measures_of(rows, judged) == {
-        "nll": {0: {7: (2.0, 6.0), 8: (1.0, 3.0)}},
+        "nll": {0: {7: (2.0, 6.0), 8: (1.0, 3.0), 9: (pytest.approx(math.log(2)), 4.0)}},
+        "member_gain": {0: {1: (pytest.approx(1.5), 10.0)}},
+        "heldout_gain": {0: {9: (pytest.approx(-0.25), 4.0)}},
         "rouge_l": {0: {7: (0.4, 1.0)}},
         "control": {0: {7: (0.4, 1.0)}},
         "label_accuracy": {0: {7: (1.0, 1.0)}},
@@ -393,12 +436,13 @@ def test_only_figures_that_the_runs_have_numbers_for_are_drawn() -> None:
     runs = made_up(claim, [1.0] * 4)
     summary = a_summary(method="fedpit", uplink_bytes=0, downlink_bytes=0)
     runs = {entry: {seed: dataclasses.replace(run, summary=summary) for seed, run in members.items()} for entry, members in runs.items()}
-    assert [panel.name for panel in panels(runs, name="fedpit")] == ["alpha", "beta", "beta-leakage"], "one measured round is no line"
+    shown = ["bits", "alpha", "beta", "beta-bits", "beta-leakage"]
+    assert [panel.name for panel in panels(runs, name="fedpit")] == shown, "one measured round is no line, but for gains that start from 0"
     with_base = runs | {"base": runs["fedit"]}
-    assert [panel.name for panel in panels(with_base, name="fedpit")] == ["leakage", "alpha", "beta", "beta-leakage"]
+    assert [panel.name for panel in panels(with_base, name="fedpit")] == ["bits", "leakage", "alpha", "beta", "beta-bits", "beta-leakage"]
     assert panels({}, name="dplora") == []
 
 
 def test_every_figure_is_made_of_measures() -> None:
     made = {measure for terms in FIGURES.values() for _, measure in terms}
-    assert made == {"win_tie", "nll", "rouge_l", "label_accuracy", "choice_accuracy", "leakage", "control"}
+    assert made == {"win_tie", "nll", "rouge_l", "label_accuracy", "choice_accuracy", "leakage", "control", "member_gain", "heldout_gain"}
