@@ -367,6 +367,23 @@ def tpr_at_fpr(scores_in: ArrayLike, scores_out: ArrayLike, *, fpr: float, confi
     return Estimate(found / len(inside), lower, clopper_pearson(loosest, len(inside), confidence=one_sided)[1])
 
 
+def roc_points(scores_in: ArrayLike, scores_out: ArrayLike, *, most: int) -> tuple[Floats, Floats]:
+    """False-positive and true-positive rates of calling in whatever scores above a threshold, for thresholds from high to low.
+
+    They begin at (0, 0), end at (1, 1) and take equal scores together. Of more than `most` points, those are kept whose false-positive
+    rates are spread in logarithms, since the small ones are what counts (Carlini et al. 2022, arXiv 2112.03570).
+    """
+    inside, outside = _checked_scores("scores_in", scores_in, at_least=1), _checked_scores("scores_out", scores_out, at_least=1)
+    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    fpr = np.append(0.0, 1.0 - np.searchsorted(np.sort(outside), thresholds) / len(outside))
+    tpr = np.append(0.0, 1.0 - np.searchsorted(np.sort(inside), thresholds) / len(inside))
+    if len(fpr) > most:
+        wanted = np.concatenate([[0.0], np.geomspace(1.0 / len(outside), 1.0, most - 1)])
+        kept = np.unique(np.append(np.searchsorted(fpr, wanted + 1e-12, side="right") - 1, len(fpr) - 1))  # the best threshold at each rate
+        fpr, tpr = fpr[kept], tpr[kept]
+    return fpr, tpr
+
+
 def _num_above(inside: Floats, descending: Floats, rank: int) -> int:
     """Members above the non-member of this rank, the best being 1: none above rank 0, all above a rank that nobody has."""
     if rank == 0:
