@@ -163,7 +163,7 @@ def is_refuted(curve: TradeOff, *, num_canaries: int, num_guesses: int, num_corr
         H_i >= g(R_{i+1}), that is (n - i) Q_i >= Q_{i+1} + ... + Q_n + m g(((i + 1) Q_{i+1} + Q_{i+2} + ... + Q_n) / m).
 
     The right side grows with every Q, so the least Q_0 that goes with Q_v = 1 - `confidence` follows from v downwards; if it is more
-    than 1, Q_v is less than supposed. `num_guesses` must not depend on the coins. With g(a) = exp(-epsilon) a it is the binomial tail.
+    than 1, Q_v is less than supposed. `num_guesses` must not depend on the coins.
     """
     _check_guesses(num_canaries, num_guesses, num_correct, 0.0, confidence)
     tail, beyond = 1.0 - confidence, 0.0  # Q_{i+1}, and the sum of all Q behind it
