@@ -19,7 +19,11 @@ SEES: dict[str, tuple[str, ...]] = {
         "each client's message as it arrives: with noise where clients add it, and only the sum of a chunk where sums are masked",
     ),
     "insider": ("the last release", "the true prompts of training records, and any prefix of the responses that it is given"),
-    "auditor": ("the first and the last release", "the canaries and the candidate records, whole"),
+    "auditor": (
+        "the first and the last release",
+        "the canaries and the candidate records, whole",
+        "what a client with gradient canaries sends in every round, as the server that its guarantee holds against sees it",
+    ),
 }
 """What each party sees beside what is public. An insider knows what was asked of a client; an auditor is given everything a test needs."""
 ATTACKS: tuple[tuple[str, str, str], ...] = (

@@ -2,7 +2,7 @@
 
 - `membership`: loss, reference-calibrated, zlib and Min-K% scores of the released adapter on training and held-out records.
 - `lira`: offline LiRA with shadow adapters trained here on random halves of those records.
-- `one-run`: the run once more with canaries of the ledger's own unit, for a lower bound on epsilon (Steinke et al. 2023).
+- `one-run`: the run once more with canaries of the ledger's own unit, for a lower bound on epsilon (Mahloujifar et al. 2024).
 - `canaries`: the run once more with Secret Sharer canaries, for exposure by round.
 - `inversion`: what a server reads in one client's update (DAGER), by rank, batch and noise.
 
@@ -34,6 +34,11 @@ from raysim.runs.run import open_backend, run
 ATTACKS = ("membership", "lira", "one-run", "canaries", "inversion")
 DEFAULT_ATTACKS = ("membership", "one-run")
 MULTIPLICITIES = [1, 2, 4]
+MOST_VECTORS, LEAST_WIDTH = 5000, 3
+"""Gradient and update canaries unless told otherwise, and parameters for each of them at least: more show more, and cost next to nothing."""
+LEAST_CANARIES = 8
+FEW = 100
+"""Canaries of which each is a record in a shard, or sends a message of its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to run; give it several times for several (default: membership and one-run)",
     )
     parser.add_argument(
-        "--canaries", type=int, default=100, help="one-run audit: how many, each in the run with probability 1/2 (default 100)"
+        "--canaries",
+        type=int,
+        default=0,
+        help=f"one-run audit: how many, each in the run with probability 1/2 (default {MOST_VECTORS} directions, fewer for a small adapter, or "
+        f"{FEW} records or clients with noise of their own)",
     )
     parser.add_argument(
         "--canary",
@@ -71,17 +80,22 @@ def main(arguments: argparse.Namespace) -> int:
     _check(config, run_dir, attacks, arguments)
     found = _audit_of(run_dir)
     display = False if arguments.quiet else None
+    curves = dict(found.get("roc") or {})
     again: dict[str, Callable[[], dict[str, Any]]] = {
-        "one-run": lambda: {"one_run": one_run(config, run_dir, arguments, display=display)},
+        "one-run": lambda: one_run(config, run_dir, arguments, display=display),
         "canaries": lambda: {"exposure": exposure(config, run_dir, display=display)},
         "inversion": lambda: {"inversion": inversion(config)},
     }
     for attack in attacks:
         if attack in again:
             found |= again[attack]()
+            curves |= found.get("roc") or {}
     direct = [attack for attack in attacks if attack not in again]
     if direct:
-        found["membership"] = (found.get("membership") or {}) | membership(config, run_dir, direct, arguments, display=display)
+        reports, of_records = membership(config, run_dir, direct, arguments, display=display)
+        found["membership"] = (found.get("membership") or {}) | reports
+        curves |= of_records
+    found["roc"] = curves or None
     files.write_json(run_dir / files.AUDIT, found)
     write_run_report(run_dir)
     _print(found, attacks)
@@ -103,22 +117,32 @@ def finished_config(run_dir: Path) -> Config:
 
 
 def one_run(config: Config, run_dir: Path, arguments: argparse.Namespace, *, display: bool | None) -> dict[str, Any]:
-    """The `one_run` entry of audit.json: the run's own if it had canaries, else of the run made again with them."""
-    own = RunFolder(run_dir).audit.one_run
-    if own and config.audit.num_canaries:
-        return dict(own)
+    """The `one_run` and `roc` entries of audit.json: the run's own if it had canaries, else of the run made again with them."""
+    own = RunFolder(run_dir).audit
+    if own.one_run and config.audit.num_canaries:
+        return {"one_run": dict(own.one_run), "roc": own.roc}
     again = _with_canaries(config, run_dir, arguments)
     _say(f"one-run audit: the run once more with {again.audit.num_canaries} {again.audit.canary} canaries", display=display)
-    found = RunFolder(run(again, display=display).out).audit.one_run
-    assert found is not None, "a run with canaries audits itself"
-    return dict(found)
+    found = RunFolder(run(again, display=display).out).audit
+    assert found.one_run is not None, "a run with canaries audits itself"
+    return {"one_run": dict(found.one_run), "roc": found.roc}
 
 
 def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace) -> Config:
     """The run once more with canaries of the one-run audit."""
     kind = _strongest_canary(config) if arguments.canary == "auto" else arguments.canary
-    changes = {"audit.num_canaries": arguments.canaries, "audit.canary": kind, "audit.confidence": arguments.confidence}
-    return _again(config, run_dir / "audit" / f"one-run-{kind}-{arguments.canaries}-{arguments.confidence:g}", changes)
+    number = arguments.canaries or _enough_canaries(config, run_dir, kind)
+    changes = {"audit.num_canaries": number, "audit.canary": kind, "audit.confidence": arguments.confidence}
+    return _again(config, run_dir / "audit" / f"one-run-{kind}-{number}-{arguments.confidence:g}", changes)
+
+
+def _enough_canaries(config: Config, run_dir: Path, kind: str) -> int:
+    """How many canaries are taken where nobody says."""
+    if kind == "record" or (kind == "update" and config.privacy.noise_at == "client"):
+        return FEW
+    num_parameters = RunFolder(run_dir).summary.num_parameters
+    assert num_parameters is not None, "a finished run says how large its adapter is"
+    return min(MOST_VECTORS, max(LEAST_CANARIES, num_parameters // LEAST_WIDTH))
 
 
 def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str, Any]:
@@ -152,13 +176,14 @@ def _strongest_canary(config: Config) -> str:
 
 def membership(
     config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace, *, display: bool | None
-) -> dict[str, Any]:
-    """The `membership` entry of audit.json: one report a score."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `membership` entry of audit.json, one report a score, and what it adds to `roc`."""
     with _audited(config, run_dir, display=display) as audited:
-        reports = membership_attack(audited) if "membership" in attacks else {}
+        ledger = RunFolder(run_dir).json(files.LEDGER)
+        reports, curves = membership_attack(audited, ledger=ledger) if "membership" in attacks else ({}, {})
         if "lira" in attacks:
             reports["lira"] = lira_attack(audited, num_shadows=arguments.shadows)
-    return reports
+    return reports, curves
 
 
 @contextlib.contextmanager
@@ -199,7 +224,7 @@ def _check(config: Config, run_dir: Path, attacks: Sequence[str], arguments: arg
         raise ValueError(
             f"method.name={config.method.name!r} releases nothing that was trained together; audit another run, or --attack inversion"
         )
-    for option, value, least in (("canaries", arguments.canaries, 8), ("shadows", arguments.shadows, 2)):
+    for option, value, least in (("canaries", arguments.canaries or LEAST_CANARIES, LEAST_CANARIES), ("shadows", arguments.shadows, 2)):
         if value < least:
             raise ValueError(f"--{option}={value} must be at least {least}")
     if not 0.5 <= arguments.confidence < 1:

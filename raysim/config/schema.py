@@ -451,8 +451,8 @@ class AuditConfig:
     num_canaries: int = number(0)
     """One-run audit: canaries, each in the run with probability 1/2; 0 for no audit."""
     canary: str = choice("auto", "record", "gradient", "update", needs="audit.num_canaries")
-    """What they are: `record` (a record in a shard), `gradient` (a random gradient in a private step), `update` (a random client), or `auto`: the
-    unit's own (`update` for clients, `record` otherwise)."""
+    """What they are: `record` (a record in a shard), `gradient` (a gradient in a private step), `update` (a client), or `auto`: the unit's
+    own (`update` for clients, `record` otherwise). Gradients and updates are directions that share no parameter."""
     canary_scale: float = number(100.0, above=0, needs="audit.num_canaries")
     """Norm of a canary gradient or update over the clipping bound: so long that only clipping holds it (norm 1 where nothing is clipped)."""
     confidence: float = number(0.95, least=0.5, most=0.9999, needs="audit.num_canaries")

@@ -9,28 +9,59 @@ from collections.abc import Sequence
 import numpy as np
 
 from raysim.privacy.aggregation import sum_chunk
-from raysim.privacy.canaries import canary_coins, canary_direction, canary_seed, present
-from raysim.privacy.clipping import ChunkSum
+from raysim.privacy.canaries import Directions, canary_coins, canary_directions, mixture, present
+from raysim.privacy.clipping import ChunkSum, clip_and_sum
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 
 
 def canary_sums(num_canaries: int, *, mechanism: Mechanism, scale: float, round: Round) -> list[ChunkSum]:
-    """The bounded sums of the update canaries that take part in a round, one by one; each has norm `scale` times the bound.
+    """The bounded sums of the update canaries that take part in a round; each canary has norm `scale` times the bound before it is clipped.
 
     Where the noise of a bigger cohort is simulated, a canary counts for as much as a client of that cohort would.
     """
+    if not num_canaries:
+        return []
     included = np.flatnonzero(canary_coins(num_canaries, seed=mechanism.seed)).tolist()
-    norm, size = 1.0 if round.clip_norm is None else scale * round.clip_norm, len(round.broadcast["adapter"])
+    drawn = _taking_part(included, mechanism=mechanism, round_index=round.index)
+    directions = canary_directions(num_canaries, size=len(round.broadcast["adapter"]), seed=mechanism.seed)
+    norm = 1.0 if round.clip_norm is None else scale * round.clip_norm
     share = mechanism.cohort_size / mechanism.noise_cohort_size if mechanism.noise_cohort_size else 1.0
+    if mechanism.update_noise_multiplier(len(round.cohort)) == 0.0:
+        parts = [_sum_on_own_coordinates(drawn, directions, norm=norm, round=round)] if drawn else []
+    else:
+        parts = [_noised(index, directions, norm=norm, mechanism=mechanism, round=round) for index in drawn]
+    return [dataclasses.replace(part, total=share * part.total) for part in parts]
+
+
+def _sum_on_own_coordinates(drawn: Sequence[int], directions: Directions, *, norm: float, round: Round) -> ChunkSum:
+    """The clipped sum of the canaries, each clipped where it is not zero: the same sum, without a vector of all parameters for each."""
+    order = np.argsort(directions.owner_P, kind="stable")
+    starts = np.searchsorted(directions.owner_P[order], np.arange(directions.num_canaries + 1))
+    total = np.zeros(len(directions.owner_P), dtype=np.float64)
     sums = []
-    for index in _taking_part(included, mechanism=mechanism, round_index=round.index):
-        update = np.asarray(norm * canary_direction(canary_seed(index, seed=mechanism.seed), size=size), dtype=np.float32)
-        ids = [mechanism.num_clients + index]  # its noise, where clients add it, is nobody else's
-        part = sum_chunk([{"adapter": update}], client_ids=ids, weights=[1.0], round=round, mechanism=mechanism)
-        assert isinstance(part, ChunkSum), "no update canary fits into a masked sum; the configuration refuses them"
-        sums.append(dataclasses.replace(part, total=share * part.total))
-    return sums
+    for index in drawn:
+        own = order[starts[index] : starts[index + 1]]
+        part = clip_and_sum([(norm * directions.value_P[own]).astype(np.float32)], weights=[1.0], clip_norm=round.clip_norm)
+        total[own] = part.total
+        sums.append(part)
+    return ChunkSum(
+        total=total,
+        weight=sum(part.weight for part in sums),
+        norms=tuple(length for part in sums for length in part.norms),
+        num_clipped=sum(part.num_clipped for part in sums),
+        num_dropped=sum(part.num_dropped for part in sums),
+        clip_norm=round.clip_norm,
+    )
+
+
+def _noised(index: int, directions: Directions, *, norm: float, mechanism: Mechanism, round: Round) -> ChunkSum:
+    """What one canary sends where every client adds noise of its own."""
+    update = mixture(directions, norm * (np.arange(directions.num_canaries) == index)).astype(np.float32)
+    ids = [mechanism.num_clients + index]  # its noise is nobody else's
+    part = sum_chunk([{"adapter": update}], client_ids=ids, weights=[1.0], round=round, mechanism=mechanism)
+    assert isinstance(part, ChunkSum), "no update canary fits into a masked sum; the configuration refuses them"
+    return part
 
 
 def _taking_part(canaries: Sequence[int], *, mechanism: Mechanism, round_index: int) -> list[int]:

@@ -2,18 +2,21 @@
 
 Three kinds of canary for the one-run audit (Steinke et al. 2023, arXiv 2305.08846), so that the unit of the audit is that of the
 ledger: a record in a shard, a gradient in a private step, or an update of a client of its own. Secret Sharer canaries are
-records too. The bound that comes out is about the release and is put beside what the accountant says of it.
-What the auditor sees: the first and the last release, and the canaries.
+records too. The bound that comes out is put beside what the accountant says.
+What the auditor sees: the first and the last release, and the canaries. A guarantee for records holds against the server as well, so
+that for gradient canaries he sees what their client sends in every round (`attacks.views`).
 
 Left out: auditing a run that had no canaries (the `audit` command runs one again with them).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from raysim.attacks.canaries import Canary, make_canaries, membership_canaries, secret_examples
 from raysim.attacks.inversion import InversionSettings, inversion_sweep, template_opening
@@ -25,11 +28,15 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job, batches
+from raysim.methods.call import gradient_holders
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings
-from raysim.privacy.audit_bounds import gaussian_audit, one_run_audit
-from raysim.privacy.canaries import canary_coins, canary_scores
+from raysim.privacy.accounting import Release
+from raysim.privacy.audit_bounds import gaussian_audit, one_run_audit, roc_points, trade_off_audit
+from raysim.privacy.canaries import canary_coins, canary_directions, scores_along
+from raysim.privacy.mechanism import Mechanism
+from raysim.privacy.tradeoff import TradeOff, noise_family, trade_off
 from raysim.rng import numpy_rng, seed_for
 
 Evaluate = Callable[[Sequence[tuple[Vector, Job]]], list[list[Any]]]
@@ -40,6 +47,11 @@ INVERSION_NOISES = (0.0, 1e-3, 1e-1, 1.0)
 INVERSION_B_STD = 0.01
 DELTA_WITHOUT_PROMISE = 1e-5
 """delta of the bound for a run that promises nothing."""
+
+BOUNDS = {"f-DP": "the mechanism's trade-off function", "Steinke": "(epsilon, delta) alone"}
+"""`bound` of audit.json -> what the bound goes by."""
+MOST_ROC_POINTS, NUM_BOUNDS, LEAST_RATE = 400, 61, 1e-4
+"""Of a ROC curve in audit.json: most measured points, points of the bound, and the false-positive rate at which that begins."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class Audited:
     last: Vector
     """The release after it."""
     evaluate: Evaluate
+    notes: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """By client, how far its messages went along each gradient canary (`ClientCall.noted`)."""
 
     @property
     def examples(self) -> list[Example]:
@@ -144,23 +158,31 @@ def exposure_record(plan: CanaryPlan, results: Sequence[list[Any]], *, num_refer
 # --- at the end ---
 
 
-def final_audit(plan: CanaryPlan, run: Audited, *, tokenizer: Any, ledger: dict[str, Any]) -> dict[str, Any] | None:
-    """The content of audit.json: `one_run`, `membership` and `inversion`, each null unless it was asked for; None if none was."""
+def final_audit(
+    plan: CanaryPlan, run: Audited, *, tokenizer: Any, ledger: Mapping[str, Any], mechanism: Mechanism
+) -> dict[str, Any] | None:
+    """The content of audit.json: `one_run`, `membership`, `inversion` and `roc`, each null unless it was asked for; None if none was."""
     audit = run.config.audit
     if not (plan.num_one_run or audit.membership or audit.num_shadows or audit.inversion):
         return None
-    membership = membership_attack(run) if audit.membership else {}
+    membership, curves = membership_attack(run, ledger=ledger) if audit.membership else ({}, {})
     if audit.num_shadows:
         membership["lira"] = lira_attack(run, num_shadows=audit.num_shadows)
+    one_run = None
+    if plan.num_one_run:
+        scores, included = canary_statistics(plan, run, tokenizer=tokenizer, mechanism=mechanism)
+        one_run = _one_run(scores, included, run.config, ledger=ledger)
+        curves["canaries"] = roc_record(scores[included], scores[~included], curve=trade_off(promised(ledger)))
     return {
-        "one_run": _one_run(plan, run, tokenizer=tokenizer, ledger=ledger) if plan.num_one_run else None,
+        "one_run": one_run,
         "membership": membership or None,
         "inversion": inversion_rows(run.config, run.members) if audit.inversion else None,
+        "roc": curves or None,
     }
 
 
-def membership_attack(run: Audited) -> dict[str, Any]:
-    """Four membership scores of training records against held-out ones, each as `membership_report`."""
+def membership_attack(run: Audited, *, ledger: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Four membership scores of training records against held-out ones, each as `membership_report`, and the `roc` entry of the calibrated one."""
     examples = run.examples
     after, before = run.token_losses(examples, [run.last, run.first])
     texts = ["\n".join(example.record.answers) if example.earlier else example.record.response for example in examples]
@@ -170,7 +192,26 @@ def membership_attack(run: Audited) -> dict[str, Any]:
         "zlib": zlib_scores(after, texts),
         "min_k": min_k_scores(after),
     }
-    return {name: run.report(values) for name, values in scores.items()}
+    # A guarantee for clients bounds what is told of one record only through two of its curves, one after the other.
+    curve = trade_off(promised(ledger)) if ledger["unit"] == "example" else None
+    roc = roc_record(*np.split(scores["reference"], [len(run.members)]), curve=curve)
+    return {name: run.report(values) for name, values in scores.items()}, {"membership": roc}
+
+
+def promised(ledger: Mapping[str, Any]) -> list[Release]:
+    """The releases that a ledger accounts for."""
+    return [Release(**release) for release in ledger["releases"]]
+
+
+def roc_record(scores_in: np.ndarray, scores_out: np.ndarray, *, curve: TradeOff | None) -> dict[str, Any]:
+    """An entry of `roc` in audit.json: the rates at every threshold, and at rates spaced evenly in logarithms what the ledger allows.
+
+    `bound` is null where nothing is promised, or no accountant has the curve.
+    """
+    fpr, tpr = roc_points(scores_in, scores_out, most=MOST_ROC_POINTS)
+    grid = np.logspace(math.log10(LEAST_RATE), 0.0, NUM_BOUNDS)
+    bound = None if curve is None else {"fpr": grid.tolist(), "tpr": curve.most_found(grid).tolist()}
+    return {"num_in": len(scores_in), "num_out": len(scores_out), "fpr": fpr.tolist(), "tpr": tpr.tolist(), "bound": bound}
 
 
 def lira_attack(run: Audited, *, num_shadows: int) -> dict[str, Any]:
@@ -256,40 +297,94 @@ def inversion_ranks(rank: int, *, hidden_size: int) -> list[int]:
     return sorted({rank, *(min(other, max(1, hidden_size // 2)) for other in INVERSION_RANKS)})
 
 
-def _one_run(plan: CanaryPlan, run: Audited, *, tokenizer: Any, ledger: dict[str, Any]) -> dict[str, Any]:
+def canary_statistics(plan: CanaryPlan, run: Audited, *, tokenizer: Any, mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
+    """The score of each canary of the one-run audit, high for one that took part, and which were in.
+
+    Of a gradient canary all that its client sent, rounds alike, since each carries the same noise; of an update canary the way from the
+    first release to the last; of a record how much better it is known.
+    """
     config = run.config
     if plan.members:
         examples = secret_examples(tokenizer, plan.members, chat=chat_format(config.data))
         scores = calibrated_scores(*run.token_losses(examples, [run.last, run.first]))
-        included = np.array([canary.included for canary in plan.members])
-    else:
-        number = plan.num_updates + plan.num_gradients
-        sign = 1.0 if plan.num_updates else -1.0  # a step goes against the gradient
-        scores = sign * canary_scores(np.asarray(run.last - run.first, dtype=np.float32), number, seed=config.seed)
-        included = canary_coins(number, seed=config.seed)
-    delta = ledger["delta"] or DELTA_WITHOUT_PROMISE
-    result = one_run_audit(scores, included, delta=delta, confidence=config.audit.confidence)
+        return scores, np.array([canary.included for canary in plan.members])
+    included = canary_coins(plan.num_updates + plan.num_gradients, seed=config.seed)
+    if plan.num_updates:
+        directions = canary_directions(plan.num_updates, size=len(run.last), seed=config.seed)
+        return scores_along(directions, run.last.astype(np.float64) - run.first), included
+    unseen = np.zeros(plan.num_gradients)
+    holder_M = gradient_holders(config, mechanism)
+    return np.array([run.notes.get(int(k), unseen)[i] for i, k in enumerate(holder_M)]), included
+
+
+def _one_run(scores: np.ndarray, included: np.ndarray, config: Config, *, ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The `one_run` entry of audit.json.
+
+    The stated bound goes through the family of the run's own mechanism where there is one: it contradicts the ledger exactly where it
+    refutes the whole curve that the ledger stands on. Steinke's, which takes no curve for granted, stands beside it, each at the full
+    confidence: the larger of the two would need half the error for each.
+    """
+    delta, confidence = ledger["delta"] or DELTA_WITHOUT_PROMISE, config.audit.confidence
+    assumption_free = one_run_audit(scores, included, delta=delta, confidence=confidence)
+    family = noise_family(promised(ledger), delta=delta)
+    stated = trade_off_audit(scores, included, family=family, confidence=confidence) if family else assumption_free
     entries: dict[str, Any] = {
         "canary": config.audit.canary,
         "unit": "client" if config.audit.canary == "update" else "example",
         "delta": delta,
-        "confidence": config.audit.confidence,
+        "confidence": confidence,
         "epsilon_claimed": ledger["epsilon"],
-        **dataclasses.asdict(result),
+        "bound": "f-DP" if family else "Steinke",
+        **dataclasses.asdict(stated),
+        "epsilon_lower_steinke": assumption_free.epsilon_lower,
         "num_included": int(included.sum()),
     }
-    if not plan.members and min(included.sum(), (~included).sum()) >= 2:
-        estimate = gaussian_audit(scores[included], scores[~included], delta=delta, confidence=config.audit.confidence)
+    entries["reason"] = reason_for_nothing(entries, ledger) if stated.epsilon_lower == 0.0 else ""
+    if config.audit.canary != "record" and min(included.sum(), (~included).sum()) >= 2:
+        estimate = gaussian_audit(scores[included], scores[~included], delta=delta, confidence=confidence)
         entries["gaussian_estimate"] = dataclasses.asdict(estimate)
     return entries
 
 
-def verdict(one_run: dict[str, Any]) -> str:
-    """What was claimed and what was found, in one line."""
+def reason_for_nothing(one_run: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    """Why an audit that found nothing was to be expected to, or that it was not."""
+    number = one_run["num_canaries"]
+    if one_run["epsilon_claimed"] is None:
+        return f"{number} canaries did not stand out, which is no guarantee"
+    if one_run["canary"] == "record":
+        return f"a record moves a release by less than the clip allows, and {number} records are few"
+    if one_run["canary"] == "update" and ledger["noise_at"] == "client":
+        return "a release carries the noise of all clients, where the ledger counts one client's against a server that sees its message"
+    expected = expected_bound(number, promised(ledger), delta=one_run["delta"], confidence=one_run["confidence"])
+    if expected is None:
+        return "samples of a fixed size have no trade-off function, and without one few canaries refute little"
+    if expected == 0.0:
+        return f"this noise and sampling hide {number} canaries; more may show something"
+    return f"by chance, or because the canaries took part less than the ledger allows: about {expected:.2g} was to be expected"
+
+
+def expected_bound(num_canaries: int, releases: Sequence[Release], *, delta: float, confidence: float) -> float | None:
+    """About what canaries of the full sensitivity in every release would show; None where `noise_family` has no family.
+
+    Scores are put at the quantiles of the normal distributions of their sum over the releases, with the canary and without.
+    """
+    family = noise_family(releases, delta=delta)
+    if family is None:
+        return None
+    signal = sum(release.count * release.sampling_prob for release in releases)
+    noise = math.sqrt(sum(release.count * release.noise_multiplier**2 for release in releases))
+    quantiles = ndtri((np.arange(num_canaries // 2) + 0.5) / (num_canaries // 2))
+    scores = np.concatenate([quantiles + signal / noise, quantiles])
+    return trade_off_audit(scores, np.arange(len(scores)) < len(quantiles), family=family, confidence=confidence).epsilon_lower
+
+
+def verdict(one_run: Mapping[str, Any]) -> str:
+    """What was claimed and what was found, in one line, and where nothing was found why."""
     claimed, found = one_run["epsilon_claimed"], one_run["epsilon_lower"]
     upper = "no guarantee claimed" if claimed is None else f"claimed at most {claimed:.4g}"
     against = "" if claimed is None else (": contradicted" if found > claimed else ": not contradicted")
+    because = f"; 0 because {one_run['reason']}" if one_run["reason"] else ""
     return (
-        f"{upper} / audited at least {found:.4g} ({100 * one_run['confidence']:.4g}% confidence, {one_run['num_correct']} of "
-        f"{one_run['num_guesses']} guesses right over {one_run['num_canaries']} {one_run['canary']} canaries){against}"
+        f"{upper} / audited at least {found:.4g} ({100 * one_run['confidence']:.4g}% confidence by {BOUNDS[one_run['bound']]}, {one_run['num_correct']} "
+        f"of {one_run['num_guesses']} guesses right over {one_run['num_canaries']} {one_run['canary']} canaries){against}{because}"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysim.config import Config
 from raysim.data.tokens import Example
@@ -18,10 +19,20 @@ from raysim.lora.rule import lora_rule
 from raysim.model.language_model import LanguageModel
 from raysim.model.private_train import PrivateSettings
 from raysim.model.train import TrainSettings, TrainStats, scheduled_lr
-from raysim.privacy.canaries import canary_coins, canary_seed
+from raysim.privacy.canaries import canary_coins, canary_directions, holders, scores_along
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
+
+
+CANARY_NOTES = "canary notes"
+"""The array of a client's state in which an audit keeps what it saw of the client's messages."""
+
+
+def gradient_holders(config: Config, mechanism: Mechanism) -> NDArray[np.int64]:
+    """The client to which each gradient canary is dealt: to those whose records are drawn most often, whom the accountant counts."""
+    probs = [mechanism.record_prob(k) for k in range(mechanism.num_clients)]
+    return holders(config.audit.num_canaries, [k for k, prob in enumerate(probs) if prob == max(probs)])
 
 
 @dataclass(frozen=True)
@@ -83,18 +94,30 @@ class ClientCall:
             clip_norm=self.mechanism.clip_norm,
             noise_multiplier=self.mechanism.noise_multiplier,
             secure_noise=self.mechanism.secure_noise,
-            canary_seeds=self._canary_seeds(),
+            canaries=self._gradient_canaries(),
+            num_canaries=self.config.audit.num_canaries,
+            canary_seed=self.config.seed,
             canary_norm=self.config.audit.canary_scale * self.mechanism.clip_norm,
         )
 
-    def _canary_seeds(self) -> tuple[int, ...]:
-        """Of the gradient canaries that are in the run, those dealt to this client (one after another, in turn)."""
-        audit, num_clients = self.config.audit, self.mechanism.num_clients
-        if audit.canary != "gradient":
+    def _gradient_canaries(self) -> tuple[int, ...]:
+        """Of the gradient canaries that are in the run, those dealt to this client."""
+        if self.config.audit.canary != "gradient" or not self.config.audit.num_canaries:
             return ()
-        coins = canary_coins(audit.num_canaries, seed=self.config.seed)
-        dealt = range(self.client_id, audit.num_canaries, num_clients)
-        return tuple(canary_seed(i, seed=self.config.seed) for i in dealt if coins[i])
+        holder_M, coin_M = gradient_holders(self.config, self.mechanism), canary_coins(self.config.audit.num_canaries, seed=self.config.seed)
+        return tuple(np.flatnonzero(coin_M & (holder_M == self.client_id)).tolist())
+
+    def noted(self, upload: Upload, *, frozen: NDArray[np.bool_] | None) -> ClientState | None:
+        """What the audit notes of this client's messages so far: how far they went along each gradient canary, or None without such.
+
+        A step goes against a gradient, so that the sign is turned. It is noted here, where the message is, and kept like a client's state.
+        """
+        audit, update = self.config.audit, upload["adapter"]
+        if audit.canary != "gradient" or not audit.num_canaries:
+            return self.state
+        directions = canary_directions(audit.num_canaries, size=len(update), seed=self.config.seed, frozen=frozen)
+        before = self.state.arrays[CANARY_NOTES] if self.state else np.zeros(audit.num_canaries)
+        return ClientState({CANARY_NOTES: before - scores_along(directions, update)})
 
     def _scheduled(self, lr: float) -> float:
         train, num_rounds = self.config.train, self.config.server.num_rounds

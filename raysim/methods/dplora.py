@@ -8,7 +8,7 @@ sources that agree with one another.
 
 from raysim.methods.call import ClientCall, ClientResult, one_by_one
 from raysim.model.language_model import LanguageModel
-from raysim.model.private_train import train_literal, train_private
+from raysim.model.private_train import frozen_coordinates, train_literal, train_private
 
 
 @one_by_one
@@ -16,4 +16,5 @@ def dplora(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: private steps from the shared adapter, send the difference."""
     step = train_literal if call.mechanism.kind == "literal" else train_private
     adapter, stats = step(lm, call.adapter, call.shard, settings=call.private_settings(), seed=call.seed("train"))
-    return ClientResult(upload=call.upload(adapter), stats=stats)
+    upload = call.upload(adapter)
+    return ClientResult(upload=upload, stats=stats, state=call.noted(upload, frozen=frozen_coordinates(lm)))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raysim.data.tokens import Example
@@ -28,7 +29,7 @@ from raysim.model.train import (
     response_nll,
     training_mode,
 )
-from raysim.privacy.canaries import canary_direction
+from raysim.privacy.canaries import Directions, canary_directions, mixture
 from raysim.privacy.noise import gaussian
 from raysim.rng import numpy_rng, seed_for
 
@@ -63,8 +64,12 @@ class PrivateSettings:
     clip_norm: float
     noise_multiplier: float
     secure_noise: bool
-    canary_seeds: tuple[int, ...] = ()
-    """An audit's canaries: random directions that join each step as the gradients of further examples."""
+    canaries: tuple[int, ...] = ()
+    """An audit's canaries that are in this client's training: directions that join each step as the gradients of further examples."""
+    num_canaries: int = 0
+    """Canaries of the whole run, among whom the coordinates are dealt."""
+    canary_seed: int = 0
+    """From which the directions are drawn."""
     canary_norm: float = 0.0
     """Norm of a canary's gradient before clipping."""
 
@@ -82,7 +87,7 @@ def train_private(
     lm.set_adapter(adapter)
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
-    engine = make_engine(lm, settings.optimizer, lr=settings.lr)
+    engine, directions = make_engine(lm, settings.optimizer, lr=settings.lr), _directions(lm, settings)
     losses: list[float] = []
     num_tokens = num_clipped = 0
     start, reached = lm.flat.clone(), settings.noise_multiplier > 0
@@ -93,7 +98,8 @@ def train_private(
             total, norms, batch_losses = clipped_gradient_sum(
                 lm, chosen, clip_norm=settings.clip_norm, max_batch=min(settings.batch_size, PRIVATE_BATCH), engine=engine
             )
-            total += _canary_gradients(lm, settings, seed=seed, step=step)
+            if directions is not None:
+                total += _canary_gradients(directions, settings, seed=seed, step=step).to(lm.device)
             std = settings.noise_multiplier * settings.clip_norm
             noise = gaussian(lm.layout.num_parameters, std=std, seed=seed_for(seed, "noise", step), secure=settings.secure_noise)
             lm.flat_grad.copy_((total + torch.from_numpy(noise).to(lm.device)) / settings.batch_size)
@@ -198,14 +204,25 @@ def clip_factors(norm_B: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
     return clip_norm / norm_B.clamp(min=clip_norm) * MARGIN
 
 
-def _canary_gradients(lm: LanguageModel, settings: PrivateSettings, *, seed: int, step: int) -> torch.Tensor:
+def _canary_gradients(directions: Directions, settings: PrivateSettings, *, seed: int, step: int) -> torch.Tensor:
     """The clipped sum of the canaries that the step's sampler draws, float64 of shape (P,): as if each were an example's gradient."""
-    total = torch.zeros_like(lm.flat, dtype=torch.float64)
-    for index, canary_seed in enumerate(settings.canary_seeds):
-        if numpy_rng(seed, "canary poisson", step, index).random() < settings.sampling_prob:
-            gradient = torch.from_numpy(canary_direction(canary_seed, size=len(total))).to(lm.device).double() * settings.canary_norm
-            total += clip_factors(gradient.norm(), clip_norm=settings.clip_norm) * gradient
-    return total
+    draws_M = numpy_rng(seed, "canary poisson", step).random(settings.num_canaries)
+    weight_M = np.zeros(settings.num_canaries)
+    weight_M[[i for i in settings.canaries if draws_M[i] < settings.sampling_prob]] = settings.canary_norm
+    factor_M = clip_factors(torch.from_numpy(weight_M), clip_norm=settings.clip_norm).numpy()
+    return torch.from_numpy(mixture(directions, factor_M * weight_M))
+
+
+def frozen_coordinates(lm: LanguageModel) -> npt.NDArray[np.bool_] | None:
+    """Which entries of the adapter no step changes, bool of shape (P,); None where every entry is trained."""
+    return None if lm.frozen is None else np.asarray(lm.frozen.cpu().numpy())
+
+
+def _directions(lm: LanguageModel, settings: PrivateSettings) -> Directions | None:
+    if not settings.canaries:
+        return None
+    size, frozen = lm.layout.num_parameters, frozen_coordinates(lm)
+    return canary_directions(settings.num_canaries, size=size, seed=settings.canary_seed, frozen=frozen)
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 An accountant states epsilon at most; a bound from here states epsilon at least. If the second exceeds the first, the run
 does not keep its promise. All scores are of one kind: the higher, the more likely the canary or record was used.
-Left out: bounds through f-DP, which are tighter and hold under stronger assumptions, and audits that need several runs.
+Two bounds from one run: through (epsilon, delta), which assumes nothing of the mechanism (Steinke et al. 2023), and through a family of
+trade-off functions, which is tighter and is about mechanisms of that family (Mahloujifar et al. 2024).
+Left out: audits that need several runs.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtrc, expit, log_ndtr, logit, ndtri
 from scipy.stats import beta, binom, rankdata
 
+from raysim.privacy.tradeoff import MOST_EPSILON, Family, TradeOff
+
 Floats = NDArray[np.float64]
 
 TOLERANCE = 1e-6
 """Bisection stops when epsilon is known this closely."""
+SCALE_TOLERANCE = 1e-3
+"""The search among the members of a family stops when the scale is known to this share."""
+LEAST_SCALE = 1.0 / 64.0
+"""A family's member with so much more noise protects so well that refuting no other counts as refuting nothing."""
+FEWEST_GUESSES = 8
+"""All of fewer guesses can be right by chance too often to be tried among others."""
 TIE_SEED = 160493
 """Seed of the order among equal scores: a constant, so that nobody can look for a lucky one."""
 
@@ -112,25 +123,100 @@ def one_run_audit(
         raise ValueError(f"included has shape {label.shape} and scores has {score.shape}; give one of each a canary")
     choices = guess_grid(len(score)) if num_guesses is None else (num_guesses,)
     corrected = 1.0 - (1.0 - confidence) / len(choices)
-    ties = np.random.default_rng(TIE_SEED).permutation(len(score))
-    ranked = label[np.lexsort((ties, -score))]
     results = []
-    for number in choices:
-        correct = _correct_guesses(ranked, number)
+    for number, correct in _counted(score, label, choices):
         bound = one_run_epsilon(len(score), number, correct, delta=delta, confidence=corrected)
         results.append(OneRunResult(epsilon_lower=bound, num_canaries=len(score), num_guesses=number, num_correct=correct))
     return max(results, key=lambda result: result.epsilon_lower)
 
 
 def guess_grid(num_canaries: int) -> tuple[int, ...]:
-    """The numbers of guesses that are tried for `num_canaries`: an eighth, a quarter, a half and all of them."""
-    return tuple(sorted({max(1, num_canaries // parts) for parts in (8, 4, 2, 1)}))
+    """The numbers of guesses that are tried for `num_canaries`: all of them, a half, a quarter and so on to a 64th, if not too few."""
+    fewer = {num_canaries // parts for parts in (2, 4, 8, 16, 32, 64)}
+    return tuple(sorted({num_canaries, *(number for number in fewer if number >= FEWEST_GUESSES)}))
+
+
+def _counted(score: Floats, label: NDArray[np.bool_], choices: Sequence[int]) -> list[tuple[int, int]]:
+    """For each number of guesses, how many are right."""
+    ties = np.random.default_rng(TIE_SEED).permutation(len(score))
+    ranked = label[np.lexsort((ties, -score))]
+    return [(number, _correct_guesses(ranked, number)) for number in choices]
 
 
 def _correct_guesses(ranked: NDArray[np.bool_], num_guesses: int) -> int:
     """Right guesses when the first of `ranked` (best score first) are called `in` and the last are called `out`."""
     num_in, num_out = (num_guesses + 1) // 2, num_guesses // 2
     return int(ranked[:num_in].sum()) + int((~ranked[len(ranked) - num_out :]).sum())
+
+
+# --- the same through trade-off functions ---
+
+
+def is_refuted(curve: TradeOff, *, num_canaries: int, num_guesses: int, num_correct: int, confidence: float = 0.95) -> bool:
+    """Whether so many right guesses are less probable than 1 - `confidence` under every mechanism with this trade-off function.
+
+    Mahloujifar, Melis and Chaudhuri (2024), arXiv 2410.22235. Let Q_i be the probability of at least i right guesses of n among m
+    canaries. Fix the other canaries' coins and a guess: that it is made while i others are guessed right is a test for its canary,
+    right (and then i + 1 are) if the guess is, with the chance a of a true positive and b of a false one, b >= g(a), g = `least_false`.
+    g is convex, so that over all canaries and guesses, with R_i = sum over j >= i of j P[j right] / m and H_i the same of n - j,
+
+        H_i >= g(R_{i+1}), that is (n - i) Q_i >= Q_{i+1} + ... + Q_n + m g(((i + 1) Q_{i+1} + Q_{i+2} + ... + Q_n) / m).
+
+    The right side grows with every Q, so the least Q_0 that goes with Q_v = 1 - `confidence` follows from v downwards; if it is more
+    than 1, Q_v is less than supposed. `num_guesses` must not depend on the coins.
+    """
+    _check_guesses(num_canaries, num_guesses, num_correct, 0.0, confidence)
+    tail, beyond = 1.0 - confidence, 0.0  # Q_{i+1}, and the sum of all Q behind it
+    for i in range(num_correct - 1, -1, -1):
+        reached = ((i + 1) * tail + beyond) / num_canaries
+        beyond += tail
+        tail = max(tail, (beyond + num_canaries * curve.least_false(min(reached, 1.0))) / (num_guesses - i))
+        if tail > 1.0:
+            return True
+    return False
+
+
+def trade_off_audit(scores: ArrayLike, included: ArrayLike, *, family: Family, confidence: float = 0.95) -> OneRunResult:
+    """The lower bound on epsilon from the scores of canaries of which each was `included` by a fair coin, for a mechanism of `family`.
+
+    It is the epsilon of the least private member that is refuted. Guesses, ties and the choice among numbers of guesses are those
+    of `one_run_audit`; where nothing is refuted, the counts are of the guesses that chance explains least.
+
+    Guarantees: if the mechanism keeps the trade-off function of some member, the value exceeds that one's epsilon with probability at
+    most 1 - `confidence`. So it exceeds what the member at scale 1 claims only if the claim, as a whole curve, is refuted.
+    """
+    score, label = _checked_scores("scores", scores, at_least=1), np.asarray(included, dtype=bool)
+    choices = guess_grid(len(score))
+    counts = _counted(score, label, choices)
+    corrected = 1.0 - (1.0 - confidence) / len(choices)
+
+    def refuting(scale: float) -> tuple[int, int] | None:
+        curve = family.member(scale)
+        for number, correct in counts:
+            if is_refuted(curve, num_canaries=len(score), num_guesses=number, num_correct=correct, confidence=corrected):
+                return number, correct
+        return None
+
+    scale, found = _largest_refuted(refuting, family)
+    number, correct = found or min(counts, key=lambda count: float(bdtrc(count[1] - 1, count[0], 0.5)) if count[1] else 1.0)
+    bound = family.epsilon(scale) if found else 0.0
+    return OneRunResult(epsilon_lower=bound, num_canaries=len(score), num_guesses=number, num_correct=correct)
+
+
+def _largest_refuted(refuting: Callable[[float], tuple[int, int] | None], family: Family) -> tuple[float, tuple[int, int] | None]:
+    """The largest scale with a refutation, to a relative `SCALE_TOLERANCE`, and that one; None at the end of the search below."""
+    low, found = 1.0, refuting(1.0)
+    while found is None and low > LEAST_SCALE:
+        low /= 2.0
+        found = refuting(low)
+    high = 2.0 * low
+    while found and low >= 1.0 and family.epsilon(low) < MOST_EPSILON and (further := refuting(high)):
+        low, high, found = high, 2.0 * high, further
+    while found and high / low > 1.0 + SCALE_TOLERANCE:
+        middle = math.sqrt(low * high)
+        further = refuting(middle)
+        low, high, found = (middle, high, further) if further else (low, middle, found)
+    return low, found
 
 
 # --- an estimate from a Gaussian fit ---
@@ -279,6 +365,23 @@ def tpr_at_fpr(scores_in: ArrayLike, scores_out: ArrayLike, *, fpr: float, confi
     one_sided = 1.0 - 2.0 * error
     lower = clopper_pearson(strictest, len(inside), confidence=one_sided)[0]
     return Estimate(found / len(inside), lower, clopper_pearson(loosest, len(inside), confidence=one_sided)[1])
+
+
+def roc_points(scores_in: ArrayLike, scores_out: ArrayLike, *, most: int) -> tuple[Floats, Floats]:
+    """False-positive and true-positive rates of calling in whatever scores above a threshold, for thresholds from high to low.
+
+    They begin at (0, 0), end at (1, 1) and take equal scores together. Of more than `most` points, those are kept whose false-positive
+    rates are spread in logarithms, since the small ones are what counts (Carlini et al. 2022, arXiv 2112.03570).
+    """
+    inside, outside = _checked_scores("scores_in", scores_in, at_least=1), _checked_scores("scores_out", scores_out, at_least=1)
+    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    fpr = np.append(0.0, 1.0 - np.searchsorted(np.sort(outside), thresholds) / len(outside))
+    tpr = np.append(0.0, 1.0 - np.searchsorted(np.sort(inside), thresholds) / len(inside))
+    if len(fpr) > most:
+        wanted = np.concatenate([[0.0], np.geomspace(1.0 / len(outside), 1.0, most - 1)])
+        kept = np.unique(np.append(np.searchsorted(fpr, wanted + 1e-12, side="right") - 1, len(fpr) - 1))  # the best threshold at each rate
+        fpr, tpr = fpr[kept], tpr[kept]
+    return fpr, tpr
 
 
 def _num_above(inside: Floats, descending: Floats, rank: int) -> int:

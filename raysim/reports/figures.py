@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from raysim.console.words import human_bytes
 from raysim.methods.spec import spec_of
@@ -120,6 +120,15 @@ class Curve:
     colour: str
     marker: str
     points: list[tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Roc:
+    """How well scores tell who was in: (false-positive, true-positive) rates for thresholds from high to low."""
+
+    label: str
+    colour: str
+    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -289,6 +298,31 @@ def against(
     _value_limits(axes, values, least_span=least_span, from_zero=False)
     ends = [(curve.label, curve.colour, curve.points[-1][1]) for curve in curves] + [(one.label, one.colour, one.value) for one in levels]
     _label_ends(axes, [(label, colour, (max(places), y)) for label, colour, y in ends], "{:.2f}")
+    return figure
+
+
+@styled()
+def roc(curves: Sequence[Roc], *, bound: Sequence[tuple[float, float]], label: str = "what the ledger allows") -> Figure:
+    """True-positive against false-positive rates, both in logarithms (Carlini et al. 2022, arXiv 2112.03570).
+
+    The dashed line is the most that the guarantee allows (no line without one), above which nothing may run but by chance; the thin one is guessing.
+    """
+    figure, axes = _canvas(height=4.6)
+    least = min([rate for curve in curves for point in curve.points for rate in point if rate > 0.0] + [0.1]) / 1.5
+    handles = []
+    for curve in curves:
+        fpr, tpr = zip(*curve.points, strict=True)
+        shown = np.maximum(fpr, least), np.maximum(tpr, least)
+        handles += axes.plot(*shown, color=curve.colour, linewidth=2.0, drawstyle="steps-post")
+    if bound:
+        handles += axes.plot(*zip(*bound, strict=True), color=INK, linewidth=1.6, linestyle=(0, (4, 2)))
+    handles += axes.plot([least, 1.0], [least, 1.0], color=MUTED, linewidth=1.0)
+    axes.set(xscale="log", yscale="log", xlim=(least, 1.0), ylim=(least, 1.15), xlabel="false-positive rate")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        axis.set_minor_formatter(NullFormatter())
+    name_values(axes, "True-positive rate")
+    add_legend(figure, [*(curve.label for curve in curves), *([label] if bound else []), "guessing"], handles=handles, ncols=2)
     return figure
 
 

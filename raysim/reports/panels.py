@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,7 @@ def panels(named: Sequence[NamedRun]) -> list[Panel]:
         _trade_off_panel,
         _epsilon_panel,
         _exposure_panels,
+        _roc_panels,
         _partition_panels,
         _traffic_panel,
         _candidate_panels,
@@ -235,6 +236,36 @@ def _exposure_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
         note += "" if own else " From the run made again with canaries for the audit."
         figure = figures.by_round(lines, axis="Exposure (bits)", least_span=2.0, note=f"at most {most:.1f}")
         yield Panel(f"exposure-{index}", f"Exposure of canaries, {one.label}", note, figure)
+
+
+ROC_KINDS = (("canaries", "canaries", "orange"), ("membership", "records", "blue"))
+"""Entry of `roc` in audit.json, what it is called and drawn in."""
+
+
+def _roc_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
+    """One picture for each audited run: its attacks at every threshold, under what its ledger allows at each false-positive rate."""
+    for number, one in enumerate(named, start=1):
+        found = one.audit.roc or {}
+        curves = [
+            figures.Roc(f"{name}, {found[kind]['num_in']:,} in and {found[kind]['num_out']:,} out", figures.COLOURS[colour][0], _points(found[kind]))
+            for kind, name, colour in ROC_KINDS
+            if kind in found
+        ]
+        if not curves:
+            continue
+        bound = next((_points(found[kind]["bound"]) for kind, _, _ in ROC_KINDS if kind in found and found[kind]["bound"]), [])
+        note = "How many of those that were in are found (upwards), if so many that were not are wrongly named (to the right): to the left is what counts. "
+        note += (
+            "The whole guarantee, every epsilon with its delta, allows no attack to run above the dashed line, but for the chance of a finite sample."
+            if bound
+            else "No guarantee bounds these curves."
+        )
+        title = f"Attacks against what the ledger allows, {one.label}"
+        yield Panel(_numbered("roc", number), title, note, figures.roc(curves, bound=bound))
+
+
+def _points(entry: Mapping[str, Any]) -> list[tuple[float, float]]:
+    return list(zip(entry["fpr"], entry["tpr"], strict=True))
 
 
 def _partition_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:

@@ -401,6 +401,8 @@ class Audit:
     """By score, its report."""
     inversion: tuple[Mapping[str, Any], ...] | None = None
     exposure: ExposureByRound | None = None
+    roc: Mapping[str, Mapping[str, Any]] | None = None
+    """Of `canaries` and of records (`membership`): the measured curve, and what the ledger allows at each false-positive rate."""
 
 
 @dataclass(frozen=True)

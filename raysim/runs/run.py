@@ -26,6 +26,7 @@ from raysim.federation.on_ray import cluster
 from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Assignment, Worker
 from raysim.measure.audits import Audited, final_audit
+from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
 from raysim.privacy.ledger import ledger_of
 from raysim.reports.page import write_run_report
@@ -288,5 +289,6 @@ def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], la
         first=start(config, experiment, layout=layout).adapter,
         last=released(simulation),
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
+        notes={k: state.arrays[CANARY_NOTES] for k, state in simulation.kept.items() if CANARY_NOTES in state.arrays},
     )
-    return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger)
+    return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger, mechanism=experiment.mechanism)

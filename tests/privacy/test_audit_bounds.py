@@ -15,13 +15,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.integrate import quad
+from scipy.optimize import linprog
 from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from raysim.privacy.accounting import analytic_epsilon, analytic_sigma
-from raysim.privacy.audit_bounds import clopper_pearson, gaussian_audit, guess_grid, one_run_audit, one_run_epsilon, roc_auc, tpr_at_fpr
+from raysim.privacy.accounting import Release, analytic_epsilon, analytic_sigma
+from raysim.privacy.audit_bounds import (
+    clopper_pearson,
+    gaussian_audit,
+    guess_grid,
+    is_refuted,
+    one_run_audit,
+    one_run_epsilon,
+    roc_auc,
+    roc_points,
+    tpr_at_fpr,
+    trade_off_audit,
+)
+from raysim.privacy.tradeoff import Family, TradeOff, gaussian_trade_off, noise_family, pairs_trade_off
 
 Floats = NDArray[np.float64]
+
+
+GOLDEN_MU = [(1000, 100, 90, 0.602), (50, 20, 20, 0.867), (100, 40, 32, 0.34), (30, 30, 24, 0.365)]
+"""Canaries, guesses, right ones, and the largest mu refuted at 95%."""
 
 
 def most_failures(num_trials: int, probability: float) -> int:
@@ -150,12 +167,13 @@ def test_choice_among_numbers_of_guesses_pays_for_itself() -> None:
     rng = np.random.default_rng(3)
     included = rng.random(800) < 0.5
     scores = included + rng.normal(size=800) / 2
-    assert guess_grid(800) == (100, 200, 400, 800)
+    grid = (12, 25, 50, 100, 200, 400, 800)
+    assert guess_grid(800) == grid
     free = one_run_audit(scores, included, delta=1e-6)
-    fixed = [one_run_audit(scores, included, delta=1e-6, num_guesses=n, confidence=1 - 0.05 / 4) for n in (100, 200, 400, 800)]
+    fixed = [one_run_audit(scores, included, delta=1e-6, num_guesses=n, confidence=1 - 0.05 / 7) for n in grid]
     assert free == max(fixed, key=lambda result: result.epsilon_lower)
-    assert free.epsilon_lower < max(one_run_audit(scores, included, delta=1e-6, num_guesses=n).epsilon_lower for n in (100, 200, 400, 800))
-    assert guess_grid(3) == (1, 3)
+    assert free.epsilon_lower < max(one_run_audit(scores, included, delta=1e-6, num_guesses=n).epsilon_lower for n in grid)
+    assert guess_grid(100) == (12, 25, 50, 100), "fewer than 8 guesses are too few"
     assert guess_grid(1) == (1,)
 
 
@@ -240,6 +258,148 @@ def test_fault_no_noise_is_found_at_once() -> None:
     result = one_run_audit(included.astype(float), included, delta=1e-5)
     assert result.num_correct == result.num_guesses
     assert result.epsilon_lower > 4
+
+
+# --- the bound through trade-off functions ---
+
+
+def pure(epsilon: float) -> TradeOff:
+    """The trade-off function of (epsilon, 0)."""
+    return pairs_trade_off(np.array([epsilon]), np.array([0.0]))
+
+
+@pytest.mark.parametrize(("num_canaries", "num_guesses"), [(40, 40), (300, 40), (7, 5), (1, 1)])
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
+def test_randomised_response_is_refuted_only_where_its_tail_allows_it(num_canaries: int, num_guesses: int, epsilon: float) -> None:
+    """It is epsilon-private, so no tail of its binomial may be refuted as it is; when all guesses are right, any larger one is."""
+    chance = 1 / (1 + math.exp(-epsilon))
+    for correct in range(num_guesses + 1):
+        tail = float(binom.sf(correct - 1, num_guesses, chance))
+        counts = {"num_canaries": num_canaries, "num_guesses": num_guesses, "num_correct": correct}
+        if 1e-9 < tail < 0.99:
+            assert not is_refuted(pure(epsilon), **counts, confidence=1 - 0.999 * tail)
+            if correct == num_guesses:
+                assert is_refuted(pure(epsilon), **counts, confidence=1 - 1.001 * tail)
+
+
+def largest_tail(lines: list[tuple[float, float]], *, num_canaries: int, num_guesses: int, num_correct: int) -> float:
+    """The most probable that so many guesses are right, as a linear program over the probabilities of every number of right guesses.
+
+    `lines` are slopes and heights whose maximum is the trade-off's lower bound on false positives; nothing is taken for granted of where
+    the maximum lies.
+    """
+    n, m, rows, limits = num_guesses, num_canaries, [], []
+    right = [[j / m if j >= i else 0.0 for j in range(n + 1)] for i in range(n + 2)]
+    wrong = [[(n - j) / m if j >= i else 0.0 for j in range(n + 1)] for i in range(n + 1)]
+    for i in range(n):
+        for slope, height in lines:
+            rows.append([slope * r - w for r, w in zip(right[i + 1], wrong[i], strict=True)])
+            limits.append(-height)
+    goal = [-1.0 if j >= num_correct else 0.0 for j in range(n + 1)]
+    found = linprog(goal, A_ub=rows, b_ub=limits, A_eq=[[1.0] * (n + 1)], b_eq=[1.0])
+    assert found.success
+    return float(-found.fun)
+
+
+@pytest.mark.parametrize(("num_canaries", "num_guesses", "num_correct"), [(6, 6, 5), (6, 4, 4), (20, 10, 8), (12, 3, 3), (9, 9, 9)])
+@pytest.mark.parametrize(("epsilon", "delta"), [(1.0, 0.05), (0.3, 0.2), (2.0, 0.01)])
+def test_recursion_is_the_linear_program(num_canaries: int, num_guesses: int, num_correct: int, epsilon: float, delta: float) -> None:
+    lines = [(math.exp(-epsilon), -delta * math.exp(-epsilon)), (math.exp(epsilon), 1 - delta - math.exp(epsilon)), (0.0, 0.0)]
+    tail = largest_tail(lines, num_canaries=num_canaries, num_guesses=num_guesses, num_correct=num_correct)
+    curve = pairs_trade_off(np.array([epsilon]), np.array([delta]))
+    for confidence, expected in ((1 - 1.001 * tail, True), (1 - 0.999 * tail, False)):
+        if 0.0 < confidence < 1.0:
+            assert (
+                is_refuted(curve, num_canaries=num_canaries, num_guesses=num_guesses, num_correct=num_correct, confidence=confidence)
+                == expected
+            )
+
+
+def gaussian_scales(noise_multiplier: float = 1.0, *, delta: float = 1e-5) -> Family:
+    """One Gaussian release with its noise scaled."""
+    found = noise_family([Release(noise_multiplier)], delta=delta)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("num_canaries", "num_guesses", "num_correct", "mu"), GOLDEN_MU)
+def test_largest_refuted_mu(num_canaries: int, num_guesses: int, num_correct: int, mu: float) -> None:
+    """Values of a linear program with 100 to 400 tangents of the Gaussian's curve, to 1%."""
+    counts = {"num_canaries": num_canaries, "num_guesses": num_guesses, "num_correct": num_correct}
+    assert is_refuted(gaussian_trade_off(0.99 * mu), **counts)
+    assert not is_refuted(gaussian_trade_off(1.01 * mu), **counts)
+
+
+def trade_off_bounds(*, noise_multiplier: float, num_trials: int, num_canaries: int, family: Family) -> Floats:
+    """The audit's lower bounds in independent runs of a sum of orthogonal vectors with noise."""
+    rng = np.random.default_rng(14)
+    results = []
+    for _ in range(num_trials):
+        included = rng.random(num_canaries) < 0.5
+        scores = gaussian_mechanism(rng, included, noise_multiplier=noise_multiplier)
+        results.append(trade_off_audit(scores, included, family=family).epsilon_lower)
+    return np.array(results)
+
+
+@pytest.mark.parametrize("claimed", [1.0, 4.0])
+def test_honest_noise_is_refuted_as_rarely_as_promised_and_half_of_it_always(claimed: float) -> None:
+    noise_multiplier = analytic_sigma(claimed, delta=1e-5)
+    family = gaussian_scales(noise_multiplier)
+    assert family.epsilon(1.0) == pytest.approx(claimed, rel=1e-4)
+    honest = trade_off_bounds(noise_multiplier=noise_multiplier, num_trials=150, num_canaries=1000, family=family)
+    assert (honest > claimed).sum() <= most_failures(150, 0.05)
+    assert np.median(honest) > claimed / 3 or claimed == 1.0, "a thousand canaries show a third of 4, if not of 1"
+    dishonest = trade_off_bounds(noise_multiplier=noise_multiplier / 2, num_trials=10, num_canaries=5000, family=family)
+    assert (dishonest > claimed).all() or claimed == 1.0
+    without = trade_off_bounds(noise_multiplier=noise_multiplier / 20, num_trials=5, num_canaries=1000, family=family)
+    assert (without > claimed).all()
+
+
+def test_bound_errs_at_most_as_often_as_promised_where_it_is_sharp() -> None:
+    """Randomised response, audited through the family of all (epsilon, 0): not only honest, but nearly as often wrong as it may be."""
+    rng, family, wrong = np.random.default_rng(15), Family(pure, lambda scale: scale), 0
+    for _ in range(400):
+        included = rng.random(64) < 0.5
+        scores = randomised_response(rng, included, epsilon=1.0)
+        wrong += trade_off_audit(scores, included, family=family, confidence=0.8).epsilon_lower > 1.0
+    assert 10 <= wrong <= most_failures(400, 0.2)
+
+
+@pytest.mark.parametrize("claimed", [2.0, 4.0])
+@pytest.mark.parametrize("delta", [1e-5, 1e-3])
+def test_it_is_tighter_than_the_bound_without_a_curve(claimed: float, delta: float) -> None:
+    noise_multiplier = analytic_sigma(claimed, delta=delta)
+    rng = np.random.default_rng(16)
+    included = rng.random(3000) < 0.5
+    scores = gaussian_mechanism(rng, included, noise_multiplier=noise_multiplier)
+    tighter = trade_off_audit(scores, included, family=gaussian_scales(noise_multiplier, delta=delta))
+    plain = one_run_audit(scores, included, delta=delta)
+    assert claimed > tighter.epsilon_lower > 1.2 * plain.epsilon_lower
+    assert plain.epsilon_lower > 0.5 or delta == 1e-3, "with such a delta 3,000 canaries are too many for it"
+
+
+def test_scores_that_know_nothing_refute_nothing_and_perfect_ones_everything() -> None:
+    included = np.random.default_rng(17).random(400) < 0.5
+    nothing = trade_off_audit(np.zeros(400), included, family=gaussian_scales())
+    assert nothing.epsilon_lower < 0.3
+    assert trade_off_audit(-included.astype(float), included, family=gaussian_scales()).epsilon_lower == 0.0
+    perfect = trade_off_audit(included.astype(float), included, family=gaussian_scales())
+    assert perfect.epsilon_lower > 6
+    assert perfect.num_correct == perfect.num_guesses
+
+
+def test_roc_runs_through_every_threshold() -> None:
+    scores_in, scores_out = [3.0, 2.0, 2.0, 0.0], [2.0, 1.0]
+    fpr, tpr = roc_points(scores_in, scores_out, most=100)
+    assert list(zip(fpr, tpr, strict=True)) == [(0, 0), (0, 0.25), (0.5, 0.75), (1, 0.75), (1, 1)]
+    rng = np.random.default_rng(18)
+    many_in, many_out = rng.normal(1, 1, 5000), rng.normal(0, 1, 5000)
+    fpr, tpr = roc_points(many_in, many_out, most=200)
+    assert len(fpr) <= 201
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, tpr[0], 1, 1)
+    for rate in (0.0002, 0.001, 0.01, 0.3):
+        found = tpr[np.searchsorted(fpr, rate + 1e-12, side="right") - 1]
+        assert found == pytest.approx(tpr_at_fpr(many_in, many_out, fpr=rate).value, abs=0.02)
 
 
 # --- the Gaussian estimate ---

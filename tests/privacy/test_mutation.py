@@ -5,7 +5,7 @@ steps for records, and `final_audit` for the bound that stands beside the ledger
 of a mechanism that keeps its promise contradict it with a probability of 2% at most; the seeds are fixed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from raysim.federation.server import begin
 from raysim.lora.layout import Vector, initial_adapter
 from raysim.measure.audits import Audited, CanaryPlan, final_audit, plan_canaries, verdict
 from raysim.measure.evaluate import Job
-from raysim.methods.call import ClientCall
+from raysim.methods.call import CANARY_NOTES, ClientCall
 from raysim.methods.dplora import dplora as dplora_group
 from raysim.model import private_train
 from raysim.model.language_model import LanguageModel
@@ -46,11 +46,13 @@ def nothing_to_evaluate(work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
     raise AssertionError(f"{len(work)} jobs for an audit that needs no model")
 
 
-def audited(config: Config, plan: CanaryPlan, mechanism: Mechanism, *, first: Vector, last: Vector) -> dict[str, Any]:
+def audited(
+    config: Config, plan: CanaryPlan, mechanism: Mechanism, *, first: Vector, last: Vector, notes: Mapping[int, Any] | None = None
+) -> dict[str, Any]:
     """The bound on epsilon beside the ledger's epsilon, as at the end of a run."""
     ledger = ledger_of(mechanism, mechanism.num_rounds)
-    run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate)
-    found = final_audit(plan, run, tokenizer=None, ledger=ledger)
+    run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate, notes=notes or {})
+    found = final_audit(plan, run, tokenizer=None, ledger=ledger, mechanism=mechanism)
     assert found is not None
     one_run: dict[str, Any] = found["one_run"]
     assert 1.0 <= one_run["epsilon_claimed"] <= 2.0
@@ -160,8 +162,10 @@ def audit_of_records(lm: LanguageModel, shard: tuple[Example, ...], *settings: s
     mechanism = Mechanism.from_config(config, shard_sizes=[len(shard)])
     first = initial_adapter(lm.layout, seed=seed)
     round = make_round(mechanism, {"adapter": first})
-    update = dplora(lm, ClientCall(config, mechanism, round, client_id=0, adapter=first, shard=shard, state=None)).upload["adapter"]
-    return audited(config, plan_canaries(config, first_record_id=8), mechanism, first=first, last=first + update)
+    result = dplora(lm, ClientCall(config, mechanism, round, client_id=0, adapter=first, shard=shard, state=None))
+    assert result.state is not None
+    plan, last = plan_canaries(config, first_record_id=8), first + result.upload["adapter"]
+    return audited(config, plan, mechanism, first=first, last=last, notes={0: result.state.arrays[CANARY_NOTES]})
 
 
 def without_noise_on_gradients(patch: pytest.MonkeyPatch) -> None:
