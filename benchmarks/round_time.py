@@ -24,10 +24,10 @@ import torch
 
 from raysim.config import Config, load
 from raysim.data.tokens import Example
+from raysim.federation.assignment import Assignment
 from raysim.federation.loop import start
 from raysim.federation.server import begin
 from raysim.federation.setup import prepare
-from raysim.federation.worker import Assignment
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import build_language_model
 from raysim.results.files import environment

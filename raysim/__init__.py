@@ -7,6 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 from raysim.config import Config, load
+from raysim.imports import uncollected
 
 if TYPE_CHECKING:
     from raysim.runs.compare import compare
@@ -20,6 +21,7 @@ def __getattr__(name: str) -> Any:
     """Imports the runner when it is first asked for: with torch and Ray it takes seconds that checking a config need not."""
     if name not in ("Run", "compare", "run"):
         raise AttributeError(f"module 'raysim' has no attribute {name!r}")
-    from raysim.runs import compare, run  # heavy, and not needed by who only reads configurations
+    with uncollected():
+        from raysim.runs import compare, run  # heavy, and not needed by who only reads configurations
 
     return {"Run": run.Run, "compare": compare.compare, "run": run.run}[name]

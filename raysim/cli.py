@@ -21,6 +21,7 @@ from raysim.commands import configs
 from raysim.config import Config, load
 from raysim.console.tables import print_comparison
 from raysim.errors import check_path, one_line, plain_errors
+from raysim.imports import uncollected
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
@@ -149,7 +150,8 @@ def _add_audit(commands: Any, chosen: str) -> None:
         commands, "audit", "attack a finished run: membership, canaries, a lower bound on epsilon, inversion", example=example
     )
     if chosen == "audit":
-        from raysim.commands import audit  # torch, transformers and Ray
+        with uncollected():
+            from raysim.commands import audit  # torch, transformers and Ray
 
         audit.add_arguments(command)
         command.set_defaults(command=audit.main, continues=True)
@@ -225,9 +227,10 @@ def _check_folder(folder: str) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim.reports.tables import comparison_rows
-    from raysim.results.folders import RunFolder
-    from raysim.runs import run as runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    with uncollected():
+        from raysim.reports.tables import comparison_rows
+        from raysim.results.folders import RunFolder
+        from raysim.runs import run as runner  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     done = runner.run(config, display=False if arguments.quiet else None)
     print_comparison(comparison_rows([RunFolder(done.out).summary]))
@@ -237,11 +240,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    from raysim.claims import page as claims_report
-    from raysim.reports.tables import comparison_rows
-    from raysim.results import files
-    from raysim.results.folders import RunFolder
-    from raysim.runs.compare import compare, comparison_folder  # as in _run
+    with uncollected():
+        from raysim.claims import page as claims_report
+        from raysim.reports.tables import comparison_rows
+        from raysim.results import files
+        from raysim.results.folders import RunFolder
+        from raysim.runs.compare import compare, comparison_folder  # as in _run
 
     runs = compare(config, display=False if arguments.quiet else None)
     out = comparison_folder(config)
@@ -258,7 +262,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     check_sweep(config)
     check_points(config, grid_points(config) if config.sweep.search == "grid" else probe_points(config))
-    from raysim.sweeps import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
+    with uncollected():
+        from raysim.sweeps import sweep  # torch, transformers and Ray: seconds to import, for which no refusal should wait
 
     return sweep.main(arguments)
 

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 # `methods.spec` is data about methods, which the configuration reads; the methods themselves stand far above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors", "methods.spec"),
+    ("rng", "errors", "imports", "methods.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),

@@ -18,8 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from raysim.config import load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.federation.assignment import Assignment
 from raysim.federation.faults import check_outcomes
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.lora.layout import Vector, check_adapter, initial_adapter, load_adapter, save_adapter, unflatten
 from raysim.methods.registry import method_of
 from raysim.model.base_model import load_base_model

@@ -19,9 +19,9 @@ from typing import Any
 
 from raysim.config import Config, with_overrides
 from raysim.console.tables import print_rows
+from raysim.federation.assignment import Assignment
 from raysim.federation.loop import start
 from raysim.federation.setup import prepare
-from raysim.federation.worker import Assignment
 from raysim.lora.layout import load_adapter
 from raysim.measure.audits import Audited, inversion_rows, lira_attack, membership_attack, verdict
 from raysim.model.base_model import load_base_model

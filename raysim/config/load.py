@@ -9,9 +9,10 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from importlib import resources as package_resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from raysim.errors import LONGEST_SHOWN, did_you_mean, one_line, shown
 
 LONGEST_REASON = 300
 """Characters of what the parser says."""
+SECTIONS = frozenset(field.name for field in dataclasses.fields(Config))
+"""The fields of a configuration, most of which are sections."""
 
 
 def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -34,12 +37,8 @@ def load(source: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -
 
     Errors: ValueError in one line naming the key, the value, and the bound or remedy.
     """
-    layers: list[DictConfig] = []
-    if str(source):
-        layers.append(_read(find_config(source)))
-    for item in overrides:
-        layers.append(_parse_override(item))
-    return from_layers(layers)
+    layers = [_read(find_config(source))] if str(source) else []
+    return _validated(_merged([*layers, *map(_override, overrides)]))
 
 
 def from_layers(layers: list[DictConfig]) -> Config:
@@ -47,14 +46,25 @@ def from_layers(layers: list[DictConfig]) -> Config:
 
     Errors: ValueError in one line naming the key, the value, and the bound or remedy.
     """
-    layers = [_with_lists(layer) for layer in layers]
-    for layer in layers:
-        for key in flatten_keys({str(k): v for k, v in _plain(layer).items() if k != "compare"}):
-            if reason := unknown(key):
-                raise ValueError(reason)
-        _refuse_other_shapes(layer)
+    return _validated(_merged([_checked(layer) for layer in layers]))
+
+
+def _checked(layer: DictConfig) -> DictConfig:
+    """A layer whose keys there are and whose lists and mappings are such."""
+    layer = _with_lists(layer)
+    for key in flatten_keys({str(k): v for k, v in _plain(layer).items() if k != "compare"}):
+        if reason := unknown(key):
+            raise ValueError(reason)
+    _refuse_other_shapes(layer)
+    return layer
+
+
+def _merged(layers: Sequence[DictConfig]) -> Config:
+    """The defaults and checked layers, merged by OmegaConf: those sections alone that a layer names, unless a value refers to others."""
+    named = frozenset(str(key) for layer in layers for key in layer)
+    whole = not named <= SECTIONS or any("${" in repr(_plain(layer)) for layer in layers)
     with _as_refusals():
-        merged = OmegaConf.merge(_defaults(), *layers)
+        merged = OmegaConf.merge(_defaults() if whole else _part(named), *layers)
         for key in (key.name for key in KEYS.values() if key.replaced):
             for layer in layers:
                 given = OmegaConf.select(layer, key)
@@ -62,6 +72,10 @@ def from_layers(layers: list[DictConfig]) -> Config:
                     OmegaConf.update(merged, key, given, merge=False)
         config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
+    return config
+
+
+def _validated(config: Config) -> Config:
     return validate(resolve_auto(dataclasses.replace(config, out=os.path.expanduser(config.out))))
 
 
@@ -127,12 +141,16 @@ def _plain(layer: DictConfig) -> dict[str, Any]:
 
 
 def with_overrides(config: Config, overrides: dict[str, Any]) -> Config:
-    """A copy of `config` with dotted keys replaced, validated again."""
+    """A copy of the valid `config` with dotted keys replaced, validated again."""
     layer = OmegaConf.create({})
     with _as_refusals():
         for key, value in overrides.items():
             OmegaConf.update(layer, str(key), value, merge=True)
-    return from_layers([OmegaConf.create(to_dict(config)), layer])
+    layer = _checked(layer)
+    named = {str(key) for key in layer}
+    before = OmegaConf.create({name: value for name, value in to_dict(config).items() if name in named})
+    merged = _merged([before, layer])
+    return _validated(dataclasses.replace(config, **{name: attrgetter(name)(merged) for name in named}))
 
 
 def to_yaml(config: Config) -> str:
@@ -177,6 +195,17 @@ def _defaults() -> DictConfig:
     return merged
 
 
+@cache
+def _part(names: frozenset[str]) -> DictConfig:
+    """Of the schema with its defaults these sections alone; what is made of it has the defaults of the others."""
+    part = copy.deepcopy(_defaults())
+    OmegaConf.set_struct(part, False)
+    for name in SECTIONS - names:
+        del part[name]
+    OmegaConf.set_struct(part, None)
+    return part
+
+
 def _thaw(node: Any) -> None:
     """Clears the read-only flag that OmegaConf derives from frozen dataclasses (the result is frozen again)."""
     if isinstance(node, DictConfig):
@@ -188,15 +217,30 @@ def _thaw(node: Any) -> None:
 
 
 def _read(path: Path) -> DictConfig:
+    """A file's layer."""
     try:
-        loaded = OmegaConf.load(path)
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"config: {path} cannot be read: {error.strerror or one_line(error)}") from None
+    return _layer_of(path, content)
+
+
+@lru_cache(maxsize=64)
+def _layer_of(path: Path, content: bytes) -> DictConfig:
+    """The layer of a file with this content (a merge copies it)."""
+    try:
+        loaded = OmegaConf.load(path)
     except Exception as error:  # the parser and OmegaConf raise many kinds
         raise ValueError(f"config: {path} is not valid YAML: {one_line(error)[:LONGEST_REASON]}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"config: {path} must hold key: value pairs")
-    return loaded
+    return _checked(loaded)
+
+
+@lru_cache(maxsize=4096)
+def _override(item: str) -> DictConfig:
+    """The layer of one `key=value` (a merge copies it)."""
+    return _checked(_parse_override(item))
 
 
 def _parse_override(item: str) -> DictConfig:

@@ -5,11 +5,13 @@ Left out: carrying on without a client whose work failed by itself. A run ends t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raysim.model.train import TrainStats
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import numpy_rng
+
+if TYPE_CHECKING:  # the process of a server needs no language model
+    from raysim.model.train import TrainStats
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Outcome:
     """What the record of a round says of one client (the simulation's own view: a real server would not see it)."""
 
     client_id: int
-    stats: TrainStats | None
+    stats: "TrainStats | None"
     """What its training came to; None where it failed."""
     synthetic: tuple[dict[str, Any], ...] = ()
     """Records it generated, with verdicts and scores."""

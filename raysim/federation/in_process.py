@@ -1,16 +1,13 @@
-"""Clients and server of a simulation in this process, without Ray."""
+"""The clients of a simulation in this process, without Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from raysim.federation.assignment import Assignment
 from raysim.federation.loop import OnDone
-from raysim.federation.server import ServerState, step
-from raysim.federation.server_optimizer import ServerOptimizer
 from raysim.federation.setup import Experiment
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.lora.layout import Vector
-from raysim.lora.rule import lora_rule
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import Part
@@ -50,18 +47,3 @@ class LocalClients:
             results.append(self._worker.run_job(self._assignment.config.lora, adapter, job))
             on_done()
         return results
-
-
-@dataclass(frozen=True)
-class LocalServer:
-    """The server in this process."""
-
-    assignment: Assignment
-
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
-        """See `Server`."""
-        config = self.assignment.config
-        server, rule = config.server, lora_rule(config.lora.aggregation)
-        optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
-        mechanism = self.assignment.mechanism
-        return step(state, round, parts, mechanism=mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer, rule=rule)

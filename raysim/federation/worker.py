@@ -6,13 +6,13 @@ Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from raysim.config import Config, LoraConfig
+from raysim.config import LoraConfig
 from raysim.data.tokens import Example
+from raysim.federation.assignment import Assignment
 from raysim.federation.faults import Outcome
 from raysim.lora.layout import Layout, Upload, Vector, check_adapter
 from raysim.lora.rule import lora_rule
@@ -23,22 +23,9 @@ from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.privacy.aggregation import Part, sum_chunk
 from raysim.privacy.cohort import Round
-from raysim.privacy.mechanism import Mechanism
 
 GROUP_SIZE = 1
 """Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What stays the same over a run's calls."""
-
-    config: Config
-    mechanism: Mechanism
-    weights: tuple[float, ...]
-    """The weight of each client's update."""
-    public: tuple[Example, ...] = ()
-    """Public records that stand in for synthetic ones, where they come from a file."""
 
 
 class Worker:

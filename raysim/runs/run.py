@@ -19,12 +19,13 @@ from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import describe_chat
 from raysim.errors import plain_errors
-from raysim.federation.in_process import LocalClients, LocalServer
+from raysim.federation.assignment import Assignment, LocalServer
+from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import Clients, Server, Simulation, released, simulate, start
 from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster
 from raysim.federation.setup import EncodedData, Experiment, prepare
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype

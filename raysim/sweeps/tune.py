@@ -18,26 +18,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ray
-from ray import tune
-from ray.air.integrations.mlflow import MLflowLoggerCallback
-from ray.air.integrations.wandb import WandbLoggerCallback
-from ray.exceptions import OutOfMemoryError
-from ray.tune.logger import TBXLoggerCallback
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
+from raysim.imports import uncollected
 
-from raysim.config import Config
-from raysim.console.sweep_progress import SweepProgress
-from raysim.federation.on_ray import clients as actors
-from raysim.federation.on_ray import cluster, memory
-from raysim.federation.setup import data_key, encode_data
-from raysim.federation.worker import Worker
-from raysim.results import files as runfiles
-from raysim.runs import run as runner
-from raysim.sweeps.space import Point, axes, first_alike, point_of
-from raysim.sweeps.trial import WarmBackend, first_line, records_of, reported, status, trial_folder, trial_of
+with uncollected():
+    import ray
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+    from ray.air.integrations.wandb import WandbLoggerCallback
+    from ray.exceptions import OutOfMemoryError
+    from ray.tune.logger import TBXLoggerCallback
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+    from ray.tune.search import Searcher
+    from ray.tune.search.optuna import OptunaSearch
+
+    from raysim.config import Config
+    from raysim.console.sweep_progress import SweepProgress
+    from raysim.federation.on_ray import clients as actors
+    from raysim.federation.on_ray import cluster, memory
+    from raysim.federation.setup import data_key, encode_data
+    from raysim.federation.worker import Worker
+    from raysim.results import files as runfiles
+    from raysim.runs import run as runner
+    from raysim.sweeps.space import Point, axes, first_alike, point_of
+    from raysim.sweeps.trial import WarmBackend, first_line, records_of, reported, status, trial_folder, trial_of
 
 LOGGERS: dict[str, tuple[str, Callable[[Config], Any]]] = {
     "tensorboard": ("tensorboardX", lambda config: TBXLoggerCallback()),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,6 +39,7 @@ from raysim.config import (
     with_overrides,
 )
 from raysim.config import schema as config_module
+from raysim.config.load import _merged, _override
 from raysim.runs.compare import comparison
 from raysim.runs.run import run
 from raysim.sweeps.space import grid_points, trial_config
@@ -602,6 +603,70 @@ def test_with_overrides_changes_a_copy_and_checks_it() -> None:
     assert (config.lora.rank, changed.lora.rank) == (16, 2)
     with pytest.raises(ValueError, match=r"^lora\.rank=0"):
         with_overrides(config, {"lora.rank": 0})
+
+
+def plainly_merged(overrides: list[str]) -> Config:
+    """The definition of a load: all defaults, then one override after the other, through OmegaConf; nothing decided or checked."""
+    schema = OmegaConf.structured(Config)
+
+    def thaw(node: Any) -> None:
+        OmegaConf.set_readonly(node, False)
+        for key in node if isinstance(node, DictConfig) else ():
+            if OmegaConf.is_config(node[key]):
+                thaw(node[key])
+
+    thaw(schema)
+    found = OmegaConf.to_object(OmegaConf.merge(schema, *(OmegaConf.from_dotlist([item]) for item in overrides)))
+    assert isinstance(found, Config)
+    return found
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "lora.rank=3",
+                "train.lr=1",
+                "seed=7",
+                "name=null-and-void",
+                "lora.target_modules=[a,b]",
+                "partition.alpha=0.25",
+                "compare={a: {lora.rank: 2}}",
+                "compare_seeds=[0,3]",
+                "resources.client.num_cpus=2",
+                "sweep.max_concurrent=2",
+                "data.details_field=x",
+                "train.max_steps=${lora.rank}",
+                "name=run-${seed}-${method.name}",
+                "audit.multiplicities=[1]",
+                "server.num_rounds=${train.batch_size}",
+                "method.name=dplora",
+                'sweep.seeds=["${seed}",1]',
+                "evaluate.labels=never",
+            ]
+        ),
+        max_size=5,
+        unique_by=lambda item: item.partition("=")[0],
+    )
+)
+def test_what_is_not_named_is_as_if_all_had_been_merged(overrides: list[str]) -> None:
+    expected = plainly_merged(overrides)
+    assert _merged([_override(item) for item in overrides]) == expected
+    assert load("", overrides) == load("", overrides)
+    plain = {key: value for key, value in flatten_keys(to_dict(expected)).items() if FLAT.get(key) != value}
+    if "method.name" not in plain and not expected.compare:  # the first decides again what is decided, the second is a whole
+        assert with_overrides(load(), plain) == load("", overrides)
+
+
+def test_a_file_that_has_changed_and_an_override_that_was_used_elsewhere_are_read_as_they_stand(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", "lora: {rank: 4}\n")
+    assert load(path, ["compare={a: {lora.rank: 2}}", "train.lr=0.5"]).lora.rank == 4
+    written(path, "lora: {rank: 8}\n")
+    assert load(path).lora.rank == 8
+    assert (load(path).compare, load("", ["train.lr=0.5"]).compare) == ({}, {})
+    several = [load(path, ["compare={a: {lora.rank: 2}}", f"compare.b.lora.rank={rank}"]).compare for rank in (2, 3)]
+    assert several == [{"a": {"lora.rank": 2}, "b": {"lora": {"rank": rank}}} for rank in (2, 3)]
 
 
 def round_trip(config: Config, path: Path) -> Config:

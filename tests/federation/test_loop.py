@@ -19,10 +19,11 @@ from raysim.attacks.views import ClientView
 from raysim.data.configured import chat_format
 from raysim.data.similarity import details_found, largest_rouge_l
 from raysim.federation import loop
+from raysim.federation.assignment import Assignment
 from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import due
 from raysim.federation.setup import Experiment, prepare
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.lora.layout import Vector
 from raysim.measure.evaluate import Job
 from raysim.privacy.clipping import clip_and_sum

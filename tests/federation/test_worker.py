@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from raysim.config import Config, load
+from raysim.federation.assignment import Assignment
 from raysim.federation.faults import check_outcomes
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.methods.registry import method_of
 from raysim.model.base_model import load_base_model

@@ -20,9 +20,9 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-from raysim.federation.on_ray.clients import ServerActor
+from raysim.federation.assignment import Assignment
+from raysim.federation.on_ray.server import ServerActor
 from raysim.federation.server import ServerState
-from raysim.federation.worker import Assignment
 from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import results, small

@@ -9,8 +9,9 @@ import pytest
 from scipy.special import softmax
 
 from raysim.config import load
+from raysim.federation.assignment import Assignment
 from raysim.federation.setup import prepare
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.methods.call import ClientState
 from raysim.methods.fedit import fedit as fedit_group
 from raysim.methods.fewfedweight import aggregation_weight, answers, energy_weights, hold_back

@@ -10,10 +10,11 @@ import pytest
 
 from raysim.config import CHOICES, Config
 from raysim.console.progress import Progress
-from raysim.federation.in_process import LocalClients, LocalServer
+from raysim.federation.assignment import Assignment, LocalServer
+from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import Simulation, run_round, start
 from raysim.federation.setup import prepare
-from raysim.federation.worker import Assignment, Worker
+from raysim.federation.worker import Worker
 from raysim.lora.layout import Vector
 from raysim.methods.spec import METHODS as SPECS
 from raysim.model.base_model import load_base_model

@@ -11,22 +11,26 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-import torch
-from ray.exceptions import RayTaskError
+from raysim.imports import uncollected
 
-from raysim.config import LoraConfig, ResourcesConfig
-from raysim.federation.in_process import LocalServer
-from raysim.federation.loop import OnDone
-from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
-from raysim.federation.server import ServerState
-from raysim.federation.setup import Experiment
-from raysim.federation.worker import Assignment, Worker
-from raysim.lora.layout import Vector
-from raysim.measure.evaluate import Job
-from raysim.methods.call import ClientState
-from raysim.model.base_model import BaseModel
-from raysim.privacy.cohort import Round
+with uncollected():
+    import ray
+    import torch
+    from ray.exceptions import RayTaskError
+
+    from raysim.config import LoraConfig, ResourcesConfig
+    from raysim.federation.assignment import Assignment
+    from raysim.federation.loop import OnDone
+    from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
+    from raysim.federation.on_ray.server import ServerActor
+    from raysim.federation.server import ServerState
+    from raysim.federation.setup import Experiment
+    from raysim.federation.worker import Worker
+    from raysim.lora.layout import Vector
+    from raysim.measure.evaluate import Job
+    from raysim.methods.call import ClientState
+    from raysim.model.base_model import BaseModel
+    from raysim.privacy.cohort import Round
 
 GIB = 2**30
 
@@ -67,18 +71,6 @@ class ClientActor:
         if self._worker is None:
             self._worker = Worker(base, device=self._device, num_threads=self._num_threads)
         return self._worker
-
-    def pid(self) -> int:
-        """This actor's process id."""
-        return os.getpid()
-
-
-class ServerActor:
-    """The server's transition in a process of its own. It keeps nothing: the state comes and goes with each call."""
-
-    def step(self, assignment: Assignment, state: ServerState, round: Round, *parts: Any) -> tuple[ServerState, dict[str, Any]]:
-        """See `LocalServer.step`."""
-        return LocalServer(assignment).step(state, round, [part for part in parts if part is not None])
 
     def pid(self) -> int:
         """This actor's process id."""
