@@ -1,5 +1,6 @@
 """The tables that commands end with: formatted on a terminal, plain aligned text elsewhere."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,18 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("uplink_bytes", "uplink", "uplink"),
     ("tokens_per_s", "tokens/s", "tokens/s"),
 )
+SHORT_HEADINGS = {
+    "train/control": "tr./ctrl",
+    "held-out": "held",
+    "ROUGE-L": "ROUGE",
+    "bits/record": "bits",
+    "member\n": "\n",
+    "tokens/s": "tok/s",
+    "details": "det.",
+    "epsilon": "eps",
+    "accuracy": "acc.",
+}
+"""What stands in headings where there is little room."""
 OPTIONAL_COLUMNS = ("label_accuracy", "memory", "memory_auc")
 """Columns that are left out where no run has the figure."""
 MEMORY_NOTE = (
@@ -125,18 +138,20 @@ def _aligned(lines: Sequence[Sequence[str]], *, gap: str) -> list[str]:
 
 
 def _short_heading(heading: str) -> str:
-    return (
-        heading.replace("train/control", "train/ctrl")
-        .replace("bits/record", "bits/rec.")
-        .replace("held-out", "heldout")
-        .replace("tokens/s", "tok/s")
-    )
+    for long, short in SHORT_HEADINGS.items():
+        heading = heading.replace(long, short)
+    return heading
 
 
 def _cell(text: Mapping[str, str], key: str, *, wide: bool) -> str:
-    return (
-        text[key] if wide else text[key].replace(" / ", "/").replace(" ± ", "±").replace(NO_GUARANTEE, "none").replace("not sent", MISSING)
-    )
+    return text[key] if wide else short_text(text[key])
+
+
+def short_text(text: str) -> str:
+    """A cell where there is little room: no blanks around signs, and two decimals for three."""
+    for long, short in ((" / ", "/"), (" ± ", "±"), (NO_GUARANTEE, "none"), ("not sent", MISSING)):
+        text = text.replace(long, short)
+    return re.sub(r"\b\d\.\d{3}\b", lambda number: f"{float(number[0]):.2f}", text)
 
 
 def _style(row: Compared, key: str) -> str:

@@ -24,7 +24,6 @@ from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
-
 CANARY_NOTES = "canary notes"
 """The array of a client's state in which an audit keeps what it saw of the client's messages."""
 
@@ -104,7 +103,10 @@ class ClientCall:
         """Of the gradient canaries that are in the run, those dealt to this client."""
         if self.config.audit.canary != "gradient" or not self.config.audit.num_canaries:
             return ()
-        holder_M, coin_M = gradient_holders(self.config, self.mechanism), canary_coins(self.config.audit.num_canaries, seed=self.config.seed)
+        holder_M, coin_M = (
+            gradient_holders(self.config, self.mechanism),
+            canary_coins(self.config.audit.num_canaries, seed=self.config.seed),
+        )
         return tuple(np.flatnonzero(coin_M & (holder_M == self.client_id)).tolist())
 
     def noted(self, upload: Upload, *, frozen: NDArray[np.bool_] | None) -> ClientState | None:

@@ -247,7 +247,9 @@ def _roc_panels(named: Sequence[NamedRun]) -> Iterator[Panel]:
     for number, one in enumerate(named, start=1):
         found = one.audit.roc or {}
         curves = [
-            figures.Roc(f"{name}, {found[kind]['num_in']:,} in and {found[kind]['num_out']:,} out", figures.COLOURS[colour][0], _points(found[kind]))
+            figures.Roc(
+                f"{name}, {found[kind]['num_in']:,} in and {found[kind]['num_out']:,} out", figures.COLOURS[colour][0], _points(found[kind])
+            )
             for kind, name, colour in ROC_KINDS
             if kind in found
         ]

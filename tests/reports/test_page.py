@@ -13,7 +13,7 @@ import pytest
 from matplotlib import image
 
 from raysim.attacks.views import SEES
-from raysim.console.tables import COLUMNS
+from raysim.console.tables import columns_of
 from raysim.reports import figures
 from raysim.reports.page import write_comparison_report, write_run_report
 from raysim.reports.tables import comparison_rows
@@ -21,7 +21,20 @@ from raysim.results.folders import so_far
 from tests.run_folders import record, write_run
 
 METHODS = ("base", "fedit", "fedpit", "dplora")
-COMPARISON_FIGURES = {"memory", "extraction", "leakage", "utility", "details", "tradeoff", "epsilon", "partition", "bytes", "candidates", "prefixed", "nearness"}
+COMPARISON_FIGURES = {
+    "memory",
+    "extraction",
+    "leakage",
+    "utility",
+    "details",
+    "tradeoff",
+    "epsilon",
+    "partition",
+    "bytes",
+    "candidates",
+    "prefixed",
+    "nearness",
+}
 
 
 class Page(HTMLParser):
@@ -128,7 +141,9 @@ def test_figures_are_files_with_something_on_them(report: Path) -> None:
 
 
 def test_the_table_in_the_page_agrees_with_the_summaries(page: Page, runs: list[Path]) -> None:
-    assert [cell.split() for cell in page.results[0]] == [heading.split() for _, heading, _ in COLUMNS]
+    assert [cell.split() for cell in page.results[0]] == [
+        heading.split() for _, heading, _ in columns_of(comparison_rows([so_far(run).summary for run in runs]))
+    ]
     shown = {row[0].strip(): row for row in page.results[1:]}
     assert list(shown) == ["base model", "FEDIT", "FEDPIT", "└ kept private", "DP-LoRA"]
     for label, folder in zip(("base model", "FEDIT", "FEDPIT", "DP-LoRA"), runs, strict=True):
@@ -136,18 +151,22 @@ def test_the_table_in_the_page_agrees_with_the_summaries(page: Page, runs: list[
         row = shown[label]
         assert float(row[1]) == pytest.approx(summary["eval"]["heldout_nll"], abs=5e-4)
         assert float(row[2]) == pytest.approx(summary["eval"]["heldout_rouge_l"], abs=5e-4)
-        leakage, control = map(float, row[3].split(" / "))
+        memory, reach = map(float, row[3].split(" ± "))
+        low, high = summary["attack"]["memory"]["bits_per_record_interval"]
+        assert memory == pytest.approx(summary["attack"]["memory"]["bits_per_record"], abs=0.05)
+        assert reach == pytest.approx((high - low) / 2, abs=0.05)
+        assert float(row[4]) == pytest.approx(summary["attack"]["memory"]["auc"], abs=5e-3)
+        leakage, control = map(float, row[5].split(" / "))
         assert leakage == pytest.approx(summary["attack"]["train_rouge_l"], abs=5e-4)
         assert control == pytest.approx(summary["attack"]["heldout_rouge_l"], abs=5e-4)
-        assert float(row[4].rstrip("%")) == pytest.approx(100 * summary["attack"]["train_exact_match"], abs=0.05)
-        assert float(row[5].rstrip("%")) == pytest.approx(100 * summary["attack"]["train_details_rate"], abs=0.05)
-        assert float(row[8].replace(",", "")) == pytest.approx(summary["tokens_per_s"], abs=0.5)
+        assert float(row[6].rstrip("%")) == pytest.approx(100 * summary["attack"]["train_details_rate"], abs=0.05)
+        assert float(row[9].replace(",", "")) == pytest.approx(summary["tokens_per_s"], abs=0.5)
     private = json.loads((runs[2] / "summary.json").read_text())["private"]
     assert float(shown["└ kept private"][1]) == pytest.approx(private["eval"]["heldout_nll"], abs=5e-4)
 
 
 def test_no_epsilon_reads_as_no_guarantee(page: Page) -> None:
-    epsilon = {row[0].strip(): row[6] for row in page.results[1:]}
+    epsilon = {row[0].strip(): row[7] for row in page.results[1:]}
     assert epsilon["FEDIT"] == epsilon["FEDPIT"] == "no guarantee"
     assert epsilon["base model"] == "—"
     assert float(epsilon["DP-LoRA"]) == pytest.approx(record("dplora", 4, 3)["epsilon"], rel=1e-2)
@@ -178,10 +197,33 @@ def test_best_is_taken_among_trained_runs_and_only_where_they_differ(runs: list[
     assert not any("uplink_bytes" in row.best for row in rows.values()), "all trained runs sent the same"
 
 
-def test_headline_names_the_run_that_leaks_most_only_where_one_does(runs: list[Path], page: Page, tmp_path: Path) -> None:
+def test_headline_says_how_many_bits_are_remembered_and_what_the_intervals_decide(page: Page) -> None:
+    assert "27.2 bits a record" in page.text.replace("\n", " ")
+    assert "FEDIT remembers 27.2 bits (24.7 to 29.7) of a training record" in page.text
+    assert "FEDPIT: 8.9 bits (6.4 to 11.4), it shows memory." in page.text
+    assert "DP-LoRA: 2.1 bits (-0.4 to 4.6), no memory shows." in page.text
+    assert "AUC 0.95 (0.91 to 0.98)" in page.text
+    assert re.search(r"Within 1,000,000 samples a record, \d+% come out word by word", page.text)
+
+
+def without_likelihoods(folder: Path) -> Path:
+    """The folder of a run in which only answers were compared."""
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    for one in (*rounds, summary):
+        one["attack"] = {key: value for key, value in one["attack"].items() if key not in ("memory", "extraction")}
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rounds))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_headline_names_the_run_that_leaks_most_only_where_one_does(tmp_path: Path) -> None:
+    several = [without_likelihoods(write_run(tmp_path / "all" / method, method)) for method in ("base", "fedit", "dplora")]
+    page = Page(write_comparison_report(tmp_path / "all", several).read_text(encoding="utf-8"))
     assert "FEDIT repeats its training answers the most" in page.text
     assert "Least: DP-LoRA" in page.text
-    folders = [write_run(tmp_path / name, "fedit", name=name) for name in ("one", "two")]
+    assert "fig-memory" not in page.figure_texts
+    folders = [without_likelihoods(write_run(tmp_path / name, "fedit", name=name)) for name in ("one", "two")]
     text = Page(write_comparison_report(tmp_path, folders).read_text(encoding="utf-8")).text
     assert "No run repeats its training answers more than another" in text
     assert "the most" not in text
@@ -238,7 +280,7 @@ def test_unfinished_run_says_so_and_shows_its_last_round(tmp_path: Path) -> None
     assert "3 of 6 rounds are recorded" in page.text
     assert page.results[1][0].strip() == "DP-LoRA (unfinished)"
     assert float(page.results[1][1]) == pytest.approx(record("dplora", 2, 3)["eval"]["heldout_nll"], abs=5e-4)
-    assert float(page.results[1][6]) == pytest.approx(record("dplora", 2, 3)["epsilon"], rel=1e-2)
+    assert float(page.results[1][7]) == pytest.approx(record("dplora", 2, 3)["epsilon"], rel=1e-2)
 
 
 def test_run_that_wrote_only_its_config_still_has_a_report(tmp_path: Path) -> None:
