@@ -27,10 +27,10 @@ class PowerRow:
     verdict: str
     detectable: float
     """The smallest difference that is called with probability 0.8."""
-    relative: float
-    """The same in units of the observed difference."""
+    relative: float | None
+    """The same in units of the observed difference; None where that is 0."""
     times_smaller: float | None
-    """Of REFERENCE the relative smallest difference, over that of this figure; None where REFERENCE was not measured."""
+    """Of REFERENCE the relative smallest difference, over that of this figure; None where either is missing."""
 
 
 def power_rows(runs: Runs, first: str, second: str, *, num_seeds: int = 0) -> list[PowerRow]:
@@ -48,12 +48,10 @@ def power_rows(runs: Runs, first: str, second: str, *, num_seeds: int = 0) -> li
         least = smallest_difference(contrast, figure, runs, num_seeds=num_seeds)
         if seen.mean is not None and least is not None:
             found.append((figure, seen, seen.mean, least))
-    relative = {figure: least / abs(mean) if mean else float("inf") for figure, _, mean, least in found}
-    reference = relative.get(REFERENCE)
+    relative = {figure: least / abs(mean) for figure, _, mean, least in found if mean}
+    times = {figure: relative[REFERENCE] / own for figure, own in relative.items() if REFERENCE in relative and own}
     return [
-        PowerRow(
-            figure, mean, seen.low, seen.high, seen.verdict, least, relative[figure], reference / relative[figure] if reference else None
-        )
+        PowerRow(figure, mean, seen.low, seen.high, seen.verdict, least, relative.get(figure), times.get(figure))
         for figure, seen, mean, least in found
     ]
 
@@ -66,6 +64,6 @@ def power_markdown(rows: Sequence[PowerRow], *, first: str, second: str) -> str:
     ]
     for row in rows:
         ends = f" ({row.low:+.4f} to {row.high:+.4f})" if row.low is not None and row.high is not None else ""
-        times = f"{row.times_smaller:.2g}" if row.times_smaller is not None else MISSING
-        lines.append(f"| {FIGURE_WORDS[row.figure]} | {row.observed:+.4f}{ends} | {row.detectable:.4f} | {row.relative:.2f} | {times} |")
+        shares = [f"{value:.2f}" if value is not None else MISSING for value in (row.relative, row.times_smaller)]
+        lines.append(f"| {FIGURE_WORDS[row.figure]} | {row.observed:+.4f}{ends} | {row.detectable:.4f} | {' | '.join(shares)} |")
     return "\n".join(lines)

@@ -129,10 +129,11 @@ def test_the_table_has_old_measures_and_new_in_units_of_what_was_seen() -> None:
     assert set(rows) == {"leakage", "bits"}
     assert rows["leakage"].times_smaller == 1.0
     for row in rows.values():
+        assert row.relative is not None
         assert row.relative == pytest.approx(row.detectable / abs(row.observed))
         assert row.observed == pytest.approx(0.1, abs=0.05)
     times = rows["bits"].times_smaller
-    assert times == pytest.approx(rows["leakage"].relative / rows["bits"].relative)
+    assert times == pytest.approx((rows["leakage"].relative or 0) / (rows["bits"].relative or 1))
     assert times is not None
     assert times > 2, "a tenth of the noise, on two sides"
     longer = {row.figure: row for row in power_rows(two_entries(leakage=0.1, bits=0.1), "fedit", "fedpit", num_seeds=9)}
@@ -140,5 +141,9 @@ def test_the_table_has_old_measures_and_new_in_units_of_what_was_seen() -> None:
     text = power_markdown(list(rows.values()), first="fedit", second="fedpit")
     assert text.count("\n") == 3
     assert f"{rows['bits'].detectable:.4f}" in text
+    same = two_entries(leakage=0.1, bits=0.1)
+    nothing = power_rows(same | {"fedpit": same["fedit"]}, "fedit", "fedpit")
+    assert {(row.observed, row.relative, row.times_smaller) for row in nothing} == {(0.0, None, None)}
+    assert power_markdown(nothing, first="fedit", second="fedpit").count("— | —") == 2
     with pytest.raises(ValueError, match="no finished run of 'cenit', but of fedit, fedpit"):
         power_rows(two_entries(leakage=0.1, bits=0.1), "fedit", "cenit")
