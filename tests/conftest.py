@@ -23,7 +23,7 @@ import ray
 import torch
 
 from raysim.config import Config, load
-from raysim.reports import figures
+from tests.pictures import undrawn
 
 # How long an example takes depends on what else the machine does, and says nothing about the property.
 hypothesis.settings.register_profile("raysim", deadline=None)
@@ -104,12 +104,10 @@ def tiny_config(tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-@pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """For files whose runs nobody looks at: their pages are without figures, which take longer to draw than a tiny model to train."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save_png", lambda figure, path: None)
-        patch.setattr(figures, "inline_svg", lambda figure, **words: "")
+@pytest.fixture(scope="module", autouse=True)
+def _pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pages without figures, but for files that are marked `pictures`."""
+    with contextlib.nullcontext() if request.node.get_closest_marker("pictures") else undrawn():
         yield
 
 

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-IMPORTED = ["raysim.cli", "raysim.commands.audit", "raysim.runs.compare", "raysim.sweeps.sweep"]
+import pytest
+
+from tests.pictures import undrawn
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORTED = ["tests.warm_imports"]
 PATIENCE_S = 240
 
 
@@ -41,12 +46,17 @@ class Command:
 
 
 def start(*arguments: str, cwd: Path, env: dict[str, str], said: Path) -> Command:
-    """The command `raysim ARGUMENTS`, started in the folder `cwd`; what it prints goes into files of the new folder `said`."""
+    """The command `raysim ARGUMENTS`, started in the folder `cwd`; what it prints goes into files of the new folder `said`.
+
+    Pages that it writes itself are without figures.
+    """
     said.mkdir()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     process = context.Process(target=_be_command, args=(arguments, str(cwd), env, str(said / "stdout"), str(said / "stderr")))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # for the process that is forked from, which the first of these starts, in whatever folder
+        process.start()
     return Command(process, said / "stdout", said / "stderr")
 
 
@@ -71,6 +81,7 @@ def _be_command(arguments: tuple[str, ...], cwd: str, env: dict[str, str], stdou
         os.dup2(os.open(path, flags), number)
     sys.argv = ["raysim", *arguments]
     try:
-        runpy.run_module("raysim", run_name="__main__", alter_sys=True)
+        with undrawn():
+            runpy.run_module("raysim", run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # a process of multiprocessing ends without, and Ray's processes with it

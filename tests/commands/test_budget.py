@@ -16,6 +16,7 @@ from dp_accounting.rdp import RdpAccountant
 from matplotlib import image
 
 from raysim.commands import budget
+from tests.pictures import drawn
 from tests.small_runs import environment
 
 ISSUE = "--target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000"
@@ -159,9 +160,9 @@ def test_without_a_terminal_there_is_plain_text(capsys: pytest.CaptureFixture[st
 
 def test_the_picture_has_a_line_for_each_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "budget.png"
-    assert f"picture: {path}" in printed(
-        f"--noise-multiplier 1 --delta 1e-3 --figure {path} --rounds 2 --clients 100 --per-round 20", capsys
-    )
+    with drawn():
+        said = printed(f"--noise-multiplier 1 --delta 1e-3 --figure {path} --rounds 2 --clients 100 --per-round 20", capsys)
+    assert f"picture: {path}" in said
     pixels = image.imread(path)
     assert min(pixels.shape[:2]) > 600
     rows = np.unique((pixels[..., :3].reshape(-1, 3) * 255).round().astype(int), axis=0)

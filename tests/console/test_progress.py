@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import pty
 import re
 import struct
@@ -136,23 +137,38 @@ def test_comparison_text_shows_what_clients_keep() -> None:
     assert f"{one.private.eval.heldout_nll:.3f}" in text
 
 
-def test_output_that_cannot_encode_signs_is_still_written() -> None:
-    script = "from tests.console.test_progress import *; print_comparison(rows()); a_run(Progress(1, 'fedpit'))"
+LIGHT = """
+import pickle, sys, time
+from raysim.console.progress import Progress
+from raysim.console.tables import print_comparison
+with open(sys.argv[1], "rb") as file:
+    rows, record = pickle.load(file)
+"""
+"""How a script begins that prints what this process has made; what makes it imports torch."""
+
+
+def script_of(text: str, folder: Path) -> list[str]:
+    """The command of a script that knows `rows`, and the `record` of a round."""
+    made = folder / "made"
+    made.write_bytes(pickle.dumps((rows(), record("fedit", 0, 2))))
+    return [sys.executable, "-c", LIGHT + text, str(made)]
+
+
+def test_output_that_cannot_encode_signs_is_still_written(tmp_path: Path) -> None:
+    script = script_of("print_comparison(rows)\nwith Progress(1, 'fedpit') as p: p.round(0, [0]); p.record(record)", tmp_path)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, timeout=120)
+    done = subprocess.run(script, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
     assert b"no guarantee" in done.stdout
 
 
-def on_a_terminal(script: str, columns: int) -> str:
+def on_a_terminal(script: list[str], columns: int) -> str:
     """What a script prints on a terminal of that width."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from tests.console.test_progress import *; " + script], stdout=side, stderr=side, env=environment
-    )
+    process = subprocess.Popen(script, stdout=side, stderr=side, env=environment)
     os.close(side)
     output = b""
     while True:
@@ -178,8 +194,8 @@ def test_a_run_of_many_is_announced_with_the_time_that_all_will_take() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
-def test_table_fits_the_terminal(columns: int) -> None:
-    raw = on_a_terminal("print_comparison(rows())", columns)
+def test_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    raw = on_a_terminal(script_of("print_comparison(rows)", tmp_path), columns)
     lines = without_escapes(raw).splitlines()
     assert "\x1b[1" in raw, "the best values are emphasised"
     assert max(map(len, lines)) <= columns
@@ -191,12 +207,12 @@ def test_table_fits_the_terminal(columns: int) -> None:
     assert "no guarantee" in "\n".join(lines)
 
 
-def test_live_block_shows_clients_and_leaves_only_the_permanent_lines() -> None:
+def test_live_block_shows_clients_and_leaves_only_the_permanent_lines(tmp_path: Path) -> None:
     script = (
-        "import time\nwith Progress(2, 'fedit') as p:\n p.round(0, [0, 1]); p.client_done(1, 700); time.sleep(0.6)\n"
-        " p.record(record('fedit', 0, 2)); p._last_line -= 60; p.phase('attacking'); time.sleep(0.4)"
+        "with Progress(2, 'fedit') as p:\n p.round(0, [0, 1]); p.client_done(1, 700); time.sleep(0.6)\n"
+        " p.record(record); p._last_line -= 60; p.phase('attacking'); time.sleep(0.4)"
     )
-    raw = on_a_terminal(script, 100)
+    raw = on_a_terminal(script_of(script, tmp_path), 100)
     text = without_escapes(raw)
     assert "\x1b[" in raw
     assert re.search(r"… 0\s+✓ 1", text)

@@ -1,19 +1,22 @@
 """`raysim compare` over seeds, held against claims: killed and continued, run twice, judged by an endpoint that dies, and on a labelled set."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysim.claims.decide import OPEN
+from raysim.claims.page import write_claims_report
 from raysim.claims.papers import CLAIMS
 from raysim.config import Config, load, to_yaml
 from raysim.runs.compare import compare
 from raysim.runs.run import run
 from tests.conftest import SMALL
 from tests.judge_server import Call, Reply, Server, fair, serving
-from tests.small_runs import raysim, results, small, started, wait_for, warm_raysim
+from tests.pictures import drawn
+from tests.small_runs import results, small, started, wait_for, warm_raysim
 
 FOLDERS = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("base", "fedit", "fedpit")]
 
@@ -32,6 +35,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The comparison's folder, made in one go."""
     out = tmp_path_factory.mktemp("undisturbed") / "three"
     compare(three(out), display=False)
+    with drawn():
+        write_claims_report(out)
     return out
 
 
@@ -117,7 +122,7 @@ def test_an_endpoint_that_dies_in_the_middle_is_not_asked_again_for_what_it_said
     out = tmp_path / "three"
     config = three(out, *JUDGED)
     monkeypatch.setenv("RAYSIM_JUDGE_MODEL", "m")
-    compare(three(out), display=False)
+    shutil.copytree(undisturbed, out)  # finished before, without a judge
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
 
     def dying(call: Call) -> Reply:
@@ -179,7 +184,7 @@ def test_a_run_is_judged_by_likelihood_after_it_is_finished_and_by_another_judge
 
 
 def test_an_endpoint_that_is_not_named_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    done = raysim("run", "quickstart", *SMALL, "judge.kind=endpoint", f"out={tmp_path / 'run'}", cwd=tmp_path)
+    done = warm_raysim("run", "quickstart", *SMALL, "judge.kind=endpoint", f"out={tmp_path / 'run'}", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "RAYSIM_JUDGE_URL is not set" in done.stderr
     assert not (tmp_path / "run").exists()

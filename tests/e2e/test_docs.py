@@ -29,6 +29,8 @@ from raysim.config import load
 from tests.conftest import ROOT
 from tests.small_runs import environment
 
+pytestmark = pytest.mark.pictures
+
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, "CONTRIBUTING.md", "EXPERIMENTS.md", "CHANGELOG.md", "findings/README.md"]
 SLOW = {"docs/clusters.md", "docs/sweeps.md"}

@@ -19,7 +19,6 @@ from raysim.federation import checkpoint
 from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import command, environment, results, small, started, wait_for, warm_raysim
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 NUM_ROUNDS = 4
 ROUNDS = [f"server.num_rounds={NUM_ROUNDS}", "train.num_epochs=4"]
 PATIENCE_S = 240

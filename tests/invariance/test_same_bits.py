@@ -27,7 +27,6 @@ from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import results, small
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]
 RAY = ["resources.backend=ray", "resources.num_actors=3"]
 QUICK = [

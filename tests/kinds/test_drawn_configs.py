@@ -11,8 +11,6 @@ import pytest
 
 from tests.kinds import draw
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.mark.parametrize("part", range(4), ids=["first", "second", "third", "fourth"])
 def test_a_drawn_configuration_loads_or_is_refused_in_one_line(part: int, record_property: Callable[[str, object], None]) -> None:

@@ -10,6 +10,8 @@ from matplotlib.font_manager import fontManager, get_font
 
 from raysim.reports.figures import inline_svg, partition, save_png
 
+pytestmark = pytest.mark.pictures
+
 LABELS = ["内科", "جراحة", "ศัลยกรรม", "plain"]
 
 

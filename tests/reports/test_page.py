@@ -20,6 +20,8 @@ from raysim.reports.tables import comparison_rows
 from raysim.results.folders import so_far
 from tests.run_folders import record, write_run
 
+pytestmark = pytest.mark.pictures
+
 METHODS = ("base", "fedit", "fedpit", "dplora")
 COMPARISON_FIGURES = {
     "memory",

@@ -22,6 +22,8 @@ from raysim.sweeps.rows import read_results
 from tests.sweep_folders import grid_rows, trial_row, write_sweep
 from tests.sweeps.test_rows import front_by_pairs
 
+pytestmark = pytest.mark.pictures
+
 SELECTION = "Choosing the best of these trials costs nothing that is counted here."
 OBJECTIVES = {"heldout_nll": "min", "leakage": "min"}
 SPACE: dict[str, list[Any]] = {
