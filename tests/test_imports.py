@@ -10,6 +10,7 @@ from tests.small_runs import environment
 SERVER = """
 import gc, sys
 import raysim  # light
+gc.collect()  # so that none is due from what was made before
 passes = []
 gc.callbacks.append(lambda phase, info: passes.append(info["generation"]))
 import raysim.federation.on_ray.server

@@ -360,7 +360,7 @@ def reason_for_nothing(one_run: Mapping[str, Any], ledger: Mapping[str, Any]) ->
         return "samples of a fixed size have no trade-off function, and without one few canaries refute little"
     if expected == 0.0:
         return f"this noise and sampling hide {number} canaries; more may show something"
-    return f"by chance, or because the canaries took part less than the ledger allows: about {expected:.2g} was to be expected"
+    return f"of chance, or because the canaries took part less than the ledger allows: about {expected:.2g} was to be expected"
 
 
 def expected_bound(num_canaries: int, releases: Sequence[Release], *, delta: float, confidence: float) -> float | None:

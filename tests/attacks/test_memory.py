@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from raysim.attacks.membership import token_nlls
-from raysim.attacks.memory import QUERIES, Gains, SamplingAttack, extraction_report, likelihoods, memory_report, queries_needed
+from raysim.attacks.memory import (
+    QUERIES,
+    Gains,
+    SamplingAttack,
+    extraction_report,
+    level_interval,
+    likelihoods,
+    memory_report,
+    queries_needed,
+)
 from raysim.data.records import Record
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
@@ -316,3 +325,18 @@ def test_where_nothing_is_remembered_no_side_is_favoured() -> None:
         naive.append(tpr_at_fpr(*scores, fpr=0.01).value)
     assert abs(np.mean(aucs) - 0.5) < 4 * np.std(aucs) / math.sqrt(num_times)
     assert np.mean(found) < 1 / 9 < 0.2 < np.mean(naive)
+
+
+def test_the_interval_of_a_level_covers_it_nineteen_times_in_twenty() -> None:
+    """Records of different lengths with a true loss of 2 a token: a normal interval of half its width would cover it two times in three."""
+    rng = np.random.default_rng(5)
+    covered, halved = 0, 0
+    for _ in range(400):
+        counts = rng.integers(20, 60, size=40).astype(float)
+        totals = counts * rng.normal(2.0, 0.4, size=40)
+        low, high = level_interval(totals, counts)
+        middle, reach = (low + high) / 2, (high - low) / 4
+        covered += low <= 2.0 <= high
+        halved += abs(middle - 2.0) <= reach
+    assert 0.92 <= covered / 400 <= 0.975
+    assert halved / 400 < 0.8

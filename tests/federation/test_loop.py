@@ -140,7 +140,8 @@ def test_memory_of_a_sample_is_of_that_many_on_either_side_and_none_where_none_i
     assert not {"memory", "extraction"} & set(none.summary["attack"])
     assert "member" not in {json.loads(line)["side"] for line in (tmp_path / "none" / "answers.jsonl").read_text().splitlines()}
     assert some.summary["adapter_sha256"] == none.summary["adapter_sha256"]
-    assert some.summary["eval"] == pytest.approx(none.summary["eval"], rel=1e-6)
+    for key, value in none.summary["eval"].items():
+        assert some.summary["eval"][key] == pytest.approx(value, rel=1e-6), key
 
 
 def test_memory_is_the_same_after_a_resume(backend: Backend, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from raysim.lora.layout import Vector
 from raysim.measure.evaluate import MemoryPlan, Plan, base_nlls, mean_of, measure, plan, record_rows, run_job
 from raysim.measure.options import accuracy, choice_figures, choose, macro_f1, option_nlls
 from raysim.model.language_model import LanguageModel
+from raysim.privacy.audit_bounds import clopper_pearson
 from raysim.results.contents import Answer, Attack
 from raysim.results.folders import typed
 from tests.tiny_models import build, encode, learn_by_heart, sharp_base
@@ -71,6 +72,8 @@ def test_who_learnt_by_heart_gives_everything_away_and_the_control_stays_apart(k
     assert attack["heldout_rouge_l"] == utility["heldout_rouge_l"] < 0.5
     assert attack["num_examples"] == 3
     assert utility["heldout_perplexity"] == pytest.approx(math.exp(utility["heldout_nll"]))
+    low, high = utility["heldout_nll_interval"]
+    assert low < utility["heldout_nll"] < high
     json.dumps([utility, attack], allow_nan=False)
 
 
@@ -111,6 +114,7 @@ def test_accuracy_by_label_is_that_of_the_likeliest_label(known: Known) -> None:
     assert utility["label_accuracy"] == accuracy(chosen, right)
     assert utility["label_macro_f1"] == macro_f1(chosen, right)
     assert utility["label_accuracy_of_commonest"] == 0.5
+    assert utility["label_accuracy_interval"] == pytest.approx(clopper_pearson(sum(map(int.__eq__, chosen, right)), 4))
     rows = [row for row in record_rows(work, results, tokenizer=lm.tokenizer) if row["side"] == "heldout"]
     assert [(row["label_chosen"], row["label_right"]) for row in rows] == [(labels[c], c == r) for c, r in zip(chosen, right, strict=True)]
     assert not make_plan(train, **asked, with_eval=False).groups["label"]
@@ -161,7 +165,9 @@ def test_the_cut_into_jobs_does_not_change_the_figures(known: Known, prefix_toke
     for batch_size in (1, 2):
         utility, attack = figures(known, prefix_tokens=prefix_tokens, batch_size=batch_size)
         assert attack == whole[1]
-        assert utility == pytest.approx(whole[0], rel=1e-5)
+        assert utility.keys() == whole[0].keys()
+        for key, value in whole[0].items():
+            assert utility[key] == pytest.approx(value, rel=1e-5), key
 
 
 def test_a_plan_asks_for_no_more_than_is_needed(known: Known) -> None:

@@ -16,6 +16,8 @@ from raysim.runs.run import run
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
 
+pytestmark = pytest.mark.pictures
+
 LINE_ENDS = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000 and len(f"a{chr(code)}b".splitlines()) > 1)
 """Every character at which `str.splitlines` ends a line."""
 

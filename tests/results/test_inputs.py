@@ -20,6 +20,8 @@ from raysim.sweeps.sweep import sweep
 from tests.conftest import SMALL
 from tests.small_runs import WRITING
 
+pytestmark = pytest.mark.pictures
+
 QUICK = ["evaluate.every=0", "attack.every=-1"]
 
 

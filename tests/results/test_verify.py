@@ -28,6 +28,8 @@ from raysim.results.verify import (
 from raysim.runs.run import open_backend, run
 from tests.small_runs import METHODS, small
 
+pytestmark = pytest.mark.pictures
+
 EXTRA = {"fedit-client": ["server.cohort_size=2", "server.num_rounds=3", "privacy.delta=1e-5"], "fedit": ["server.cohort_size=2"]}
 QUICK = ["attack.every=-1"]
 
