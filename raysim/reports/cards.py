@@ -46,11 +46,11 @@ def _utility_card(trained: Sequence[Compared], base: Compared | None, named: Seq
     (lowest, best), *others = ranked
     interval = next((found.heldout_nll_interval for one in named if one.label == best.label and (found := one.summary.eval)), None)
     text = f"{best.label} has the lowest loss on held-out records" if others else "Loss a token on held-out records"
+    text += f" (95% interval over records: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
     if base is not None and base.values["heldout_nll"] is not None and base is not best:
         text += f"; the base model without training has {base.values['heldout_nll']:.2f}"
     following = ", ".join(f"{row.label} {value:.2f}" for value, row in others[:3])
-    spread = f" (95% interval over records: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-    return Card(question, f"NLL {lowest:.2f}", text + spread + "." + (f" Next: {following}." if following else "") + _accuracy_text(named))
+    return Card(question, f"NLL {lowest:.2f}", text + "." + (f" Next: {following}." if following else "") + _accuracy_text(named))
 
 
 def _accuracy_text(named: Sequence[NamedRun]) -> str:

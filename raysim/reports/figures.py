@@ -199,7 +199,10 @@ def by_queries(lines: Sequence[Line], *, axis: str, note: str) -> Figure:
     powers = [power for power, _ in lines[0].values]
     margin = 0.04 * (powers[-1] - powers[0])
     axes.set_xlim(powers[0] - margin, powers[-1] + margin)
-    axes.set_xticks(powers, ["1" if power == 0 else f"{10**power:,}" for power in powers])
+    axes.set_xticks(
+        powers,
+        [f"{10**power:,}" if power < 3 else f"{10 ** (power - 3):,} k" if power < 6 else f"{10 ** (power - 6):,} M" for power in powers],
+    )
     name_values(axes, axis)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     _value_limits(axes, [y for line in lines for _, y in [*line.values, *line.control]], least_span=0.1, from_zero=True)

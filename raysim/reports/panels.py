@@ -43,7 +43,7 @@ BY_ROUND = (
         "memory",
         "Memory by round",
         "By how many bits a training record became likelier than held-out records of its kind did, over the base model: what the release holds of a record beyond "
-        "what it learned of such records. Pale: the 95% interval over records. 0 is no memory.",
+        "what it learned of such records. Pale: the 95% interval over records. 0 is no memory. ",
         "Memory (bits a record)",
         ("attack", "memory", "bits_per_record"),
         interval=("attack", "memory", "bits_per_record_interval"),
