@@ -258,7 +258,7 @@ def test_missing_files_and_sources_are_named(tmp_path: Path) -> None:
         load_file(str(tmp_path / "gone.jsonl"))
     with pytest.raises(ValueError, match=r"data.path=.*: the file is a folder"):
         load_file(str(tmp_path))
-    with pytest.raises(ValueError, match=r"data.source='clinics' is none of clinic, finance, general, jsonl, hub"):
+    with pytest.raises(ValueError, match=r"data.source='clinics' is none of clinic, finance, general, referrals, jsonl, hub"):
         load_records(source="clinics")
     with pytest.raises(ValueError, match=r"data.path=.*gone: looked for a local folder and .* on the Hub .*use data.source=jsonl"):
         load_records(source="hub", path=str(tmp_path / "gone"))

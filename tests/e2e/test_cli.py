@@ -9,7 +9,7 @@ import pytest
 
 import raysim as package
 from raysim.config import CHOICES, load, to_yaml
-from tests.small_runs import environment, overrides, raysim
+from tests.small_runs import environment, overrides, raysim, warm_raysim
 
 # Refused before torch is imported: a fraction of a second each.
 AT_ONCE = {
@@ -131,7 +131,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], named: list[str]) -> 
 @pytest.mark.parametrize(("server_lr", "named"), [("1e38", "the new adapter is not finite"), ("1e33", "held-out loss")])
 def test_a_run_that_fails_exits_1_names_the_round_and_leaves_a_folder_to_continue(tmp_path: Path, server_lr: str, named: str) -> None:
     settings = overrides("fedit", "train.lr=1e3", f"server.lr={server_lr}", out=Path("run"))
-    done = raysim("run", "quickstart", *settings, "--quiet", cwd=tmp_path)
+    done = warm_raysim("run", "quickstart", *settings, "--quiet", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("raysim: round ")
     assert named in done.stderr
@@ -143,7 +143,7 @@ def test_a_run_that_fails_exits_1_names_the_round_and_leaves_a_folder_to_continu
 
 def test_clients_that_diverge_are_dropped_and_counted_and_the_run_ends(tmp_path: Path) -> None:
     wild = ["train.optimizer=sgd", "train.lr=1e38", "train.max_grad_norm=0", "train.num_epochs=2"]
-    done = raysim("run", "quickstart", *overrides("fedit", *wild, out=Path("run")), "--quiet", cwd=tmp_path)
+    done = warm_raysim("run", "quickstart", *overrides("fedit", *wild, out=Path("run")), "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

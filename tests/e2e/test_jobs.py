@@ -35,26 +35,9 @@ def ray_cluster() -> Iterator[Cluster]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def finished(ray_cluster: Cluster) -> tuple[Path, str]:
-    """The folder of a sweep that was a job, and what `ray job logs` has of it."""
-    out = ray_cluster.folder / "finished"
-    done = ray_cluster.submit("finished", *SWEEP, f"out={out}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out, logs(ray_cluster, "finished")
-
-
-def test_a_sweep_that_is_a_job_succeeds_and_its_log_says_where_the_page_is(finished: tuple[Path, str]) -> None:
-    out, log = finished
-    assert log.splitlines()[-1] == f"report: {out / 'report.html'}"
-    assert "3 trials, 0 failed" in log
-    assert is_plain(log)
-    rows = table(out)
-    assert [row["status"] for row in rows] == ["done"] * 3
-    assert all(float(row["epsilon"]) <= 4.0 for row in rows)
-
-
-def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(ray_cluster: Cluster, finished: tuple[Path, str]) -> None:
+def test_a_sweep_is_a_job_that_stops_and_goes_on_when_it_is_submitted_again_and_its_log_says_where_the_page_is(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
     out = ray_cluster.folder / "stopped"
     assert ray_cluster.submit("stopped", *SWEEP, f"out={out}", wait=False).returncode == 0
     wait_for(lambda: list(out.glob("trials/*/report.html")))
@@ -70,7 +53,21 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(ray_cluster: C
     again = ray_cluster.submit("again", *SWEEP, f"out={out}")
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was finished is not run again"
-    assert table(out) == table(finished[0])
+    log = logs(ray_cluster, "again")
+    assert log.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert "3 trials, 0 failed" in log
+    assert is_plain(log)
+    assert_as_if_left_alone(out, tmp_path)
+
+
+def assert_as_if_left_alone(out: Path, scratch: Path) -> None:
+    """Every trial of a sweep is done, and ended as the same run does in this process."""
+    rows = table(out)
+    assert [row["status"] for row in rows] == ["done"] * 3
+    assert all(float(row["epsilon"]) <= 4.0 for row in rows)
+    for trial in out.glob("trials/*"):
+        run(load(trial / "config.yaml", [f"out={scratch / trial.name}"]), display=False)
+        assert results(trial) == results(scratch / trial.name)
 
 
 def test_a_run_whose_client_dies_succeeds_as_a_job_and_its_log_stays_plain(ray_cluster: Cluster, tmp_path: Path) -> None:
