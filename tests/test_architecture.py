@@ -19,9 +19,9 @@ from raysim.results import files
 PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
-# `methods.spec` is data about methods, which the configuration reads; the methods themselves stand far above.
+# `methods.spec` and `lora.spec` are data about methods and rules, which the configuration reads; those themselves stand above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors", "imports", "methods.spec"),
+    ("rng", "errors", "imports", "methods.spec", "lora.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),

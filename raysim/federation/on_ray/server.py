@@ -18,6 +18,10 @@ class ServerActor:
         """See `LocalServer.step`."""
         return LocalServer(assignment).step(state, round, [part for part in parts if part is not None])
 
+    def relay(self, assignment: Assignment, round: Round, *parts: Any) -> Round:
+        """See `LocalServer.relay`."""
+        return LocalServer(assignment).relay(round, [part for part in parts if part is not None])
+
     def pid(self) -> int:
         """This actor's process id."""
         return os.getpid()
