@@ -4,6 +4,7 @@ A round is: draw the cohort, let each chunk of it train, sum and send, step the 
 client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
 """
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -35,6 +36,7 @@ from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState, split_state
 from raysim.privacy.cohort import Round
+from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
 OnDone = Callable[[Sequence[Outcome]], None]
@@ -144,7 +146,7 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     mechanism = experiment.mechanism
-    round = begin(simulation.state, mechanism)
+    round = _begun(simulation, mechanism)
     size = mechanism.chunk_size
     chunks = [round.survivors[i : i + size] for i in range(0, len(round.survivors), size)]
     outcomes: list[Outcome] = []
@@ -186,6 +188,14 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     return set(changed)
 
 
+def _begun(simulation: Simulation, mechanism: Mechanism) -> Round:
+    """The state's next round, and which turn it is to the LoRA rule."""
+    round, rule = begin(simulation.state, mechanism), lora_rule(simulation.config.lora.aggregation)
+    if rule.turn is None:
+        return round
+    return dataclasses.replace(round, turn=rule.turn(simulation.state.tensors, _setting(simulation), round.index))
+
+
 def _second_trip(
     simulation: Simulation, round: Round, parts: Sequence[Any], chunks: Sequence[tuple[int, ...]], traffic: "_Traffic"
 ) -> tuple[Round, list[Any]]:
@@ -207,7 +217,7 @@ def _canaries(simulation: Simulation, round: Round) -> list[Any]:
     rule, num_updates = lora_rule(config.lora.aggregation), experiment.canaries.num_updates
     if not num_updates:
         return []
-    mask = None if simulation.layout is None else rule.mask(_setting(simulation), round.index)
+    mask = None if simulation.layout is None else rule.mask(_setting(simulation), round.turn)
     return list(
         canary_sums(
             num_updates,
@@ -490,7 +500,7 @@ def _bytes_down(simulation: Simulation, round: Round, client_id: int) -> int:
     kept = split_state(simulation.kept.get(client_id))[1]
     rank = int(kept["rank"][0]) if "rank" in kept else ranks_of(config, num_clients=simulation.experiment.mechanism.num_clients)[client_id]
     tensors = rule.sent(round.broadcast, rank, setting)
-    mask = rule.mask(setting, round.index)
+    mask = rule.mask(setting, round.turn)
     return sum(tensor.nbytes for tensor in tensors.values()) + sum(
         gathered(round.broadcast[name], mask).nbytes for name in config.method.spec.tensors
     )

@@ -81,7 +81,7 @@ def step(
     allows releases nothing (`aborted`).
     Errors: RuntimeError if the new adapter would not be finite.
     """
-    mask = None if setting is None or rule.combine is not None else rule.mask(setting, round.index)
+    mask = None if setting is None or rule.combine is not None else rule.mask(setting, round.turn)
     size = len(state.adapter) if mask is None else int(mask.sum())
     _check_parts(parts, round, size=size if rule.combine is None else None)
     stacks = [part for part in parts if isinstance(part, ChunkStack)]

@@ -106,12 +106,12 @@ class Worker:
             call = ClientCall(config, assignment.mechanism, round, client_id, given, shard, own, assignment.public, setting, rank)
             calls.append(call)
         [rank] = {call.rank for call in calls}  # a group is one client, or clients of one rank
-        lm.train_only(rule.trainable(lm.layout, round.index), rank=rank)
+        lm.train_only(rule.trainable(lm.layout, round.turn), rank=rank)
         lm.set_scale(rule.scale(setting, rank))
         lm.set_delta(round.broadcast.get("delta"))
         results = method_of(config.method.name)(lm, calls)
         for call, result in zip(calls, results, strict=True):
-            check_upload(result.upload, expected_sizes(config, rule, setting, round_index=round.index, rank=call.rank))
+            check_upload(result.upload, expected_sizes(config, rule, setting, turn=round.turn, rank=call.rank))
         return results
 
     def _sent(self, done: Mapping[int, ClientResult], assignment: Assignment, round: Round) -> Part:
@@ -152,9 +152,9 @@ def _with_kept(result: ClientResult) -> ClientState | None:
     return ClientState(arrays={**own.arrays, **arrays}, records=own.records)
 
 
-def expected_sizes(config: Config, rule: LoraRule, setting: Setting, *, round_index: int, rank: int) -> dict[str, int]:
+def expected_sizes(config: Config, rule: LoraRule, setting: Setting, *, turn: int, rank: int) -> dict[str, int]:
     """The names and sizes of what a client of some rank sends on the first trip of a round."""
-    mask = rule.mask(setting, round_index, rank=rank)
+    mask = rule.mask(setting, turn, rank=rank)
     size = setting.layout.num_parameters if mask is None else int(mask.sum())
     if rule.sketch_size is not None:
         size = rule.sketch_size(setting)

@@ -64,7 +64,7 @@ class LoraRule:
     start: Callable[[Layout, int], dict[str, Vector]]
     """The server's tensors before the first round, from a layout and the run's seed; `adapter` is one of them."""
     trainable: Callable[[Layout, int | None], frozenset[str]]
-    """The names of the layout's tensors that clients train in a round (None: in any); the others stay as they were sent."""
+    """The names of the layout's tensors that clients train in a turn (None: in any); the others stay as they were sent."""
     upload: Callable[[Vector, Vector], dict[str, Vector]]
     """What a client sends, from the adapter that it has trained and the one that it was given; of its `adapter` the entries alone that travel."""
     merge: Callable[[Sequence[Upload], Sequence[float]], Vector]
@@ -75,8 +75,10 @@ class LoraRule:
     """How far one client more or less moves the sum of uploads that are clipped to the given norm, in L2."""
     sent: Callable[[Mapping[str, Vector], int, Setting], dict[str, Vector]]
     """What a client of some rank must be sent of the server's tensors: all that it cannot draw from the seed."""
+    turn: Callable[[Mapping[str, Vector], Setting, int], int] | None = None
+    """Which turn a round is, from the server's tensors and the round's index; None where every round is alike."""
     sends: Callable[[Layout, int], frozenset[str]] | None = None
-    """The names of the tensors of which something goes up in a round; None for those that are trained."""
+    """The names of the tensors of which something goes up in a turn; None for those that are trained."""
     given: Callable[[Mapping[str, Vector], Kept, int, Setting], Vector] | None = None
     """The adapter that a client of some rank starts from; None for the server's."""
     kept: Callable[[Vector, Vector, int, Setting], Kept] | None = None
@@ -96,19 +98,19 @@ class LoraRule:
     between: bool = False
     """Whether an r x r factor stands between A and B."""
 
-    def sent_names(self, layout: Layout, round_index: int) -> frozenset[str]:
-        """The names of the tensors of which something goes up in a round."""
-        return self.trainable(layout, round_index) if self.sends is None else self.sends(layout, round_index)
+    def sent_names(self, layout: Layout, turn: int) -> frozenset[str]:
+        """The names of the tensors of which something goes up in a turn."""
+        return self.trainable(layout, turn) if self.sends is None else self.sends(layout, turn)
 
-    def mask(self, setting: Setting, round_index: int, *, rank: int | None = None) -> NDArray[np.bool_] | None:
-        """Which entries of the flat adapter a client of some rank sends in a round; None for all."""
-        return entries(setting.layout, self.sent_names(setting.layout, round_index), setting.rank if rank is None else rank)
+    def mask(self, setting: Setting, turn: int, *, rank: int | None = None) -> NDArray[np.bool_] | None:
+        """Which entries of the flat adapter a client of some rank sends in a turn; None for all."""
+        return entries(setting.layout, self.sent_names(setting.layout, turn), setting.rank if rank is None else rank)
 
-    def message(self, trained: Vector, given: Vector, *, rank: int, setting: Setting, round_index: int) -> dict[str, Vector]:
+    def message(self, trained: Vector, given: Vector, *, rank: int, setting: Setting, round_index: int, turn: int = 0) -> dict[str, Vector]:
         """All that a client sends of its adapter on the first trip of a round; with a rank of its own, that too."""
         if self.sketch is not None:
             return self.sketch(trained, setting, round_index)
-        mask = self.mask(setting, round_index, rank=rank)
+        mask = self.mask(setting, turn, rank=rank)
         tensors = {name: np.asarray(gathered(tensor, mask)) for name, tensor in self.upload(trained, given).items()}
         return tensors | ({"rank": np.array([rank], dtype=np.float32)} if self.form == "stack" and self.combine is not None else {})
 

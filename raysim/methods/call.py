@@ -88,7 +88,7 @@ class ClientCall:
         if self.setting is None:
             return rule.upload(trained, self.adapter)
         rank = self.rank or self.setting.rank
-        return rule.message(trained, self.adapter, rank=rank, setting=self.setting, round_index=self.round.index)
+        return rule.message(trained, self.adapter, rank=rank, setting=self.setting, round_index=self.round.index, turn=self.round.turn)
 
     def result(self, trained: Vector, *, stats: TrainStats, further: Upload | None = None, **more: Any) -> "ClientResult":
         """What the work came to, as the run's LoRA rule has it: an adapter trained in this call, changes to other tensors, and what else there is."""
@@ -96,7 +96,7 @@ class ClientCall:
         kept: Kept = {}
         if self.setting is not None and rule.kept is not None:
             kept = rule.kept(trained, self.adapter, self.rank or self.setting.rank, self.setting)
-        mask = None if self.setting is None else rule.mask(self.setting, self.round.index)
+        mask = None if self.setting is None else rule.mask(self.setting, self.round.turn)
         changes = {name: np.asarray(gathered(change, mask)) for name, change in (further or {}).items()}
         return ClientResult(upload=self.upload(trained) | changes, stats=stats, kept=kept, **more)
 
@@ -118,9 +118,8 @@ class ClientCall:
     def _tail(self) -> dict[str, Any]:
         """What HetLoRA has a client train under: a penalty on the directions that may be pruned."""
         lora = self.config.lora
-        if self.setting is None or not lora.spec.prunes or not lora.pruned_share:
-            return {}
-        return {"tail_weight": lora.tail_weight, "tail_start": tail_start(self.rank or lora.rank, pruned_share=lora.pruned_share)}
+        start = tail_start(self.rank or lora.rank, pruned_share=lora.pruned_share)
+        return {"tail_weight": lora.tail_weight, "tail_start": start} if lora.spec.prunes and start else {}
 
     def private_settings(self) -> PrivateSettings:
         """Private local training; what the guarantee rests on comes from the mechanism that is accounted for."""

@@ -18,5 +18,7 @@ class Round:
     """The bound on an update's L2 norm; None where updates are not clipped."""
     broadcast: Upload
     """What the server sends to each client: the released `adapter`, and what else the method's server keeps (SCAFFOLD's `control`)."""
+    turn: int = 0
+    """Which kind of round this is to a LoRA rule whose rounds differ in what they train."""
     trip: int = 0
     """0 where clients train; 1 where a LoRA rule asks them once more."""

@@ -16,7 +16,7 @@ def start(layout: Layout, seed: int) -> dict[str, Vector]:
     return {"adapter": initial_adapter(layout, seed=seed)}
 
 
-def trainable(layout: Layout, round_index: int | None) -> frozenset[str]:
+def trainable(layout: Layout, turn: int | None) -> frozenset[str]:
     """Both factors."""
     return frozenset(layout.names)
 

@@ -16,7 +16,7 @@ OWN = "own_B"
 """The array in which a client keeps its B."""
 
 
-def sends(layout: Layout, round_index: int) -> frozenset[str]:
+def sends(layout: Layout, turn: int) -> frozenset[str]:
     """A."""
     return average.factor(layout, "A")
 

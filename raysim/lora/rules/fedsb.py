@@ -29,7 +29,7 @@ def start(layout: Layout, seed: int) -> dict[str, Vector]:
     return {"adapter": vector}
 
 
-def trainable(layout: Layout, round_index: int | None) -> frozenset[str]:
+def trainable(layout: Layout, turn: int | None) -> frozenset[str]:
     """R."""
     return average.factor(layout, "R")
 

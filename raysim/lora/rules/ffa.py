@@ -12,7 +12,7 @@ from raysim.lora.rule import Setting
 from raysim.lora.rules import average
 
 
-def trainable(layout: Layout, round_index: int | None) -> frozenset[str]:
+def trainable(layout: Layout, turn: int | None) -> frozenset[str]:
     """B."""
     return average.factor(layout, "B")
 
