@@ -61,6 +61,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.commands.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.claims.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.commands.budget"): "the other commands answer without importing dp-accounting and scipy",
+    ("raysim.cli", "raysim.commands.rules"): "the other commands answer without importing torch and scipy",
     ("raysim.cli", "raysim.sweeps.sweep"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.results.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.commands.budget", "raysim.reports.figures"): "matplotlib: a second, and only who asks for a picture draws one",

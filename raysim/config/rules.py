@@ -318,7 +318,7 @@ RULES: tuple[Rule, ...] = (
         "lora.client_ranks={value}",
         lambda c: bool(c.lora.client_ranks) and len(c.lora.client_ranks) != c.partition.num_clients,
         "must name a rank for each of partition.num_clients={partition.num_clients}",
-        "or shares, such as {{4: 0.5, 16: 0.5}}",
+        "or give shares of clients by rank",
     ),
     Rule(
         "lora.client_ranks={value}",
@@ -337,7 +337,7 @@ RULES: tuple[Rule, ...] = (
                 and math.isclose(sum(c.lora.rank_shares.values()), 1.0, abs_tol=1e-6)
             )
         ),
-        "must map ranks of at most lora.rank={lora.rank} to shares of clients that sum to 1, such as {{4: 0.5, 16: 0.5}}",
+        "must map ranks of at most lora.rank={lora.rank} to shares of clients that sum to 1, such as 4 and 16 to 0.5 each",
     ),
     Rule(
         "privacy.sampler='all'",
