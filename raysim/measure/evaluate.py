@@ -182,12 +182,7 @@ def plan(
     rest = [example for example in heldout if example.record.record_id not in is_compared]
 
     def read(examples: Sequence[Example]) -> tuple[Job, ...]:
-        if memory is None or not short[0]:
-            return cut("nll", examples)
-        return tuple(
-            Job("likelihood", batch, sampling=memory.sampling, spans=tuple(memory.details.spans[e.record.record_id] for e in batch))
-            for batch in batches(examples, batch_size)
-        )
+        return _likelihood_jobs(examples, memory, batch_size) if memory and short[0] else cut("nll", examples)
 
     def exposed(examples: Sequence[Example]) -> tuple[Job, ...]:
         found = _queries(memory.details, examples) if memory and short[0] else []
@@ -208,6 +203,12 @@ def plan(
         "compared_detail": exposed(compared),
     }
     return Plan(groups, labels, memory)
+
+
+def _likelihood_jobs(examples: Sequence[Example], memory: MemoryPlan, batch_size: int) -> tuple[Job, ...]:
+    spans = [memory.details.spans[example.record.record_id] for example in examples]
+    read = zip(batches(examples, batch_size), batches(spans, batch_size), strict=True)
+    return tuple(Job("likelihood", batch, sampling=memory.sampling, spans=placed) for batch, placed in read)
 
 
 def _queries(details: DetailPlan, examples: Sequence[Example]) -> list[tuple[int, Branches]]:
