@@ -221,6 +221,11 @@ def _is_masked(config: Config) -> bool:
 
 
 def _check(config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace) -> None:
+    if config.lora.spec.personal and set(attacks) != {"inversion"}:
+        raise ValueError(
+            f"lora.aggregation={config.lora.aggregation!r} leaves a part of every adapter with its client, so that there is none of all to attack; "
+            "only --attack inversion means something"
+        )
     if not config.method.spec.trains_together and set(attacks) != {"inversion"}:
         raise ValueError(
             f"method.name={config.method.name!r} releases nothing that was trained together; audit another run, or --attack inversion"

@@ -118,11 +118,19 @@ def _with_lists(layer: DictConfig) -> DictConfig:
             with _as_refusals():
                 layer = copy.deepcopy(layer)
                 OmegaConf.update(layer, "lora.target_modules", [value], merge=False)
-    for place, key in ((plain, "lora.client_ranks"), (plain.get("lora"), "client_ranks")):
-        if isinstance(place, dict) and isinstance(value := place.get(key), dict):
+    return _with_shares(layer)
+
+
+def _with_shares(layer: DictConfig) -> DictConfig:
+    """A layer in which shares of clients by rank stand under `lora.rank_shares`, the ranks as texts, wherever they were given."""
+    section = _plain(layer).get("lora")
+    if not isinstance(section, dict):
+        return layer
+    for key in ("rank_shares", "client_ranks"):
+        if isinstance(value := section.get(key), dict):
             with _as_refusals():
                 layer = copy.deepcopy(layer)
-                OmegaConf.update(layer, "lora.client_ranks", [], merge=False)
+                OmegaConf.update(layer, f"lora.{key}", [] if key == "client_ranks" else {}, merge=False)
                 OmegaConf.update(layer, "lora.rank_shares", {str(rank): share for rank, share in value.items()}, merge=False)
     return layer
 

@@ -29,8 +29,6 @@ class Outcome:
     """Where that happened, for who has to mend it."""
     uplink_bytes: int = 0
     """Of what it sent on this trip."""
-    downlink_bytes: int = 0
-    """Of what it was sent."""
 
 
 def survivors(cohort: Sequence[int], *, mechanism: Mechanism, round_index: int) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, read_source, split_records
 from raysim.data.tokens import Example, encode_records, encode_text
 from raysim.federation.server import weights_for
+from raysim.lora.factors import layers
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import CanaryPlan, check_inversion, dealt, plan_canaries
 from raysim.measure.evaluate import DetailPlan
@@ -212,6 +213,8 @@ def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) 
         raise ValueError(
             f"lora.aggregation={config.lora.aggregation!r} needs each client's own upload, and privacy.unit='client' protects sums; use 'average'"
         )
+    if config.lora.spec.between:
+        _check_bases(lm, config=config)
     kind, fedpit, needed = experiment.mechanism.kind, config.fedpit, 0
     if config.method.spec.writes and config.synthesis.source == "self":
         longest = max(fedpit.max_instruction_tokens, fedpit.max_response_tokens)
@@ -227,6 +230,16 @@ def _check_method(experiment: Experiment, lm: LanguageModel, *, config: Config) 
     check_inversion(config, lm, experiment.real_examples)
     if kind == "example" and config.dplora.mode == "example":
         check_private(lm, experiment.real_examples)
+
+
+def _check_bases(lm: LanguageModel, *, config: Config) -> None:
+    """That every adapted layer has as many orthonormal rows and columns as the rank asks for."""
+    smallest = min(min(layer.num_outputs, layer.num_inputs) for layer in layers(lm.layout))
+    if config.lora.rank > smallest:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} must be at most {smallest}, the narrower side of the smallest adapted layer, for "
+            f"lora.aggregation={config.lora.aggregation!r}, whose bases are orthonormal"
+        )
 
 
 def _public(config: Config, lm: LanguageModel) -> tuple[Example, ...]:

@@ -33,10 +33,11 @@ class Exported:
 
 @on_one_thread
 def exported(released: Released, layout: Layout, *, alpha: float, rank: int) -> Exported:
-    """The adapter of plain factors; of rank `rank` where the base was moved, else as it is."""
+    """The adapter of plain factors; where the base was moved of rank `rank`, or of as much as its layers have, else as it is."""
     tensors, own_rank = by_name(released), layers(layout)[0].rank
     adapter = tensors["adapter"]
     if "delta" in tensors:
+        rank = min(rank, max(min(layer.num_outputs, layer.num_inputs) for layer in layers(layout)))
         return _cut(products(adapter, layout, scale=alpha / own_rank, delta=tensors["delta"]), layout, scale=alpha / own_rank, rank=rank)
     if layers(layout)[0].r is None:
         return Exported(adapter, layout, own_rank, alpha)
