@@ -184,10 +184,7 @@ def plan(
     def read(examples: Sequence[Example]) -> tuple[Job, ...]:
         return _likelihood_jobs(examples, memory, batch_size) if memory and short[0] else cut("nll", examples)
 
-    def exposed(examples: Sequence[Example]) -> tuple[Job, ...]:
-        found = _queries(memory.details, examples) if memory and short[0] else []
-        return tuple(Job("detail", queries=batch) for batch in batches([query for _, query in found], batch_size))
-
+    details = memory.details if memory and short[0] else None
     groups = {
         "nll": (*read(compared), *cut("nll", rest)) if with_eval else (),
         "heldout": cut("answer", answered) if with_eval or (short[0] and not own_control) else (),
@@ -199,8 +196,8 @@ def plan(
         "choice": asked((), choices),
         "member": read(members) if short[0] else (),
         "compared": read(compared) if short[0] and not with_eval else (),
-        "member_detail": exposed(members),
-        "compared_detail": exposed(compared),
+        "member_detail": _exposure_jobs(members, details, batch_size),
+        "compared_detail": _exposure_jobs(compared, details, batch_size),
     }
     return Plan(groups, labels, memory)
 
@@ -209,6 +206,11 @@ def _likelihood_jobs(examples: Sequence[Example], memory: MemoryPlan, batch_size
     spans = [memory.details.spans[example.record.record_id] for example in examples]
     read = zip(batches(examples, batch_size), batches(spans, batch_size), strict=True)
     return tuple(Job("likelihood", batch, sampling=memory.sampling, spans=placed) for batch, placed in read)
+
+
+def _exposure_jobs(examples: Sequence[Example], details: DetailPlan | None, batch_size: int) -> tuple[Job, ...]:
+    found = _queries(details, examples) if details else []
+    return tuple(Job("detail", queries=batch) for batch in batches([query for _, query in found], batch_size))
 
 
 def _queries(details: DetailPlan, examples: Sequence[Example]) -> list[tuple[int, Branches]]:
