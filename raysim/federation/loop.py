@@ -113,14 +113,14 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
     if not simulation.config.method.spec.trains:
         return _measure_base(simulation)
     for round_index in range(simulation.state.round_index, simulation.num_rounds):
-        changed = run_round(simulation, round_index)
-        _save(simulation, state_dir, changed=changed)
+        run_round(simulation, round_index)
+        _save(simulation, state_dir)
         after_round(simulation)
     return simulation
 
 
-def run_round(simulation: Simulation, round_index: int) -> set[int]:
-    """Runs one round, appends its record, and returns the clients whose own state changed."""
+def run_round(simulation: Simulation, round_index: int) -> None:
+    """Runs one round and appends its record."""
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     mechanism = experiment.mechanism
@@ -141,8 +141,7 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     parts += canary_sums(experiment.canaries.num_updates, mechanism=mechanism, scale=scale, round=round)
     trained_s = time.perf_counter() - started
     simulation.state, server_record = simulation.server.step(simulation.state, round, parts)
-    changed = simulation.clients.states(round.survivors)
-    simulation.kept |= changed
+    simulation.kept |= simulation.clients.states(round.survivors)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
     record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - len(outcomes)}
@@ -160,7 +159,6 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
-    return set(changed)
 
 
 def measure_adapters(
@@ -412,8 +410,27 @@ def _traffic(simulation: Simulation, round: Round) -> dict[str, int]:
     return {"uplink_bytes": sent * len(round.survivors), "downlink_bytes": sent_bytes * len(round.cohort)}
 
 
+def _misfit(simulation: Simulation, found: Snapshot) -> str:
+    """Why a checkpoint cannot be of this run, whatever its checksums say; empty for nothing. Other settings are told apart by `_resume`."""
+    if found.config_key != result_key(simulation.config):
+        return ""
+    arrays = {"adapter": found.adapter} | found.server_arrays
+    shape = simulation.state.adapter.shape
+    odd = [name for name in {**simulation.state.tensors, **arrays} if name not in arrays or arrays[name].shape != shape]
+    if odd or not all(np.isfinite(array).all() for array in arrays.values()):
+        return f"the server's {odd[0]} has another shape than the run's" if odd else "the server's tensors are not finite"
+    done = [record.get("round_index") for record in found.records]
+    if found.num_rounds > simulation.num_rounds or done != list(range(found.num_rounds)):
+        return f"it says {found.num_rounds} rounds of {simulation.num_rounds}, and holds the records of {len(done)}"
+    num_clients = len(simulation.experiment.shards)
+    for client_id, own in found.client_arrays.items():
+        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != shape):
+            return f"the state of client {client_id} is none of this run's"
+    return ""
+
+
 def _resume(simulation: Simulation, state_dir: Path) -> None:
-    snapshot, problems = checkpoint.load_latest(state_dir)
+    snapshot, problems = checkpoint.load_latest(state_dir, misfit=lambda found: _misfit(simulation, found))
     for problem in problems:
         simulation.progress.note(problem)
     if snapshot is None:
@@ -425,7 +442,6 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
             f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
         )
     arrays = {"adapter": np.asarray(snapshot.adapter, dtype=np.float32)} | snapshot.server_arrays
-    assert arrays["adapter"].shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
     tensors = {name: arrays.pop(name) for name in simulation.state.tensors}
     simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays)
     simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
@@ -434,7 +450,7 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
     simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.num_rounds}")
 
 
-def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
+def _save(simulation: Simulation, state_dir: Path) -> None:
     state = simulation.state
     snapshot = Snapshot(
         num_rounds=state.round_index,
@@ -448,4 +464,4 @@ def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None
         synthetic=simulation.synthetic,
         answers=simulation.answers,
     )
-    checkpoint.save(state_dir, snapshot, changed_clients=changed)
+    checkpoint.save(state_dir, snapshot)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from raysim import storage
+
 Entry = dict[str, Any]
 
 
@@ -35,8 +37,9 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._replies: dict[str, Any] = {}
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, storage.PRIVATE)
         try:
+            os.fchmod(self._file, storage.PRIVATE)  # one of an earlier version
             self._claim()
             self._read()
         except BaseException:

@@ -1,6 +1,7 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,10 +16,11 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
-from raysim import __version__
+from raysim import __version__, storage
 from raysim.config import BUILT_IN_SETS, Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
-from raysim.lora.layout import Layout, Vector, adapter_sha256, save_adapter
+from raysim.federation.checkpoint import MANIFEST
+from raysim.lora.layout import Layout, Vector, adapter_sha256, peft_settings, save_adapter
 
 CONFIG, ENVIRONMENT, PARTITION = "config.yaml", "environment.json", "partition.json"
 ROUNDS, LEDGER, ANSWERS, SYNTHETIC = "rounds.jsonl", "ledger.json", "answers.jsonl", "synthetic.jsonl"
@@ -27,21 +29,20 @@ JOURNAL, JUDGED, JUDGE = "judge.jsonl", "judged.jsonl", "judge.json"
 STATE, FIGURES, ADAPTER, TENSORS, CARD = "state", "figures", "adapter", "adapter_model.safetensors", "README.md"
 COMPARISON, CLAIMS, CLAIMS_TABLE, RESULTS = "comparison.json", "claims.json", "claims.md", "results.csv"
 SWEEP, POINTS, STOPPED = "sweep.yaml", "points.jsonl", "stopped.json"
+HASHES, AGAIN = "sha256.json", "audit"
 """The files of a run, of a comparison and of a sweep, by the names that other programs read them by; written and named here alone."""
+OF_A_RUN = (CONFIG, ENVIRONMENT, PARTITION, ROUNDS, LEDGER, ANSWERS, SYNTHETIC, SUMMARY, REPORT, AUDIT, JUDGED, JUDGE)
+"""Of these the ones that a run itself may write."""
+TEXTS = (ANSWERS, SYNTHETIC, JUDGED, JOURNAL)
+"""Hold private texts, or what a model made of them: their owner alone may read them."""
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
 
 Kind = TypeVar("Kind")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, in UTF-8; half a surrogate pair, which UTF-8 does not have, as JSON writes it (`\\ud800`)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)  # where the disk was full
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes a text file of a run as `storage.write_text` does; one of `TEXTS`, or that is `private`, for its owner alone."""
+    storage.write_text(path, text, private=private or path.name in TEXTS)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,7 +141,8 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it belongs to another configuration or is not a run's folder.
     """
-    return own_folder(config, file=CONFIG, scratch=(f".{CONFIG}.",), key=result_key, kind="run", other="configuration")
+    scratch = (f".{CONFIG}.", storage.LOCK)
+    return own_folder(config, file=CONFIG, scratch=scratch, key=result_key, kind="run", other="configuration")
 
 
 def check_writable(out: Path) -> None:
@@ -204,13 +206,7 @@ def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector,
 
     Where nothing is shared (LOCIT) there is one adapter a client, in `adapter/client-NNN`, and the hash is over all in order.
     """
-    settings: dict[str, Any] = {
-        "base_model": config.model.name,
-        "rank": config.lora.rank,
-        "alpha": config.lora.alpha,
-        "dropout": config.lora.dropout,
-        "target_modules": list(config.lora.target_modules),
-    }
+    settings = _adapter_settings(config)
     if config.method.spec.separates:
         for client_id, vector in sorted(owned.items()):
             save_adapter(out / ADAPTER / f"client-{client_id:03d}", vector, layout, **settings)
@@ -220,6 +216,61 @@ def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector,
         digest = adapter_sha256(adapter)
     write_text(out / ADAPTER / CARD, model_card(config, summary=summary, digest=digest))
     return digest
+
+
+def _adapter_settings(config: Config) -> dict[str, Any]:
+    return {
+        "base_model": config.model.name,
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "dropout": config.lora.dropout,
+        "target_modules": list(config.lora.target_modules),
+    }
+
+
+def adapter_config(config: Config) -> dict[str, Any]:
+    """What `adapter_config.json` says of a run's released adapter."""
+    return peft_settings(**_adapter_settings(config))
+
+
+def seal(out: Path, *names: str) -> None:
+    """Writes `sha256.json`, the hash of every file of a finished run; with `names` (files, or folders of such) those of these alone anew.
+
+    A folder that has no such file, since its run is not finished, gets none from `names`.
+    """
+    if names and not (out / HASHES).is_file():
+        return
+    found = {name: digest for name, digest in hashes(out).items() if not names or name.startswith(names)}
+    kept = {name: digest for name, digest in read_json(out / HASHES).items() if not name.startswith(names)} if names else {}
+    write_json(out / HASHES, dict(sorted((kept | found).items())))
+
+
+def unseal(out: Path) -> None:
+    """Takes the hashes away from a folder whose run is finished anew, with what was added to the run afterwards and is not as they say."""
+    try:
+        stated = read_json(out / HASHES)
+    except (FileNotFoundError, ValueError):
+        stated = {}
+    found = hashes(out) if stated else {}
+    for name in (AUDIT, JUDGED, JUDGE):
+        if found.get(name) != stated.get(name):
+            (out / name).unlink(missing_ok=True)
+    (out / HASHES).unlink(missing_ok=True)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a run, by its name below the folder; of a checkpoint that of its manifest, which holds the others'.
+
+    Left out are hidden files, the judge's journal, which grows, and the runs of `raysim audit`, which have hashes of their own.
+    """
+    names = (path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (HASHES, JOURNAL))
+    sealed = [
+        name
+        for name in names
+        if name.parts[0] != AGAIN and not any(part.startswith(".") for part in name.parts)
+        if name.parts[0] != STATE or name.name == MANIFEST
+    ]
+    return {name.as_posix(): hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sealed}
 
 
 def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], num_rounds: int) -> dict[str, Any]:
@@ -250,8 +301,8 @@ def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: M
     }
 
 
-def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
-    """The README of a released adapter: what it is, how it was made, what is promised, how to load it."""
+def model_card(config: Config, *, summary: Mapping[str, Any], digest: str, version: str = __version__) -> str:
+    """The README of a released adapter: what it is, how it was made and by which `version` of raysim, what is promised, how to load it."""
     attack = summary["attack"] or {}
     leakage = (
         f"Extraction attack: ROUGE-L {attack['train_rouge_l']:.3f} on training prompts, {attack['heldout_rouge_l']:.3f} on held-out ones."
@@ -267,7 +318,7 @@ tags: [lora, federated-learning, raysim]
 ---
 # LoRA adapter `{config.name}` ({config.method.name})
 
-Simulated federated fine-tuning of {config.model.name} with raysim {__version__}: {config.partition.num_clients} clients,
+Simulated federated fine-tuning of {config.model.name} with raysim {version}: {config.partition.num_clients} clients,
 {summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
 {"The built-in data are fictional and not advice." if config.data.source in BUILT_IN_SETS else ""}
 
