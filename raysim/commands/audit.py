@@ -114,11 +114,13 @@ def _found(config: Config, run_dir: Path, attacks: Sequence[str], arguments: arg
 def finished_config(run_dir: Path) -> Config:
     """The configuration of the finished run in `run_dir`.
 
-    Errors: ValueError if there is none.
+    Errors: ValueError if there is none, or its files are not as it left them.
     """
     folder = RunFolder(run_dir)
     if not (folder.has(files.SUMMARY) and folder.is_run):
         raise ValueError(f"{run_dir} holds no finished run (no {files.SUMMARY}); finish it first: raysim run CONFIG out={run_dir}")
+    if folder.damage:
+        raise ValueError(f"{run_dir}: {folder.damage}; finish it again: raysim run {run_dir / files.CONFIG} out={run_dir}")
     return dataclasses.replace(folder.config, out=str(run_dir), compare={})
 
 

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
-from raysim import __version__, storage
+from raysim import __version__
 from raysim.config import BUILT_IN_SETS, Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
-from raysim.federation.checkpoint import MANIFEST
+from raysim.federation import checkpoint
 from raysim.lora.layout import Layout, Vector, adapter_sha256, peft_settings, save_adapter
+from raysim.storage import LOCK
+from raysim.storage import write_text as write_whole
 
 CONFIG, ENVIRONMENT, PARTITION = "config.yaml", "environment.json", "partition.json"
 ROUNDS, LEDGER, ANSWERS, SYNTHETIC = "rounds.jsonl", "ledger.json", "answers.jsonl", "synthetic.jsonl"
@@ -42,7 +44,7 @@ Kind = TypeVar("Kind")
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Writes a text file of a run as `storage.write_text` does; one of `TEXTS`, or that is `private`, for its owner alone."""
-    storage.write_text(path, text, private=private or path.name in TEXTS)
+    write_whole(path, text, private=private or path.name in TEXTS)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it belongs to another configuration or is not a run's folder.
     """
-    scratch = (f".{CONFIG}.", storage.LOCK)
+    scratch = (f".{CONFIG}.", LOCK)
     return own_folder(config, file=CONFIG, scratch=scratch, key=result_key, kind="run", other="configuration")
 
 
@@ -268,7 +270,7 @@ def hashes(out: Path) -> dict[str, str]:
         name
         for name in names
         if name.parts[0] != AGAIN and not any(part.startswith(".") for part in name.parts)
-        if name.parts[0] != STATE or name.name == MANIFEST
+        if name.parts[0] != STATE or name.name == checkpoint.MANIFEST
     ]
     return {name.as_posix(): hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sealed}
 
