@@ -176,6 +176,61 @@ RULES: tuple[Rule, ...] = (
         "must be at most partition.num_clients={partition.num_clients}",
     ),
     Rule(
+        "clients.dropout_by_client={value}",
+        lambda c: any(
+            not (str(k).isdecimal() and int(k) < c.partition.num_clients and type(p) in (int, float) and 0 <= p <= 0.99)
+            for k, p in c.clients.dropout_by_client.items()
+        ),
+        "must give clients, from 0 and below partition.num_clients={partition.num_clients}, probabilities from 0 to 0.99, such as {{0: 0.5}}",
+    ),
+    Rule(
+        "clients.overselect={value}",
+        lambda c: c.clients.overselect > 1 and not c.server.cohort_size,
+        "draws more clients than a round needs, and server.cohort_size=0 needs them all",
+        "set server.cohort_size",
+    ),
+    Rule(
+        "clients.overselect={value}",
+        lambda c: c.clients.overselect > 1 and c.privacy.unit != "none",
+        "lets one client decide by its speed whether another one counts, which privacy.unit={privacy.unit!r} does not account for",
+        "use 1",
+    ),
+    Rule(
+        "clients.deadline_s={value}",
+        lambda c: (
+            c.clients.deadline_s > 0 and (c.privacy.unit == "example" or (c.privacy.unit == "client" and c.privacy.noise_at != "server"))
+        ),
+        "shows how long a client's records are by whether it comes in time, which no noise covers with privacy.unit={privacy.unit!r} and "
+        "privacy.noise_at={privacy.noise_at!r}",
+        "use 0, or privacy.unit=client with privacy.noise_at=server",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and c.privacy.unit == "client",
+        "lets a client count twice in a round, more than privacy.unit='client' bounds",
+        "use 'drop'",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and (c.method.spec.has_control_variate or c.lora.aggregation != "average"),
+        "adds updates of the round before to a sum, which lora.aggregation={lora.aggregation!r} and control variates of another round are not",
+        "use 'drop'",
+    ),
+    Rule(
+        "server.min_clients={value}",
+        lambda c: c.server.min_clients > 1 and c.privacy.unit == "client",
+        "would tell how many clients came, which privacy.unit='client' does not account for",
+        "use 1; distributed noise has privacy.dropout_tolerance",
+    ),
+    Rule(
+        "server.min_clients={value}",
+        lambda c: (
+            c.server.min_clients > (c.server.cohort_size or c.partition.num_clients) and c.method.spec.trains and not c.method.spec.pools
+        ),
+        "is more than a round has clients",
+        "lower it",
+    ),
+    Rule(
         "partition.num_clients={value}",
         lambda c: 0 < c.data.num_train < c.partition.num_clients * c.partition.min_examples,
         "is more than data.num_train={data.num_train} examples can fill with partition.min_examples={partition.min_examples}",

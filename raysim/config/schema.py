@@ -317,8 +317,29 @@ class ServerConfig:
     """Server optimizer: decay of the second moment of `adam` and `yogi`."""
     tau: float = number(1e-3, above=0, needs=(SHARED, "server.optimizer=adam|yogi|adagrad"))
     """Server optimizer: added to the root of the second moment of the adaptive ones; the larger, the less adaptive."""
-    dropout_prob: float = number(0.0, most=0.99)
-    """Probability that a client of a cohort fails before it sends anything (simulated)."""
+    min_clients: int = number(1, least=1, most=10**6)
+    """Clients that must send for a round to release anything: a round in which fewer do leaves the adapter as it was, and says so."""
+
+
+@dataclass(frozen=True)
+class ClientsConfig:
+    dropout: float = number(0.0, most=0.99)
+    """Probability that a client of a cohort drops out of a round before it sends anything (simulated)."""
+    dropout_by_client: dict[str, Any] = mapping(replaced=True)
+    """The same for single clients, by number: `{0: 0.9, 4: 0}`."""
+    speed: str = choice("equal", "lognormal", "exponential")
+    """How unequal the clients' machines are: `equal`, or the time each takes a token drawn once a run, `lognormal` (around the median `token_s`, see
+    `spread`) or `exponential` (with the mean `token_s`)."""
+    token_s: float = number(0.001)
+    """Seconds of simulated time that a client trains on a token; the simulated time of a round is that of the client that the server waits for longest."""
+    spread: float = number(0.5, most=10, needs="clients.speed=lognormal")
+    """Standard deviation of the logarithm of a lognormal speed."""
+    deadline_s: float = number(0.0)
+    """Seconds of simulated time after which the server ends a round; 0 waits for everybody."""
+    late: str = choice("drop", "stale", needs="clients.deadline_s")
+    """What becomes of updates that come after the deadline: `drop`, or `stale`: they count in the next round."""
+    overselect: float = number(1.0, least=1, most=100, needs="server.cohort_size")
+    """Times `server.cohort_size` that many clients are drawn, of whom the first `cohort_size` to send count (Bonawitz et al. 2019, who draw 1.3 times as many)."""
 
 
 @dataclass(frozen=True)
@@ -532,6 +553,7 @@ class Config:
     fewfedweight: FewFedWeightConfig = section(FewFedWeightConfig)
     dplora: DploraConfig = section(DploraConfig)
     server: ServerConfig = section(ServerConfig, needs=TRAINING)
+    clients: ClientsConfig = section(ClientsConfig, needs=TRAINING)
     privacy: PrivacyConfig = section(PrivacyConfig, needs="privacy.unit!=none")
     evaluate: EvaluateConfig = section(EvaluateConfig)
     attack: AttackConfig = section(AttackConfig)

@@ -34,10 +34,21 @@ class LocalServer:
 
     assignment: Assignment
 
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
         """See `Server`."""
         config = self.assignment.config
         server, rule = config.server, lora_rule(config.lora.aggregation)
         optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
         mechanism = self.assignment.mechanism
-        return step(state, round, parts, mechanism=mechanism, lr=server.lr, seed=config.seed, optimizer=optimizer, rule=rule)
+        return step(
+            state,
+            round,
+            parts,
+            mechanism=mechanism,
+            lr=server.lr,
+            seed=config.seed,
+            optimizer=optimizer,
+            rule=rule,
+            late=late,
+            min_clients=server.min_clients,
+        )

@@ -24,7 +24,7 @@ from raysim.data.tokens import Example
 from raysim.federation import checkpoint
 from raysim.federation.adversary import canary_sums
 from raysim.federation.checkpoint import Snapshot
-from raysim.federation.faults import Outcome, check_outcomes
+from raysim.federation.faults import Outcome, check_outcomes, failures, may_fail
 from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
 from raysim.lora.layout import Vector, adapter_sha256
@@ -32,12 +32,15 @@ from raysim.lora.rule import lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState
+from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
 from raysim.rng import seed_for
 
 BYTES_PER_PARAMETER = 4
 BYTES_MASKED = 8
 """Of a parameter in a masked message."""
+LATE, LATE_WEIGHT = "late", "late_weight"
+"""The server's arrays, in a checkpoint, of what came late."""
 OnDone = Callable[[Sequence[Outcome]], None]
 
 
@@ -60,8 +63,8 @@ class Clients(Protocol):
 class Server(Protocol):
     """Whoever steps the server's state."""
 
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
-        """The next state, and the server's part of the round's record."""
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
+        """The next state, and the server's part of the round's record; what came `late` counts in the next round."""
 
 
 @dataclass
@@ -124,31 +127,36 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     mechanism = experiment.mechanism
-    round = begin(simulation.state, mechanism)
-    size = mechanism.chunk_size
-    chunks = [round.survivors[i : i + size] for i in range(0, len(round.survivors), size)]
+    round = begin(simulation.state, mechanism, experiment.fleet)
     outcomes: list[Outcome] = []
 
     def on_done(chunk: Sequence[Outcome]) -> None:
-        check_outcomes(chunk, round_index=round_index)
+        if not may_fail(mechanism):
+            check_outcomes(chunk, round_index=round_index)
         outcomes.extend(chunk)
         for outcome in chunk:
             progress.client_done(outcome.client_id, outcome.stats.num_tokens if outcome.stats else 0)
 
-    progress.round(round_index, round.survivors)
-    parts = simulation.clients.run_round(round, chunks, on_done)
+    working = sorted([*round.survivors, *round.late])
+    progress.round(round_index, working)
+    parts = simulation.clients.run_round(round, _chunks(round.survivors, mechanism.chunk_size), on_done)
+    late = simulation.clients.run_round(round, _chunks(round.late, mechanism.chunk_size), on_done) if round.late else []
+    if all(outcome.stats is None for outcome in outcomes):  # the next round would come to no more
+        check_outcomes(outcomes, round_index=round_index)
     scale = simulation.config.audit.canary_scale
     parts += canary_sums(experiment.canaries.num_updates, mechanism=mechanism, scale=scale, round=round)
     trained_s = time.perf_counter() - started
-    simulation.state, server_record = simulation.server.step(simulation.state, round, parts)
-    simulation.kept |= simulation.clients.states(round.survivors)
+    simulation.state, server_record = simulation.server.step(simulation.state, round, parts, late)
+    simulation.kept |= simulation.clients.states(working)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
-    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - len(outcomes)}
+    num_sent = sum(outcome.stats is not None for outcome in outcomes)
+    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - num_sent}
+    record |= {"failures": failures(outcomes, round.absent), "num_late": len(round.late), "simulated_s": round.simulated_s}
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
-    record |= _traffic(simulation, round)
+    record |= _traffic(simulation, round, num_sent=num_sent)
     simulation.synthetic += [
         {"client_id": outcome.client_id, "round_index": round_index, **row} for outcome in outcomes for row in outcome.synthetic
     ]
@@ -156,9 +164,18 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     record["wall_s"] = time.perf_counter() - started
     simulation.records.append(record)
     progress.record(record)
+    for outcome in outcomes:
+        if outcome.failure:
+            progress.note(f"round {round_index}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
+    if record["aborted"]:
+        progress.note(f"round {round_index}: {record['num_contributed']} clients sent, too few: nothing is released")
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
+
+
+def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [client_ids[i : i + size] for i in range(0, len(client_ids), size)]
 
 
 def measure_adapters(
@@ -343,6 +360,7 @@ def _measure_base(simulation: Simulation) -> Simulation:
     record = nothing | {
         "round_index": -1,
         "cohort": [],
+        "simulated_s": 0.0,
         "num_tokens": 0,
         "num_dropped": 0,
         "noise_std": 0.0,
@@ -395,7 +413,7 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _traffic(simulation: Simulation, round: Round) -> dict[str, int]:
+def _traffic(simulation: Simulation, round: Round, *, num_sent: int) -> dict[str, int]:
     """Bytes up and down in the round: what is broadcast, each way and client; raw records, once, where data are pooled; else none."""
     method = simulation.config.method.spec
     sent_bytes = sum(len(tensor) for tensor in round.broadcast.values()) * BYTES_PER_PARAMETER
@@ -407,7 +425,7 @@ def _traffic(simulation: Simulation, round: Round) -> dict[str, int]:
         pooled = sum(len(text.encode()) for text in texts) if round.index == 0 else 0
         return {"uplink_bytes": pooled, "downlink_bytes": 0}
     sent = sent_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
-    return {"uplink_bytes": sent * len(round.survivors), "downlink_bytes": sent_bytes * len(round.cohort)}
+    return {"uplink_bytes": sent * num_sent, "downlink_bytes": sent_bytes * len(round.cohort)}
 
 
 def _misfit(simulation: Simulation, found: Snapshot) -> str:
@@ -416,7 +434,10 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
         return ""
     arrays = {"adapter": found.adapter} | found.server_arrays
     shape = simulation.state.adapter.shape
-    odd = [name for name in {**simulation.state.tensors, **arrays} if name not in arrays or arrays[name].shape != shape]
+    shapes = dict.fromkeys({**simulation.state.tensors, **arrays}, shape) | (
+        {LATE_WEIGHT: (1,), LATE: shape} if LATE_WEIGHT in arrays else {}
+    )
+    odd = [name for name in shapes if name not in arrays or arrays[name].shape != shapes[name]]
     if odd or not all(np.isfinite(array).all() for array in arrays.values()):
         return f"the server's {odd[0]} has another shape than the run's" if odd else "the server's tensors are not finite"
     done = [record.get("round_index") for record in found.records]
@@ -443,7 +464,9 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
         )
     arrays = {"adapter": np.asarray(snapshot.adapter, dtype=np.float32)} | snapshot.server_arrays
     tensors = {name: arrays.pop(name) for name in simulation.state.tensors}
-    simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays)
+    weight = arrays.pop(LATE_WEIGHT, None)
+    late = None if weight is None else ChunkSum(arrays.pop(LATE), float(weight[0]), (), 0, 0, None)
+    simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays, late)
     simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
@@ -452,12 +475,13 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
 
 def _save(simulation: Simulation, state_dir: Path) -> None:
     state = simulation.state
+    late = {LATE: state.late.total, LATE_WEIGHT: np.array([state.late.weight])} if state.late else {}
     snapshot = Snapshot(
         num_rounds=state.round_index,
         config_key=result_key(simulation.config),
         adapter=state.adapter,
         clip_norm=state.clip_norm,
-        server_arrays={name: array for name, array in {**state.tensors, **state.memory}.items() if name != "adapter"},
+        server_arrays={name: array for name, array in {**state.tensors, **state.memory, **late}.items() if name != "adapter"},
         client_arrays={k: state.arrays for k, state in simulation.kept.items()},
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,

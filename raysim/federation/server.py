@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysim.federation.faults import survivors
+from raysim.federation.faults import Attendance, Fleet, attendance
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
 from raysim.lora.layout import Vector
 from raysim.lora.rule import LoraRule, lora_rule
@@ -39,6 +39,8 @@ class ServerState:
     """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
     memory: Mapping[str, Moments] = field(default_factory=dict)
     """What the server's optimizer remembers, float64 arrays of the adapter's length: `momentum` and `variance`."""
+    late: ChunkSum | None = None
+    """What came after the last round's deadline, and counts in the next; None for nothing."""
 
     @property
     def adapter(self) -> Vector:
@@ -47,13 +49,17 @@ class ServerState:
         return adapter
 
 
-def begin(state: ServerState, mechanism: Mechanism) -> Round:
-    """The state's next round: its cohort drawn, who drops out decided, its bound fixed."""
+def begin(state: ServerState, mechanism: Mechanism, fleet: Fleet | None = None) -> Round:
+    """The state's next round: its cohort drawn, who of it counts decided (everybody without a `fleet`), its bound fixed."""
     cohort = mechanism.sample_cohort(state.round_index)
+    there = attendance(cohort, fleet=fleet, round_index=state.round_index) if fleet else Attendance(tuple(cohort), (), {}, 0.0)
     return Round(
         index=state.round_index,
         cohort=cohort,
-        survivors=survivors(cohort, mechanism=mechanism, round_index=state.round_index),
+        survivors=there.survivors,
+        late=there.late,
+        absent=there.absent,
+        simulated_s=there.simulated_s,
         clip_norm=mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm,
         broadcast={name: np.asarray(tensor, dtype=np.float32) for name, tensor in state.tensors.items()},
     )
@@ -69,14 +75,18 @@ def step(
     seed: int,
     optimizer: ServerOptimizer = PLAIN,
     rule: LoraRule = AVERAGE,
+    late: Sequence[ChunkSum] = (),
+    min_clients: int = 1,
 ) -> tuple[ServerState, dict[str, Any]]:
     """The state after a round whose uploads came as `parts`, and the server's part of the round's record.
+
+    What came `late` counts in the next round, with the weight that it would have had.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
     Edge cases: an empty cohort, or one whose updates were all dropped, leaves the adapter as it was, or moves it by noise
     alone where there is noise; the record's `empty_round` says so. A round that lost more clients than distributed noise
-    allows releases nothing (`aborted`).
+    allows releases nothing (`aborted`), nor does one to which fewer than `min_clients` sent.
     Errors: RuntimeError if the new adapter would not be finite.
     """
     _check_parts(parts, round)
@@ -86,13 +96,16 @@ def step(
         sums = open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round)
     except TooFewSurvivors:
         sums, aborted = [], True
+    sums += [state.late] if state.late else []
     total = np.zeros(len(state.adapter), dtype=np.float64)
     for part in sums:
         total += part.total
     arrived: Sequence[ChunkSum | ChunkStack] = [*sums, *stacks]
     weight = sum(part.weight for part in arrived)
     bound = rule.sensitivity(round.clip_norm or 0.0)
-    record = _record(arrived, round=round, mechanism=mechanism, bound=bound) | {
+    counted = _record(arrived, round=round, mechanism=mechanism, bound=bound)
+    aborted = aborted or 1 < min_clients > counted["num_contributed"]
+    record = counted | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
         "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, bound=bound, round=round),
@@ -103,7 +116,7 @@ def step(
     kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
     if aborted or denominator == 0.0 or not (arrived or mechanism.sum_noise_multiplier):
-        return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip), record
+        return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip, late=_together(late)), record
     if stacks:
         mean = rule.merge([upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights])
     else:
@@ -114,7 +127,16 @@ def step(
         adapter = (state.adapter + lr * direction).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    return ServerState(round.index + 1, {"adapter": adapter} | _further(state, arrived, mechanism=mechanism), kept_clip, memory), record
+    tensors = {"adapter": adapter} | _further(state, arrived, mechanism=mechanism)
+    return ServerState(round.index + 1, tensors, kept_clip, memory, _together(late)), record
+
+
+def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:
+    """The sum of what came late, in the order given; None for nothing. What is known of single updates stays with their round."""
+    if not parts:
+        return None
+    total = sum((part.total for part in parts[1:]), start=parts[0].total)
+    return ChunkSum(total, sum(part.weight for part in parts), (), 0, 0, None)
 
 
 def _further(state: ServerState, arrived: Sequence[ChunkSum | ChunkStack], *, mechanism: Mechanism) -> dict[str, Moments]:

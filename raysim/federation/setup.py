@@ -24,6 +24,7 @@ from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, read_source, split_records
 from raysim.data.tokens import Example, encode_records, encode_text
+from raysim.federation.faults import Fleet
 from raysim.federation.server import weights_for
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import CanaryPlan, check_inversion, dealt, plan_canaries
@@ -58,6 +59,8 @@ class Experiment:
     manifest: dict[str, Any]
     """The content of partition.json."""
     mechanism: Mechanism
+    fleet: Fleet
+    """The clients' machines."""
     weights: tuple[float, ...]
     canaries: CanaryPlan
     real_examples: tuple[Example, ...]
@@ -142,6 +145,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         compared=_drawn(data.heldout, num_compared, seed=config.seed, key="compared"),
         manifest=manifest,
         mechanism=Mechanism.of_run(config, manifest=manifest),
+        fleet=Fleet.of(config, shards),
         weights=weights_for([len(shard) for shard in shards], weighting=config.server.weighting),
         canaries=canaries,
         real_examples=real,

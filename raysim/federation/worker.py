@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysim.config import LoraConfig
@@ -61,7 +62,10 @@ class Worker:
         shards: Sequence[tuple[Example, ...]],
         states: Sequence[ClientState | None],
     ) -> tuple[Part | None, list[Outcome], list[ClientState | None]]:
-        """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client."""
+        """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client.
+
+        Where clients add noise of their own, one that failed sends an update of zero, with its noise: nobody sees that it failed.
+        """
         config, mechanism = assignment.config, assignment.mechanism
         lm = self.language_model(config.lora)
         calls = [
@@ -75,21 +79,28 @@ class Worker:
                 results = method_of(config.method.name)(lm, group)
                 for call, result in zip(group, results, strict=True):
                     check_upload(result.upload, lm.layout, broadcast=round.broadcast)
+                for call, result in zip(group, results, strict=True):
                     done[call.client_id] = result
-                    outcomes.append(Outcome(call.client_id, result.stats, result.synthetic))
+                    outcomes.append(Outcome(call.client_id, result.stats, result.synthetic, failure=_not_finite(result)))
             except Exception as error:
                 failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
                 outcomes += [Outcome(call.client_id, None, failure=failure, trace=trace) for call in group]
+                if isinstance(error, torch.OutOfMemoryError):
+                    torch.cuda.empty_cache()  # for who comes next
         new_states = [done[k].state if k in done else state for k, state in zip(client_ids, states, strict=True)]
-        return self._sent(done, assignment, round) if done else None, outcomes, new_states
+        sent = {k: (done[k].upload, done[k].weight) for k in client_ids if k in done}
+        if mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
+            nothing = {name: np.zeros(len(tensor), dtype=np.float32) for name, tensor in round.broadcast.items()}
+            sent = {k: sent.get(k, (nothing, None)) for k in client_ids}
+        return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
 
-    def _sent(self, done: Mapping[int, ClientResult], assignment: Assignment, round: Round) -> Part:
+    def _sent(self, sent: Mapping[int, tuple[Upload, float | None]], assignment: Assignment, round: Round) -> Part:
         mechanism = assignment.mechanism
-        assert mechanism.kind == "none" or all(r.weight is None for r in done.values()), "a weight that the data decide bounds no client"
+        assert mechanism.kind == "none" or all(w is None for _, w in sent.values()), "a weight that the data decide bounds no client"
         return sum_chunk(
-            [result.upload for result in done.values()],
-            client_ids=list(done),
-            weights=[assignment.weights[k] if result.weight is None else result.weight for k, result in done.items()],
+            [upload for upload, _ in sent.values()],
+            client_ids=list(sent),
+            weights=[assignment.weights[k] if weight is None else weight for k, (_, weight) in sent.items()],
             round=round,
             mechanism=mechanism,
             form=lora_rule(assignment.config.lora.aggregation).form,
@@ -98,6 +109,12 @@ class Worker:
     def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
         """The results of one evaluation job on one adapter."""
         return run_job(self.language_model(lora), adapter, job)
+
+
+def _not_finite(result: ClientResult) -> str:
+    """Why a result's update will be left out; empty where it counts."""
+    odd = [name for name, tensor in result.upload.items() if not np.isfinite(tensor).all()]
+    return f"its update is not finite ({odd[0]}); lower train.lr" if odd else ""
 
 
 def check_upload(upload: Upload, layout: Layout, *, broadcast: Upload) -> None:

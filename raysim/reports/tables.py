@@ -16,6 +16,8 @@ from raysim.results.files import ENVIRONMENT
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_details_rate", "epsilon", "uplink_bytes")
+MOST_FAILED = 200
+"""Lines about clients whose updates did not count."""
 HIGHER_IS_BETTER = ("label_accuracy", "heldout_rouge_l", "tokens_per_s")
 
 
@@ -151,3 +153,16 @@ def environments(named: Sequence[NamedRun]) -> list[tuple[str, list[str]]]:
     flat = [configuration.flatten_keys(one.run.folder.json(ENVIRONMENT)) for one in named if one.run.environment]
     keys = dict.fromkeys(key for environment in flat for key in environment)
     return [(key, list(dict.fromkeys(value_text(environment.get(key)) for environment in flat))) for key in keys]
+
+
+def failed_clients(named: Sequence[NamedRun]) -> list[tuple[str, int, str, str]]:
+    """Of each run whose updates did not count: the client, in which rounds (counted from 1), and why (the first reason of its kind), `MOST_FAILED` at most."""
+    found: dict[tuple[str, int, str], tuple[list[int], str]] = {}
+    for one in named:
+        for record in one.run.records:
+            for failure in record.failures:
+                kind = failure.reason.partition(":")[0]
+                rounds, _ = found.setdefault((one.label, failure.client_id, kind), ([], failure.reason))
+                rounds.append(record.round_index + 1)
+    rows = [(label, k, ", ".join(map(str, rounds)), reason) for (label, k, _), (rounds, reason) in found.items()]
+    return rows[:MOST_FAILED]

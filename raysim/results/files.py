@@ -300,6 +300,7 @@ def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: M
         "num_tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
         "wall_s": sum(record["wall_s"] for record in records),
+        "simulated_s": sum(record.get("simulated_s", 0.0) for record in records),
     }
 
 

@@ -44,7 +44,7 @@ PRIVATE = {
         *CLIENT,
         "partition.num_clients=5",
         "privacy.noise_at=distributed",
-        "server.dropout_prob=0.3",
+        "clients.dropout=0.3",
         "privacy.dropout_tolerance=0.5",
     ],
     "local": [*CLIENT, "privacy.noise_at=client"],
