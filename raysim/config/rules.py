@@ -177,11 +177,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "clients.dropout_by_client={value}",
-        lambda c: any(
-            not (str(k).isdecimal() and int(k) < c.partition.num_clients and type(p) in (int, float) and 0 <= p <= 0.99)
-            for k, p in c.clients.dropout_by_client.items()
-        ),
-        "must give clients, from 0 and below partition.num_clients={partition.num_clients}, probabilities from 0 to 0.99, such as {{0: 0.5}}",
+        lambda c: len(c.clients.dropout_by_client) not in (0, c.partition.num_clients),
+        "must have one probability for each of partition.num_clients={partition.num_clients} clients",
     ),
     Rule(
         "clients.overselect={value}",

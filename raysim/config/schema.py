@@ -325,8 +325,8 @@ class ServerConfig:
 class ClientsConfig:
     dropout: float = number(0.0, most=0.99)
     """Probability that a client of a cohort drops out of a round before it sends anything (simulated)."""
-    dropout_by_client: dict[str, Any] = mapping(replaced=True)
-    """The same for single clients, by number: `{0: 0.9, 4: 0}`."""
+    dropout_by_client: list[float] = listed(most=0.99)
+    """The same, a probability for each client in the order of their numbers; empty for `dropout` throughout."""
     speed: str = choice("equal", "lognormal", "exponential")
     """How unequal the clients' machines are: `equal`, or the time each takes a token drawn once a run, `lognormal` (around the median `token_s`, see
     `spread`) or `exponential` (with the mean `token_s`)."""

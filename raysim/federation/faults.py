@@ -60,7 +60,7 @@ class Fleet:
         clients, num_clients = config.clients, len(shards)
         token_s = [_token_s(config, k) for k in range(num_clients)]
         return Fleet(
-            dropout=tuple(clients.dropout_by_client.get(str(k), clients.dropout) for k in range(num_clients)),
+            dropout=tuple(clients.dropout_by_client if len(clients.dropout_by_client) == num_clients else [clients.dropout] * num_clients),
             times_s=tuple(each * num_tokens(shard, config) for each, shard in zip(token_s, shards, strict=True)),
             seed=config.seed,
             deadline_s=clients.deadline_s,

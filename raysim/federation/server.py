@@ -17,7 +17,7 @@ from raysim.federation.faults import Attendance, Fleet, attendance
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
 from raysim.lora.layout import Vector
 from raysim.lora.rule import LoraRule, lora_rule
-from raysim.privacy.aggregation import Part, open_sums
+from raysim.privacy.aggregation import MaskedSum, Part, open_sums
 from raysim.privacy.clipping import ChunkStack, ChunkSum, Total, l2_norm, noise_and_divide
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
@@ -91,12 +91,8 @@ def step(
     """
     _check_parts(parts, round)
     stacks = [part for part in parts if isinstance(part, ChunkStack)]
-    aborted = False
-    try:
-        sums = open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round)
-    except TooFewSurvivors:
-        sums, aborted = [], True
-    sums += [state.late] if state.late else []
+    opened = _opened([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round)
+    sums = [*(opened or []), *([state.late] if state.late else [])]
     total = np.zeros(len(state.adapter), dtype=np.float64)
     for part in sums:
         total += part.total
@@ -104,7 +100,7 @@ def step(
     weight = sum(part.weight for part in arrived)
     bound = rule.sensitivity(round.clip_norm or 0.0)
     counted = _record(arrived, round=round, mechanism=mechanism, bound=bound)
-    aborted = aborted or 1 < min_clients > counted["num_contributed"]
+    aborted = opened is None or 1 < min_clients > counted["num_contributed"]
     record = counted | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
@@ -117,11 +113,9 @@ def step(
     denominator = weight if mechanism.denominator is None else mechanism.denominator
     if aborted or denominator == 0.0 or not (arrived or mechanism.sum_noise_multiplier):
         return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip, late=_together(late)), record
-    if stacks:
-        mean = rule.merge([upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights])
-    else:
+    if not stacks:
         noised = _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)
-        mean = rule.merge([{"adapter": noised}], [1.0])
+    mean = rule.merge([{"adapter": noised}], [1.0]) if not stacks else _merged(stacks, rule=rule)
     with np.errstate(over="ignore", invalid="ignore"):
         direction, memory = server_step(mean, state.memory, optimizer=optimizer)
         adapter = (state.adapter + lr * direction).astype(np.float32)
@@ -129,6 +123,19 @@ def step(
         raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
     tensors = {"adapter": adapter} | _further(state, arrived, mechanism=mechanism)
     return ServerState(round.index + 1, tensors, kept_clip, memory, _together(late)), record
+
+
+def _opened(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, round: Round) -> list[ChunkSum] | None:
+    """The sums that the server works with; None where too few came to open them."""
+    try:
+        return open_sums(parts, mechanism=mechanism, round=round)
+    except TooFewSurvivors:
+        return None
+
+
+def _merged(stacks: Sequence[ChunkStack], *, rule: LoraRule) -> Vector:
+    """What the LoRA rule makes of every client's own upload."""
+    return rule.merge([upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights])
 
 
 def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:

@@ -77,7 +77,7 @@ class Worker:
         for group in (calls[i : i + GROUP_SIZE] for i in range(0, len(calls), GROUP_SIZE)):
             try:
                 results = method_of(config.method.name)(lm, group)
-                for call, result in zip(group, results, strict=True):
+                for result in results:
                     check_upload(result.upload, lm.layout, broadcast=round.broadcast)
                 for call, result in zip(group, results, strict=True):
                     done[call.client_id] = result

@@ -179,6 +179,8 @@ def test_the_lowest_value_is_allowed(key: str) -> None:
 MANY = ["data.num_train=0", "partition.num_clients=1000000"]
 CLIENT = ["privacy.unit=client"]
 IN_A_SETTING = {
+    "clients.overselect": ["server.cohort_size=2"],
+    "server.min_clients": MANY,
     "partition.min_examples": ["data.num_train=0"],
     "partition.num_clients": ["data.num_train=0"],
     "privacy.count_noise": [*CLIENT, "privacy.clipping=adaptive"],
@@ -231,6 +233,21 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
 COMBINATIONS = [
     (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
     (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
+    (["clients.dropout_by_client=[0.1]"], ["clients.dropout_by_client=[0.1]", "partition.num_clients=3"]),
+    (["clients.overselect=1.3"], ["clients.overselect=1.3", "set server.cohort_size"]),
+    (["clients.overselect=1.3", "server.cohort_size=2", *CLIENT], ["clients.overselect=1.3", "lets one client decide by its speed"]),
+    (
+        ["clients.deadline_s=3", "method.name=dplora"],
+        ["clients.deadline_s=3.0", "how long a client's records are", "privacy.unit='example'"],
+    ),
+    (
+        ["clients.deadline_s=3", *CLIENT, "privacy.noise_at=client"],
+        ["clients.deadline_s=3.0", "privacy.noise_at='client'", "or privacy.unit=client"],
+    ),
+    (["clients.deadline_s=3", "clients.late=stale", *CLIENT], ["clients.late='stale'", "count twice in a round", "use 'drop'"]),
+    (["clients.deadline_s=3", "clients.late=stale", "method.name=scaffold"], ["clients.late='stale'", "control variates of another round"]),
+    (["server.min_clients=2", *CLIENT], ["server.min_clients=2", "how many clients came", "privacy.dropout_tolerance"]),
+    (["server.min_clients=9"], ["server.min_clients=9", "is more than a round has clients"]),
     (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
     (["partition.min_examples=17"], ["partition.min_examples=17"]),
     (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
