@@ -82,6 +82,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
         "raysim.lora.rules.{name}",
     ): "a rule is found by its name, so that a new one is a file and a name in the list of choices",
     ("raysim.data.partition", "sklearn.cluster"): "pandas and pyarrow come with it; only sets without labels are clustered",
+    ("raysim.federation.robust", "sklearn.cluster"): "with pandas and pyarrow, 100 MB that only the rule FLAME needs",
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",

@@ -125,6 +125,11 @@ def _for_canaries(when: Callable[[Config], bool]) -> Callable[[Config], bool]:
     return lambda config: config.audit.num_canaries > 0 and when(config)
 
 
+def num_hostile(num_clients: int, share: float) -> int:
+    """How many of the clients are hostile."""
+    return int(share * num_clients + 1e-9)
+
+
 def _cohort(config: Config) -> int:
     return config.server.cohort_size or config.partition.num_clients
 
@@ -212,6 +217,50 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.clients.late == "stale" and (c.method.spec.has_control_variate or c.lora.aggregation != "average"),
         "adds updates of the round before to a sum, which lora.aggregation={lora.aggregation!r} and control variates of another round are not",
         "use 'drop'",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and c.server.rule != "mean",
+        "adds sums of the round before, and server.rule={server.rule!r} looks at every update by itself",
+        "use 'drop'",
+    ),
+    Rule(
+        "server.rule={value}",
+        lambda c: c.server.rule != "mean" and c.privacy.unit == "client",
+        "looks at every client's own update, which privacy.unit='client' adds noise to the sum of: how far one client moves such a rule is not "
+        "bounded by privacy.clip_norm",
+        "use 'mean', which clips every update",
+    ),
+    Rule(
+        "server.rule={value}",
+        lambda c: c.server.rule != "mean" and (c.method.spec.has_control_variate or c.lora.aggregation != "average"),
+        "combines updates of the adapter alone, not what lora.aggregation={lora.aggregation!r} merges by itself, nor control variates",
+        "use 'mean'",
+    ),
+    Rule(
+        "adversary.share={value}",
+        lambda c: c.adversary.attack != "none" and not num_hostile(c.partition.num_clients, c.adversary.share),
+        "makes none of partition.num_clients={partition.num_clients} clients hostile",
+        "raise it",
+    ),
+    Rule(
+        "adversary.attack={value}",
+        lambda c: c.adversary.attack != "none" and (c.method.spec.pools or c.method.spec.separates or not c.method.spec.trains),
+        "needs clients that send updates, which method.name={method.name!r} has not",
+        "use method.name=fedit",
+    ),
+    Rule(
+        "adversary.attack={value}",
+        lambda c: (
+            c.adversary.attack in ("sign_flip", "scale", "gaussian") and c.privacy.unit == "client" and c.privacy.noise_at != "server"
+        ),
+        "would be clipped by privacy.noise_at={privacy.noise_at!r} where the client is, which a hostile one need not do",
+        "use privacy.noise_at=server",
+    ),
+    Rule(
+        "adversary.trigger and adversary.target",
+        lambda c: c.adversary.attack == "backdoor" and not (c.adversary.trigger.strip() and c.adversary.target.strip()),
+        "must not be empty with adversary.attack='backdoor'",
     ),
     Rule(
         "server.min_clients={value}",

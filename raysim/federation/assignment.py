@@ -9,11 +9,13 @@ from typing import Any
 
 from raysim.config import Config
 from raysim.data.tokens import Example
+from raysim.federation.robust import RuleSettings, rule_of
 from raysim.federation.server import ServerState, step
 from raysim.federation.server_optimizer import ServerOptimizer
 from raysim.lora.rule import lora_rule
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
+from raysim.rng import seed_for
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class LocalServer:
         server, rule = config.server, lora_rule(config.lora.aggregation)
         optimizer = ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau)
         mechanism = self.assignment.mechanism
+        noise_seed = seed_for(config.seed, "rule noise", round.index)
+        settings = RuleSettings(hostile_share=server.hostile_share, norm_bound=server.norm_bound, seed=noise_seed)
         return step(
             state,
             round,
@@ -51,4 +55,5 @@ class LocalServer:
             rule=rule,
             late=late,
             min_clients=server.min_clients,
+            combine=rule_of(server.rule, settings),
         )

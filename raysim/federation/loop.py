@@ -22,7 +22,7 @@ from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
 from raysim.federation import checkpoint
-from raysim.federation.adversary import canary_sums
+from raysim.federation.adversary import canary_sums, success
 from raysim.federation.checkpoint import Snapshot
 from raysim.federation.faults import Outcome, check_outcomes, failures, may_fail
 from raysim.federation.server import ServerState, begin
@@ -30,7 +30,7 @@ from raysim.federation.setup import Experiment, labelled_heldout
 from raysim.lora.layout import Vector, adapter_sha256
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
-from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, loss_is_finite, mean_of, measure, plan, record_rows
+from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, batches, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
@@ -247,8 +247,26 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     utility, attack = measured[0]
     exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
     across = _across(simulation) if round_index == num_rounds - 1 else None
-    further = {"private": own, "exposure": exposure, "cross_client": across}
+    backdoor = _backdoor(simulation, round_index) if with_eval and experiment.triggered else None
+    further = {"private": own, "exposure": exposure, "cross_client": across, "backdoor": backdoor}
     return {"eval": utility, "attack": attack, **{key: value for key, value in further.items() if value}}
+
+
+def _backdoor(simulation: Simulation, round_index: int) -> dict[str, Any]:
+    """How often the release gives a backdoor's answer to held-out prompts, with the trigger and, as the control, without it."""
+    config, examples = simulation.config, simulation.experiment.triggered
+    jobs = [
+        Job("answer", batch, max_new_tokens=config.evaluate.max_new_tokens, chat=chat_format(config.data))
+        for batch in batches(examples, config.evaluate.batch_size)
+    ]
+    results = simulation.clients.evaluate([(released(simulation), job) for job in jobs], lambda: None)
+    rows = [row for row in simulation.answers if row["round_index"] == round_index and row["owner"] is None and row["side"] == "heldout"]
+    target = config.adversary.target
+    return {
+        "success_rate": success([answer for answers in results for answer in answers], target=target),
+        "control_rate": success([row["answer"] for row in rows if row.get("answer") is not None], target=target),
+        "num_prompts": len(examples),
+    }
 
 
 def _exposure(simulation: Simulation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysim.federation.faults import Attendance, Fleet, attendance
+from raysim.federation.robust import Combine
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
 from raysim.lora.layout import Vector
 from raysim.lora.rule import LoraRule, lora_rule
@@ -77,10 +78,11 @@ def step(
     rule: LoraRule = AVERAGE,
     late: Sequence[ChunkSum] = (),
     min_clients: int = 1,
+    combine: Combine | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
     """The state after a round whose uploads came as `parts`, and the server's part of the round's record.
 
-    What came `late` counts in the next round, with the weight that it would have had.
+    What came `late` counts in the next round, with the weight that it would have had. `combine` stands in for the mean of uploads that came apart.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
@@ -115,7 +117,7 @@ def step(
         return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip, late=_together(late)), record
     if not stacks:
         noised = _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)
-    mean = rule.merge([{"adapter": noised}], [1.0]) if not stacks else _merged(stacks, rule=rule)
+    mean = rule.merge([{"adapter": noised}], [1.0]) if not stacks else _merged(stacks, rule=rule, combine=combine)
     with np.errstate(over="ignore", invalid="ignore"):
         direction, memory = server_step(mean, state.memory, optimizer=optimizer)
         adapter = (state.adapter + lr * direction).astype(np.float32)
@@ -133,9 +135,13 @@ def _opened(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, roun
         return None
 
 
-def _merged(stacks: Sequence[ChunkStack], *, rule: LoraRule) -> Vector:
-    """What the LoRA rule makes of every client's own upload."""
-    return rule.merge([upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights])
+def _merged(stacks: Sequence[ChunkStack], *, rule: LoraRule, combine: Combine | None) -> Vector:
+    """What the LoRA rule makes of every client's own upload, or of what they are combined to."""
+    uploads, weights = [upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights]
+    if combine is None:
+        return rule.merge(uploads, weights)
+    one = combine(np.stack([upload["adapter"].astype(np.float64) for upload in uploads]), np.array(weights))
+    return rule.merge([{"adapter": one.astype(np.float32)}], [1.0])
 
 
 def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:

@@ -4,6 +4,7 @@ A worker keeps nothing between calls that a result depends on, so any worker can
 Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 """
 
+import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from raysim.config import LoraConfig
 from raysim.data.tokens import Example
+from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment
 from raysim.federation.faults import Outcome
 from raysim.lora.layout import Layout, Upload, Vector, check_adapter
@@ -77,6 +79,7 @@ class Worker:
         for group in (calls[i : i + GROUP_SIZE] for i in range(0, len(calls), GROUP_SIZE)):
             try:
                 results = method_of(config.method.name)(lm, group)
+                results = [self._sent_by(call, result) for call, result in zip(group, results, strict=True)]
                 for result in results:
                     check_upload(result.upload, lm.layout, broadcast=round.broadcast)
                 for call, result in zip(group, results, strict=True):
@@ -94,6 +97,13 @@ class Worker:
             sent = {k: sent.get(k, (nothing, None)) for k in client_ids}
         return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
 
+    def _sent_by(self, call: ClientCall, result: ClientResult) -> ClientResult:
+        """The result with what the client really sends, if it is hostile."""
+        adversary = call.config.adversary
+        if call.client_id not in hostile_clients(call.mechanism.num_clients, adversary=adversary, seed=call.config.seed):
+            return result
+        return dataclasses.replace(result, upload=hostile_upload(result.upload, adversary=adversary, seed=call.seed("adversary")))
+
     def _sent(self, sent: Mapping[int, tuple[Upload, float | None]], assignment: Assignment, round: Round) -> Part:
         mechanism = assignment.mechanism
         assert mechanism.kind == "none" or all(w is None for _, w in sent.values()), "a weight that the data decide bounds no client"
@@ -103,7 +113,7 @@ class Worker:
             weights=[assignment.weights[k] if weight is None else weight for k, (_, weight) in sent.items()],
             round=round,
             mechanism=mechanism,
-            form=lora_rule(assignment.config.lora.aggregation).form,
+            form="stack" if assignment.config.server.rule != "mean" else lora_rule(assignment.config.lora.aggregation).form,
         )
 
     def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:

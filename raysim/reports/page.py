@@ -17,7 +17,7 @@ from raysim.reports.cards import cards
 from raysim.reports.named import named_runs
 from raysim.reports.panels import panels
 from raysim.reports.rendering import draw, render
-from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, failed_clients, settings_table
+from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, failed_clients, robustness, settings_table
 from raysim.results.contents import Summary, Synthetic
 from raysim.results.files import FIGURES, REPORT, RESULTS, SUMMARY, seal, write_csv, write_json, write_text
 from raysim.results.folders import RunSoFar, so_far
@@ -81,6 +81,7 @@ def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
         attacks=attacks_made(named),
         public=PUBLIC,
         failed=failed_clients(named),
+        robust=robustness(named),
     )
     write_text(out_dir / REPORT, page, private=bool(samples))
     return out_dir / REPORT

@@ -166,3 +166,17 @@ def failed_clients(named: Sequence[NamedRun]) -> list[tuple[str, int, str, str]]
                 rounds.append(record.round_index + 1)
     rows = [(label, k, ", ".join(map(str, rounds)), reason) for (label, k, _), (rounds, reason) in found.items()]
     return rows[:MOST_FAILED]
+
+
+def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """The held-out loss by attack (the columns) and server rule (the rows), a backdoor's with its success rate; None unless runs differ in either."""
+    cells: dict[tuple[str, str], str] = {}
+    for one in named:
+        config, measured = one.run.folder.config, one.run.summary.eval
+        backdoor = next((record.backdoor for record in reversed(one.run.records) if record.backdoor), None)
+        figure = MISSING if measured is None else f"{measured.heldout_nll:.3f}"
+        cells[config.server.rule, config.adversary.attack] = figure + (f" ({backdoor.success_rate:.0%})" if backdoor else "")
+    rules, attacks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    if attacks == ["none"]:
+        return None
+    return attacks, [(rule, [cells.get((rule, attack), MISSING) for attack in attacks]) for rule in rules]

@@ -158,6 +158,17 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Backdoor:
+    """How often a release gives a backdoor's answer."""
+
+    success_rate: float
+    """Share of held-out prompts with the trigger that bring it."""
+    control_rate: float
+    """The same without the trigger."""
+    num_prompts: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A client whose update did not count in a round."""
 
@@ -214,6 +225,7 @@ class RoundRecord:
     private: Private | None = None
     exposure: Exposure | None = None
     cross_client: CrossClient | None = None
+    backdoor: Backdoor | None = None
 
 
 @dataclass(frozen=True)
