@@ -342,32 +342,22 @@ def _fitting(query: Branches, *, room: int) -> tuple[tuple[int, ...], ...]:
 
 
 def detail_rows(
-    examples: Sequence[Example],
-    spans: Sequence[Sequence[DetailSpan]],
+    record_id: int,
+    spans: Sequence[DetailSpan],
     *,
-    nlls: Sequence[ArrayLike],
-    base_nlls: Sequence[ArrayLike],
-    queries: Sequence[Branches],
-    exposures: Sequence[float | None],
+    bits: Sequence[float],
+    base_bits: Sequence[float],
+    exposures: Sequence[tuple[float | None, int]] = (),
 ) -> list[dict[str, Any]]:
-    """A row a detail: `record_id`, `detail`, `bits` and `base_bits` of it, its `exposure`, and `num_references` among which it is.
+    """A row a detail of the record: `record_id`, `detail`, `bits` and `base_bits` of it, its `exposure`, and `num_references` among which it is.
 
-    `nlls` and `base_nlls` are the NLLs (nats) of each example's scored tokens under the adapter and the base model, `exposures` those of
-    the `queries` made from the same spans.
+    `bits` and `base_bits` are under the adapter and the base model (see `detail_bits`), `exposures` what was found of the queries made from
+    the same spans, each with the number of its references; none where the record's details were not compared with references.
     """
-    placed = [(example, span) for example, own in zip(examples, spans, strict=True) for span in own]
-    bits = [value for own, nll in zip(spans, nlls, strict=True) for value in detail_bits(nll, own)]
-    base_bits = [value for own, nll in zip(spans, base_nlls, strict=True) for value in detail_bits(nll, own)]
+    found = exposures or [(None, 0)] * len(spans)
     return [
-        {
-            "record_id": example.record.record_id,
-            "detail": span.detail,
-            "bits": own,
-            "base_bits": base,
-            "exposure": exposed,
-            "num_references": len(query.branches) - 1,
-        }
-        for (example, span), own, base, exposed, query in zip(placed, bits, base_bits, exposures, queries, strict=True)
+        {"record_id": record_id, "detail": span.detail, "bits": own, "base_bits": base, "exposure": exposed, "num_references": num}
+        for span, own, base, (exposed, num) in zip(spans, bits, base_bits, found, strict=True)
     ]
 
 

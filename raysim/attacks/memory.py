@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
+from raysim.attacks.details import DetailSpan, detail_bits
 from raysim.attacks.extraction import is_attackable
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
@@ -77,13 +78,21 @@ class Likelihood(NamedTuple):
     """log p_z (nats): that sampling writes the target; -inf where it never does, 0 for an empty target."""
     target_tokens: int
     """Tokens of the target."""
+    detail_bits: tuple[float, ...] = ()
+    """-log2 of the probability of each private detail that was asked for, given the true words before it."""
 
 
 @torch.no_grad()
 def likelihoods(
-    lm: LanguageModel, adapter: Vector, examples: Sequence[Example], *, attack: SamplingAttack, batch_size: int
+    lm: LanguageModel,
+    adapter: Vector,
+    examples: Sequence[Example],
+    *,
+    attack: SamplingAttack,
+    batch_size: int,
+    spans: Sequence[Sequence[DetailSpan]] = (),
 ) -> list[Likelihood]:
-    """How likely `adapter` makes each example, and how likely sampling its target after the prompt and the prefix, from one pass.
+    """How likely `adapter` makes each example, its details at `spans`, and sampling its target after the prompt and the prefix, from one pass.
 
     Guarantees: `nll` has the bits of `train.mean_nll` for the same batches; exp(`target_log_prob`) is the probability that
     `generate` with that temperature and top_k writes the target (with the end token, where that belongs to it). `adapter` stays loaded.
@@ -92,17 +101,21 @@ def likelihoods(
     lm.model.eval()
     results: list[Likelihood] = [Likelihood(0.0, 0, 0.0, 0)] * len(examples)
     for batch in batches_by_length(examples, batch_size=batch_size):
-        for index, found in zip(batch, _of_batch(lm, [examples[i] for i in batch], attack=attack), strict=True):
+        own_spans = [spans[i] for i in batch] if spans else [()] * len(batch)
+        for index, found in zip(batch, _of_batch(lm, [examples[i] for i in batch], own_spans, attack=attack), strict=True):
             results[index] = found
     return results
 
 
-def _of_batch(lm: LanguageModel, examples: Sequence[Example], *, attack: SamplingAttack) -> list[Likelihood]:
+def _of_batch(
+    lm: LanguageModel, examples: Sequence[Example], spans: Sequence[Sequence[DetailSpan]], *, attack: SamplingAttack
+) -> list[Likelihood]:
     logits_NV, token_N, row_N = response_logits(lm, examples)
     logits_NV = logits_NV.float()
     nll_N = F.cross_entropy(logits_NV, token_N, reduction="none")
     nll_B = summed_by_example(nll_N, row_N, num_examples=len(examples)).tolist()
     ends = np.cumsum([len(example.scored) for example in examples]).tolist()
+    token_nlls = np.split(nll_N.double().cpu().numpy(), ends[:-1])
     targets = [attack.target(example) for example in examples]
     # The response is the last of what is scored: earlier turns stand before it.
     firsts = [end - len(example.response_ids) for end, example in zip(ends, examples, strict=True)]
@@ -115,8 +128,8 @@ def _of_batch(lm: LanguageModel, examples: Sequence[Example], *, attack: Samplin
     )
     parts = np.split(log_prob_M, np.cumsum([len(target) for target in targets])[:-1])
     return [
-        Likelihood(nll, len(example.scored), float(part.sum()), len(part))
-        for nll, example, part in zip(nll_B, examples, parts, strict=True)
+        Likelihood(nll, len(example.scored), float(part.sum()), len(part), tuple(detail_bits(nlls, placed)))
+        for nll, example, part, nlls, placed in zip(nll_B, examples, parts, token_nlls, spans, strict=True)
     ]
 
 

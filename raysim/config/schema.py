@@ -478,6 +478,10 @@ class AttackConfig:
     """Extraction by sampling: temperature of the attacker's draws; 0 is greedy."""
     top_k: int = number(40, needs=("attack.every!=-1", "attack.memory_records", "attack.temperature"))
     """Extraction by sampling: the attacker draws among this many of the likeliest tokens; 0 for all."""
+    detail_records: int = number(12, needs=("attack.every!=-1", "attack.memory_records"))
+    """Most training records, and as many held-out ones, whose private details are ranked among others of their form after the last round; 0 for none."""
+    detail_references: int = number(15, least=7, most=10**5, needs=("attack.every!=-1", "attack.memory_records", "attack.detail_records"))
+    """How many others of its form a detail is ranked among: 15 can show 4 bits of exposure."""
     cross_prefixes: int = number(0)
     """Attack across clients, after the last round: contexts of its own private details that each client asks the release to go on from; 0 for none."""
     cross_samples: int = number(8, least=1, needs="attack.cross_prefixes")

@@ -4,6 +4,7 @@ A round is: draw the cohort, let each chunk of it train, sum and send, step the 
 client call depends on its arguments only, the same loop gives the same bits over any `Clients`.
 """
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -30,7 +31,7 @@ from raysim.federation.setup import Experiment, labelled_heldout
 from raysim.lora.layout import Vector, adapter_sha256
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
-from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_nlls, batches, loss_is_finite, mean_of, measure, plan, record_rows
+from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
@@ -194,7 +195,7 @@ def measure_adapters(
         if not loss_is_finite(plan_, own):
             whose = "the new adapter" if owner is None else f"the adapter that client {owner} keeps"
             raise RuntimeError(f"round {round_index}: the held-out loss of {whose} is not finite; lower train.lr or server.lr")
-        base = base_nlls(plan_, of_base)
+        base = base_likelihoods(plan_, of_base)
         measured.append(measure(plan_, own, tokenizer=simulation.tokenizer, base=base))
         rows = record_rows(plan_, own, tokenizer=simulation.tokenizer, base=base)
         simulation.answers += [{"round_index": round_index, "owner": owner, **row} for row in rows]
@@ -219,7 +220,7 @@ def _base_key(config: Config, digest: str, job: Job) -> str:
     """What decides the results of a `likelihood` job with the adapter of that digest: the model and how it computes, the tokens, the target."""
     tokens = [(example.prompt_ids, example.response_ids, example.earlier) for example in job.examples]
     computed = (config.model.name, config.train.dtype, config.resources.num_threads, config.resources.client.num_gpus > 0, config.lora)
-    return f"base-{hashlib.sha256(repr((computed, digest, tokens, job.sampling)).encode()).hexdigest()}"
+    return f"base-{hashlib.sha256(repr((computed, digest, tokens, job.sampling, job.spans)).encode()).hexdigest()}"
 
 
 def due(every: int, *, round_index: int, num_rounds: int) -> bool:
@@ -236,8 +237,11 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     if not (with_eval or with_attack):
         return {"eval": None, "attack": None}
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
+    last = round_index == num_rounds - 1
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
-    of_release = [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack)]
+    of_release = (
+        [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack, exposed=last)]
+    )
     owners = [None for _ in of_release] + [k for k, _, _ in private]
     plans = [(released(simulation), plan_) for plan_ in of_release] + [(adapter, plan_) for _, adapter, plan_ in private]
     measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
@@ -246,7 +250,7 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
         return {"eval": own["eval"] if own else None, "attack": own["attack"] if own else None}
     utility, attack = measured[0]
     exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
-    across = _across(simulation) if round_index == num_rounds - 1 else None
+    across = _across(simulation) if last else None
     backdoor = _backdoor(simulation, round_index) if with_eval and experiment.triggered else None
     further = {"private": own, "exposure": exposure, "cross_client": across, "backdoor": backdoor}
     return {"eval": utility, "attack": attack, **{key: value for key, value in further.items() if value}}
@@ -317,7 +321,7 @@ def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool,
     return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
 
 
-def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool) -> Plan:
+def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool, exposed: bool = False) -> Plan:
     """The plan for the release, or for the adapter that client `owner` keeps (attacked on its own examples only)."""
     config, experiment = simulation.config, simulation.experiment
     attacked: list[Example] = [example for k, example in experiment.attacked if owner is None or k == owner]
@@ -336,18 +340,22 @@ def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_at
         chat=chat_format(config.data),
         long_prefix_tokens=config.attack.long_prefix_tokens,
         choices=experiment.questions,
-        memory=_memory_plan(simulation, owner),
+        memory=_memory_plan(simulation, owner, exposed=exposed),
     )
 
 
-def _memory_plan(simulation: Simulation, owner: int | None) -> MemoryPlan | None:
-    """Whose likelihoods are compared for the release, or for the adapter that client `owner` keeps (its own records alone); None for none."""
+def _memory_plan(simulation: Simulation, owner: int | None, *, exposed: bool) -> MemoryPlan | None:
+    """Whose likelihoods are compared for the release, or for the adapter that client `owner` keeps (its own records alone); None for none.
+
+    Details are ranked among references where `exposed`.
+    """
     attack, experiment = simulation.config.attack, simulation.experiment
     if not experiment.compared:
         return None
     sampling = SamplingAttack(attack.prefix_tokens, attack.target_tokens, attack.temperature, attack.top_k)
     members = tuple((k, example) for k, example in experiment.members if owner is None or k == owner)
-    return MemoryPlan(members, experiment.compared, sampling, simulation.config.seed)
+    details = experiment.details if exposed else dataclasses.replace(experiment.details, queries={})
+    return MemoryPlan(members, experiment.compared, sampling, simulation.config.seed, details)
 
 
 def _mean_private(measured: Sequence[tuple[Any, Any]]) -> dict[str, Any] | None:
@@ -368,7 +376,7 @@ def _measure_base(simulation: Simulation) -> Simulation:
     with_attack = simulation.config.attack.every >= 0
     [(utility, attack)] = measure_adapters(
         simulation,
-        [(released(simulation), _plan(simulation, None, with_eval=True, with_attack=with_attack))],
+        [(released(simulation), _plan(simulation, None, with_eval=True, with_attack=with_attack, exposed=True))],
         owners=[None],
         round_index=-1,
     )

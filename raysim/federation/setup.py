@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from raysim.attacks.details import detail_queries, detail_spans, pool_of
 from raysim.attacks.extraction import attackable
 from raysim.config import Config, asks_for_labels
 from raysim.data.chat import turn_shape
@@ -29,6 +30,7 @@ from raysim.federation.faults import Fleet
 from raysim.federation.server import weights_for
 from raysim.lora.rule import lora_rule
 from raysim.measure.audits import CanaryPlan, check_inversion, dealt, plan_canaries
+from raysim.measure.evaluate import DetailPlan
 from raysim.measure.options import check_fit
 from raysim.methods.synthesis.private import check_model
 from raysim.methods.synthesis.write import instruction_prompt, response_prompt
@@ -72,6 +74,8 @@ class Experiment:
     """Multiple-choice questions that every evaluated release answers."""
     triggered: tuple[Example, ...]
     """The answered examples with the trigger of a backdoor; none without one."""
+    details: DetailPlan
+    """The private details of `members` and `compared`."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +144,16 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
     shards = _poisoned(shards, lm, config=config)
     manifest |= _counts(data, max_length=config.data.max_length, hands=hands)
+    members = _drawn(owned, num_compared, seed=config.seed, key="members")
+    compared = _drawn(data.heldout, num_compared, seed=config.seed, key="compared")
     experiment = Experiment(
         shards=shards,
         heldout=data.heldout,
         answered=_answered(data.heldout, config=config),
         attacked=_drawn(owned, config.attack.num_examples, seed=config.seed, key="attacked"),
-        members=_drawn(owned, num_compared, seed=config.seed, key="members"),
-        compared=_drawn(data.heldout, num_compared, seed=config.seed, key="compared"),
+        members=members,
+        compared=compared,
+        details=_details([example for _, example in members], compared, data=data, lm=lm, config=config),
         manifest=manifest,
         mechanism=Mechanism.of_run(config, manifest=manifest),
         fleet=Fleet.of(config, shards),
@@ -295,6 +302,31 @@ def _answered(heldout: tuple[Example, ...], *, config: Config) -> tuple[Example,
     if config.data.source in BUILTIN:
         return heldout[: config.evaluate.num_generated]
     return _drawn(heldout, config.evaluate.num_generated, seed=config.seed, key="answered")
+
+
+def _details(
+    members: Sequence[Example], compared: Sequence[Example], *, data: EncodedData, lm: LanguageModel, config: Config
+) -> DetailPlan:
+    """Where the details of the compared records stand, and what a sample of them is ranked among."""
+    pool = pool_of(*([example.record for example in side] for side in (data.train, data.heldout)))
+    spans = {example.record.record_id: tuple(detail_spans(example, lm.tokenizer)) for example in (*members, *compared)}
+    with_details = [[example for example in side if spans[example.record.record_id]] for side in (members, compared)]
+    chosen = [e for side in with_details for e in _drawn(side, config.attack.detail_records, seed=config.seed, key="details")]
+    queries = {
+        example.record.record_id: tuple(
+            detail_queries(
+                [example],
+                [spans[example.record.record_id]],
+                pool=pool,
+                tokenizer=lm.tokenizer,
+                chat=chat_format(config.data),
+                num_references=config.attack.detail_references,
+                seed=config.seed,
+            )
+        )
+        for example in chosen
+    }
+    return DetailPlan(spans, queries, pool)
 
 
 def _drawn(items: Sequence[T], num: int, *, seed: int, key: str) -> tuple[T, ...]:

@@ -3,7 +3,7 @@
 Utility: held-out NLL (nats a response token, over all held-out records) and ROUGE-L of greedy answers. Leakage: the extraction
 attack on training records, with the held-out records as its control, by prompts and, if asked for, once more with more of the
 response given away. Answers to held-out prompts serve both. Memory: training records against held-out ones by likelihood, in the pass
-that reads the held-out NLL. For sets with labels: accuracy and macro-F1 by the likelihood of the labels' words; for multiple-choice
+that reads the held-out NLL, and their private details by that and by their exposure. For sets with labels: accuracy and macro-F1 by the likelihood of the labels' words; for multiple-choice
 questions: accuracy by that of the options. `record_rows` keeps what each figure is the mean of.
 Left out: judges that compare answers (`judged.py` reads the answers that a run keeps).
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from raysim.attacks.canaries import Canary, exposures
 from raysim.attacks.cross_client import CrossClientSettings, attack_across
+from raysim.attacks.details import DetailPool, DetailSpan, detail_exposures, detail_rows, details_report, untrained_rows
 from raysim.attacks.extraction import attack_prompt, attackable, score_extraction
 from raysim.attacks.membership import token_nlls
 from raysim.attacks.memory import Gains, Likelihood, SamplingAttack, extraction_report, level_interval, likelihoods, memory_report
@@ -30,6 +31,7 @@ from raysim.lora.layout import Vector
 from raysim.measure.options import choice_figures, choose, label_figures, option_nlls
 from raysim.model.generate import Sampling, write_texts
 from raysim.model.language_model import LanguageModel
+from raysim.model.score import Branches
 from raysim.model.train import TrainSettings, mean_nll, train_adapter
 from raysim.privacy.audit_bounds import clopper_pearson
 
@@ -45,8 +47,8 @@ CANARY_BATCH = 64
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of evaluation: the `nll` of examples, their `likelihood` and that of their targets under `sampling`, the `token_nll` of each of
-    their tokens, the `answer` to each prompt plus `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the
+    """A piece of evaluation: the `nll` of examples, their `likelihood` and that of their targets under `sampling` and of their details at `spans`,
+    the exposure of each `detail` by `queries`, the `token_nll` of each of their tokens, the `answer` to each prompt plus `prefix_tokens` of its response, the `options` of each of its questions by likelihood, the
     `exposure` of canaries among `num_references` other secrets, a `shadow` trained on examples, or what a client with these examples draws
     `across` from the others."""
 
@@ -62,14 +64,28 @@ class Job:
     questions: tuple[ChoiceQuestion, ...] = ()
     across: CrossClientSettings | None = None
     sampling: SamplingAttack | None = None
+    spans: tuple[tuple[DetailSpan, ...], ...] = ()
+    queries: tuple[Branches, ...] = ()
 
     @property
     def cost(self) -> int:
         """Roughly how long it takes, for ordering: answering costs more than scoring."""
-        tokens = sum(example.num_tokens for example in self.examples) + TOKENS_A_QUESTION * len(self.questions)
+        tokens = sum(one.num_tokens for one in self.examples) + sum(query.num_tokens for query in self.queries)
+        tokens += TOKENS_A_QUESTION * len(self.questions)
         if self.kind in ("answer", "shadow", "across"):
             return 10 * tokens
         return tokens + CANARY_TOKENS * self.num_references * len(self.canaries)
+
+
+@dataclass(frozen=True)
+class DetailPlan:
+    """The private details of compared records."""
+
+    spans: Mapping[int, tuple[DetailSpan, ...]]
+    """By record id, where they stand."""
+    queries: Mapping[int, tuple[Branches, ...]]
+    """By record id, for those whose details are compared with references: a query for each of its spans (see `details.detail_queries`)."""
+    pool: DetailPool
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ class MemoryPlan:
     sampling: SamplingAttack
     seed: int
     """Of the intervals."""
+    details: DetailPlan
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Plan:
     records, and `control` to held-out ones with the attack's prefix (empty where that is empty: then `heldout` serves). `label`: held-out
     prompts as questions whose options are the set's labels. `prefixed_train` and `prefixed_control`: the attack once more, with a longer
     prefix. `choice`: multiple-choice questions. `member`: likelihoods of training records, and `compared` of held-out ones where `nll` has
-    none (where utility is measured too, they are read once, for both).
+    none (where utility is measured too, they are read once, for both). `member_detail` and `compared_detail`: exposures of their details.
     """
 
     groups: dict[str, tuple[Job, ...]]
@@ -167,7 +184,14 @@ def plan(
     def read(examples: Sequence[Example]) -> tuple[Job, ...]:
         if memory is None or not short[0]:
             return cut("nll", examples)
-        return tuple(Job("likelihood", batch, sampling=memory.sampling) for batch in batches(examples, batch_size))
+        return tuple(
+            Job("likelihood", batch, sampling=memory.sampling, spans=tuple(memory.details.spans[e.record.record_id] for e in batch))
+            for batch in batches(examples, batch_size)
+        )
+
+    def exposed(examples: Sequence[Example]) -> tuple[Job, ...]:
+        found = _queries(memory.details, examples) if memory and short[0] else []
+        return tuple(Job("detail", queries=batch) for batch in batches([query for _, query in found], batch_size))
 
     groups = {
         "nll": (*read(compared), *cut("nll", rest)) if with_eval else (),
@@ -180,13 +204,21 @@ def plan(
         "choice": asked((), choices),
         "member": read(members) if short[0] else (),
         "compared": read(compared) if short[0] and not with_eval else (),
+        "member_detail": exposed(members),
+        "compared_detail": exposed(compared),
     }
     return Plan(groups, labels, memory)
 
 
+def _queries(details: DetailPlan, examples: Sequence[Example]) -> list[tuple[int, Branches]]:
+    """The queries of those examples that have any, in order, each with its record's id."""
+    ids = [example.record.record_id for example in examples]
+    return [(record_id, query) for record_id in ids for query in details.queries.get(record_id, ())]
+
+
 def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
-    """The results of a job, one an example or canary: `(nll, num_tokens)`, a `Likelihood`, an array of token NLLs, an exposure in bits, or an answer's
-    text, or the negative log-likelihoods of a question's options; of a shadow, its adapter; of an attack across clients, its texts."""
+    """The results of a job, one an example, query or canary: `(nll, num_tokens)`, a `Likelihood`, an array of token NLLs, an exposure in bits, or an
+    answer's text, or the negative log-likelihoods of a question's options; of a shadow, its adapter; of an attack across clients, its texts."""
     results: Sequence[Any]
     match job.kind:
         case "shadow":
@@ -200,7 +232,9 @@ def run_job(lm: LanguageModel, adapter: Vector, job: Job) -> list[Any]:
             results = option_nlls(lm, adapter, job.questions, batch_size=len(job.questions), chat=job.chat)
         case "likelihood":
             assert job.sampling is not None, "a target needs to be said"
-            results = likelihoods(lm, adapter, job.examples, attack=job.sampling, batch_size=len(job.examples))
+            results = likelihoods(lm, adapter, job.examples, attack=job.sampling, batch_size=len(job.examples), spans=job.spans)
+        case "detail":
+            results = detail_exposures(lm, adapter, job.queries, batch_size=len(job.queries))
         case "token_nll":
             results = token_nlls(lm, adapter, job.examples, batch_size=len(job.examples))
         case "exposure":
@@ -225,11 +259,11 @@ def _answers(lm: LanguageModel, adapter: Vector, job: Job) -> list[str]:
 
 
 def measure(
-    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, float] | None = None
+    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, Likelihood] | None = None
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The `eval` and `attack` objects of a round's record, from the results of `plan.jobs` in order.
 
-    `base` holds the NLL under the base model by record id, for those whose likelihood was asked for (see `base_nlls`).
+    `base` holds what the base model makes of the records whose likelihood was asked for, by record id (see `base_likelihoods`).
     """
     found = _by_group(plan, results)
     utility = _utility(plan, found) if plan.groups["nll"] else None
@@ -244,10 +278,10 @@ def measure(
     return utility, attack | {"num_examples": len(found["train"])} | _memory(plan, found, base or {})
 
 
-def base_nlls(plan: Plan, results: Sequence[list[Likelihood]]) -> dict[int, float]:
-    """The NLL (nats) by record id, from the results of the plan's `likelihood_jobs` with the base model."""
+def base_likelihoods(plan: Plan, results: Sequence[list[Likelihood]]) -> dict[int, Likelihood]:
+    """By record id, from the results of the plan's `likelihood_jobs` with the base model."""
     return {
-        example.record.record_id: found.nll
+        example.record.record_id: found
         for job, likelihoods_ in zip(plan.likelihood_jobs, results, strict=True)
         for example, found in zip(job.examples, likelihoods_, strict=True)
     }
@@ -260,22 +294,24 @@ def loss_is_finite(plan: Plan, results: Sequence[list[Any]]) -> bool:
 
 
 def record_rows(
-    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, float] | None = None
+    plan: Plan, results: Sequence[list[Any]], *, tokenizer: Any, base: Mapping[int, Likelihood] | None = None
 ) -> list[dict[str, Any]]:
     """What the figures of `measure` are the means of: one row a held-out record, one an attacked one, one a member, and one a question.
 
     `side` is heldout, control, train or member, and with the longer prefix prefixed_train or prefixed_control.
     A held-out record has `nll` (summed over its `num_tokens`) and, where it was answered, `answer` and `rouge_l` beside what was asked. A
-    member, and a held-out record that is compared with them, have `base_nll` beside `nll`, and `extraction_bits` (-log2 of the probability
-    that sampling writes its `target_tokens`; None where it never does, or where the prefix leaves no target).
+    member, and a held-out record that is compared with them, have `base_nll` beside `nll`, `extraction_bits` (-log2 of the probability
+    that sampling writes its `target_tokens`; None where it never does, or where the prefix leaves no target), and `details` where it has
+    any (see `details.detail_rows`).
     """
     found, base = _by_group(plan, results), base or {}
+    details = {record_id: {"details": rows} for record_id, rows in _detail_rows(plan, found, base).items()}
     ids = [example.record.record_id for name in ("nll", "compared", "heldout") for example in plan.examples(name)]
     rows: dict[int, dict[str, Any]] = {record_id: {"side": "heldout", "record_id": record_id} for record_id in ids}
     for example, (nll, num_tokens, *_) in zip(plan.examples("nll"), found["nll"], strict=True):
         rows[example.record.record_id] |= {"nll": nll, "num_tokens": num_tokens}
     for example, likelihood in _read(plan, found, "nll", "compared"):
-        rows[example.record.record_id] |= _likelihood_row(example, likelihood, base)
+        rows[example.record.record_id] |= _likelihood_row(example, likelihood, base) | details.get(example.record.record_id, {})
     for example, answer in zip(plan.examples("heldout"), found["heldout"], strict=True):
         record = example.record
         asked = {"instruction": record.instruction, "reference": record.response, "answer": answer}
@@ -291,6 +327,7 @@ def record_rows(
     member_rows = [
         {"side": "member", "record_id": example.record.record_id, "client_id": holders[example.record.record_id]}
         | _likelihood_row(example, likelihood, base)
+        | details.get(example.record.record_id, {})
         for example, likelihood in _read(plan, found, "member")
     ]
     choice_rows = [
@@ -306,20 +343,21 @@ def _read(plan: Plan, found: dict[str, list[Any]], *names: str) -> list[tuple[Ex
     return [(example, one) for example, one in pairs if isinstance(one, Likelihood)]
 
 
-def _likelihood_row(example: Example, likelihood: Likelihood, base: Mapping[int, float]) -> dict[str, Any]:
+def _likelihood_row(example: Example, likelihood: Likelihood, base: Mapping[int, Likelihood]) -> dict[str, Any]:
     is_written = likelihood.target_tokens and math.isfinite(likelihood.target_log_prob)
     return {
         "label": example.record.label,
         "nll": likelihood.nll,
         "num_tokens": likelihood.num_tokens,
-        "base_nll": base[example.record.record_id],
+        "base_nll": base[example.record.record_id].nll,
         "extraction_bits": -likelihood.target_log_prob / math.log(2) if is_written else None,
         "target_tokens": likelihood.target_tokens,
     }
 
 
-def _memory(plan: Plan, found: dict[str, list[Any]], base: Mapping[int, float]) -> dict[str, Any]:
-    """The attack's `memory` and `extraction`: what the likelihoods of members and held-out records say; each left out where a side is too small."""
+def _memory(plan: Plan, found: dict[str, list[Any]], base: Mapping[int, Likelihood]) -> dict[str, Any]:
+    """The attack's `memory`, `extraction` and `details`: what the likelihoods of members and held-out records say; each left out where a side is
+    too small."""
     members, heldout = _read(plan, found, "member"), _read(plan, found, "nll", "compared")
     figures: dict[str, Any] = {}
     if plan.memory is not None and members and len(heldout) > 1:
@@ -327,12 +365,39 @@ def _memory(plan: Plan, found: dict[str, list[Any]], base: Mapping[int, float]) 
     sought = [[one.target_log_prob for _, one in side if one.target_tokens] for side in (members, heldout)]
     if plan.memory is not None and all(sought):
         figures["extraction"] = extraction_report(*sought, attack=plan.memory.sampling)
+    if plan.memory is not None:
+        rows = _detail_rows(plan, found, base)
+        of_members, control = ([row for e, _ in side for row in rows.get(e.record.record_id, [])] for side in (members, heldout))
+        report = details_report(of_members, untrained_rows(control, plan.memory.details.pool))
+        figures |= {"details": report} if report else {}
     return figures
 
 
-def _gains(side: Sequence[tuple[Example, Likelihood]], base: Mapping[int, float]) -> Gains:
+def _detail_rows(plan: Plan, found: dict[str, list[Any]], base: Mapping[int, Likelihood]) -> dict[int, list[dict[str, Any]]]:
+    """The rows of the details of each record that has any and whose likelihood was read, by record id."""
+    if plan.memory is None:
+        return {}
+    details, exposures = plan.memory.details, dict[int, list[tuple[float | None, int]]]()
+    for name, examples in (("member_detail", [e for _, e in plan.memory.members]), ("compared_detail", plan.memory.heldout)):
+        for (record_id, query), exposed in zip(_queries(details, examples) if plan.groups[name] else [], found[name], strict=True):
+            exposures.setdefault(record_id, []).append((exposed, len(query.branches) - 1))
+    read = {e.record.record_id: one for e, one in _read(plan, found, "member", "nll", "compared")}
+    return {
+        record_id: detail_rows(
+            record_id,
+            details.spans[record_id],
+            bits=one.detail_bits,
+            base_bits=base[record_id].detail_bits,
+            exposures=exposures.get(record_id, ()),
+        )
+        for record_id, one in read.items()
+        if details.spans[record_id]
+    }
+
+
+def _gains(side: Sequence[tuple[Example, Likelihood]], base: Mapping[int, Likelihood]) -> Gains:
     return Gains(
-        nats=np.array([base[example.record.record_id] - one.nll for example, one in side]),
+        nats=np.array([base[example.record.record_id].nll - one.nll for example, one in side]),
         num_tokens=np.array([one.num_tokens for _, one in side], dtype=np.float64),
         labels=[example.record.label for example, _ in side],
     )

@@ -7,7 +7,7 @@ from raysim.console.tables import Compared
 from raysim.console.words import MISSING, NO_GUARANTEE, figure_text, human_bytes
 from raysim.reports.named import NamedRun
 from raysim.reports.tables import comparison_rows
-from raysim.results.contents import Memory
+from raysim.results.contents import Details, Memory
 
 SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 
@@ -88,8 +88,22 @@ def _memory_card(named: Sequence[NamedRun]) -> Card | None:
         parts.append(
             f"Within {queries:,} samples a record, {shares.members[-1]:.0%} come out word by word ({shares.heldout[-1]:.0%} of held-out ones)."
         )
+    parts += [_details_text(attack.details)] if attack.details is not None else []
     parts.append(f"Greedy answers: ROUGE-L {attack.train_rouge_l:.2f} on training prompts, {attack.heldout_rouge_l:.2f} on held-out ones.")
     return Card("What leaks?", f"{most:.1f} bits a record", " ".join(parts))
+
+
+def _details_text(details: Details) -> str:
+    """What training added to names, dates and values, beside the same of held-out records."""
+    text = f"Its private details (names, dates, values) gained {details.gain_bits_members:.1f} bits each, those of held-out records "
+    text += f"{details.gain_bits_control:.1f}"
+    if details.exposure is None or details.max is None:
+        return text + "."
+    interval = _between(details.exposure_interval, "{:.1f}")
+    return (
+        text
+        + f"; ranked among others like them they are exposed by {details.exposure:.1f} bits more{interval}, of {details.max:.0f} at most."
+    )
 
 
 def _bits(memory: Memory) -> str:

@@ -82,6 +82,29 @@ class SampledExtraction:
 
 
 @dataclass(frozen=True)
+class Details:
+    """What training added to private details, less what it added to such details of held-out records (see `attacks.details.details_report`)."""
+
+    num_details: int | float
+    num_control: int | float
+    gain_bits: float
+    """By how many bits a detail became likelier, over the base model."""
+    gain_bits_members: float
+    gain_bits_control: float
+    num_exposed: int | float
+    """Details that were ranked among references."""
+    exposure: float | None = None
+    """In bits; None where none was ranked."""
+    exposure_members: float | None = None
+    exposure_control: float | None = None
+    num_references: float | None = None
+    max: float | None = None
+    """What the exposure could have come to."""
+    gain_bits_interval: tuple[float, float] | None = None
+    exposure_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Attack:
     """What an extraction attack got out of an adapter: `train` of records trained on, `heldout` of the control, `prefixed` with the longer prefix."""
 
@@ -100,6 +123,7 @@ class Attack:
     memory: Memory | None = None
     """None where it was not measured."""
     extraction: SampledExtraction | None = None
+    details: Details | None = None
 
 
 @dataclass(frozen=True)
@@ -370,6 +394,8 @@ class Answer:
     """-log2 of the probability that sampling writes the target; None where it never does."""
     target_tokens: int | None = None
     """Tokens of the target; 0 where the prefix leaves none."""
+    details: tuple[Mapping[str, Any], ...] | None = None
+    """Its private details, each with its bits, and with its exposure where it was ranked (see `attacks.details.detail_rows`)."""
     instruction: str | None = None
     reference: str | None = None
     """The record's own response."""

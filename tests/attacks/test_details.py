@@ -355,8 +355,18 @@ def rows_of(lm: LanguageModel, adapter: Vector, members: Sequence[Record], contr
         spans = [detail_spans(example, lm.tokenizer) for example in examples]
         queries = queried(lm, examples, pool)
         nlls, base = (token_nlls(lm, one, examples, batch_size=8) for one in (adapter, start))
-        exposures = detail_exposures(lm, adapter, queries, 8)
-        found.append(detail_rows(examples, spans, nlls=nlls, base_nlls=base, queries=queries, exposures=exposures))
+        exposures = iter(zip(detail_exposures(lm, adapter, queries, 8), [len(query.branches) - 1 for query in queries], strict=True))
+        rows = [
+            detail_rows(
+                example.record.record_id,
+                own,
+                bits=detail_bits(nll, own),
+                base_bits=detail_bits(nll_of_base, own),
+                exposures=[next(exposures) for _ in own],
+            )
+            for example, own, nll, nll_of_base in zip(examples, spans, nlls, base, strict=True)
+        ]
+        found.append([row for of_record in rows for row in of_record])
     return found
 
 

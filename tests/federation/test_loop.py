@@ -80,6 +80,10 @@ class Counting(LocalClients):
         return super().evaluate(work, on_done)
 
 
+KEYS = ((1, None, "member"), (1, None, "heldout"), (0, None, "member"), (0, None, "heldout"), (1, 0, "member"))
+"""Round, owner and side of rows."""
+
+
 def read_by(noted: list[tuple[bytes, list[int]]]) -> list[list[int]]:
     """The records that each adapter read, all in order."""
     found: dict[bytes, list[int]] = {}
@@ -130,6 +134,29 @@ def test_memory_is_of_every_adapter_that_is_attacked_by_its_own_records(backend:
     private = done.summary["private"]["attack"]["memory"]
     assert private["num_members"] == pytest.approx(4.0)
     assert not [key for key in private if key.endswith("_interval")]
+
+
+def test_details_are_ranked_among_others_after_the_last_round_and_their_bits_are_known_after_each(backend: Backend, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sizes = ["attack.detail_records=2", "attack.detail_references=9", "data.num_heldout=6"]
+    done = finished("fedpit", *sizes, backend=backend, out=out)
+    first, last = (record["attack"]["details"] for record in done.records)
+    assert (first["num_details"], first["num_control"]) == (last["num_details"], last["num_control"])
+    assert (first["num_exposed"], first["exposure"], first["max"]) == (0, None, None)
+    assert last["max"] <= math.log2(10)
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    told = {key: [row for row in rows if (row["round_index"], row["owner"], row["side"]) == key and row.get("details")] for key in KEYS}
+    assert all(told.values())
+    ranked = {key: [row for row in found if any(one["num_references"] for one in row["details"])] for key, found in told.items()}
+    assert [len(found) for found in ranked.values()] == [2, 2, 0, 0, 0]
+    shown = [one for row in told[1, None, "member"] for one in row["details"]]
+    assert last["gain_bits_members"] == pytest.approx(np.mean([one["base_bits"] - one["bits"] for one in shown]))
+    assert last["num_details"] == len(shown)
+    private = done.summary["private"]["attack"]["details"]
+    assert private["exposure"] is None, "adapters that clients keep are not asked so much"
+    none = finished("fedpit", "attack.detail_records=0", "data.num_heldout=6", backend=backend, out=tmp_path / "none")
+    assert none.summary["attack"]["details"]["num_exposed"] == 0
+    assert none.summary["adapter_sha256"] == done.summary["adapter_sha256"]
 
 
 def test_memory_of_a_sample_is_of_that_many_on_either_side_and_none_where_none_is_asked_for(backend: Backend, tmp_path: Path) -> None:

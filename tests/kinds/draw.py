@@ -360,6 +360,8 @@ RUN_VALUES: dict[str, Sequence[Any]] = {
     "attack.target_tokens": (0, 2, 50, 10**9),
     "attack.temperature": (0, 1e-3, 1, 1e9),
     "attack.top_k": (0, 1, 40, 10**9),
+    "attack.detail_records": (0, 1, 12, 10**9),
+    "attack.detail_references": (7, 15, 100),
     "attack.cross_prefixes": (0, 1),
     "attack.cross_samples": (1, 2),
     "attack.cross_tokens": (1, 3, 10**9),

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from raysim.attacks.details import detail_bits, detail_queries, detail_spans, pool_of
+from raysim.attacks.membership import token_nlls
 from raysim.attacks.memory import SamplingAttack
-from raysim.data.chat import ChatFormat
+from raysim.data.chat import DEFAULT_CHAT, ChatFormat
 from raysim.data.choices import ChoiceQuestion, labelled_questions
 from raysim.data.records import Record
 from raysim.data.similarity import rouge_l
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
-from raysim.measure.evaluate import MemoryPlan, Plan, base_nlls, mean_of, measure, plan, record_rows, run_job
+from raysim.measure.evaluate import DetailPlan, MemoryPlan, Plan, base_likelihoods, mean_of, measure, plan, record_rows, run_job
 from raysim.measure.options import accuracy, choice_figures, choose, macro_f1, option_nlls
 from raysim.model.language_model import LanguageModel
 from raysim.privacy.audit_bounds import clopper_pearson
@@ -297,18 +299,25 @@ def test_a_record_that_the_prefix_gives_away_whole_is_left_out_of_that_attack(kn
 SAMPLED = SamplingAttack(0, 6, 1.0, 40)
 
 
-def memory_of(train: list[Example], heldout: list[Example]) -> MemoryPlan:
-    return MemoryPlan(tuple((7 + k, example) for k, example in enumerate(train)), tuple(heldout), SAMPLED, seed=0)
+def memory_of(known: Known, heldout: list[Example]) -> MemoryPlan:
+    """All records compared, the details of all but the last training record and the last held-out one ranked among references."""
+    lm, _, train, _ = known
+    pool = pool_of(TRAIN, HELDOUT)
+    spans = {example.record.record_id: tuple(detail_spans(example, lm.tokenizer)) for example in (*train, *heldout)}
+    among = {"pool": pool, "tokenizer": lm.tokenizer, "chat": DEFAULT_CHAT, "num_references": 15, "seed": 0}
+    queries = {e.record.record_id: tuple(detail_queries([e], [spans[e.record.record_id]], **among)) for e in (*train[:2], *heldout[:1])}
+    members = tuple((7 + k, example) for k, example in enumerate(train))
+    return MemoryPlan(members, tuple(heldout), SAMPLED, seed=0, details=DetailPlan(spans, queries, pool))
 
 
 def remembered(known: Known, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Figures and rows with the memory measured, the base model being the adapter of zeros."""
     lm, adapter, train, heldout = known
     work = make_plan(
-        train, heldout, memory=memory_of(train, changes.get("compared", heldout)), **{k: v for k, v in changes.items() if k != "compared"}
+        train, heldout, memory=memory_of(known, changes.get("compared", heldout)), **{k: v for k, v in changes.items() if k != "compared"}
     )
     results = [run_job(lm, adapter, job) for job in work.jobs]
-    base = base_nlls(work, [run_job(lm, np.zeros_like(adapter), job) for job in work.likelihood_jobs])
+    base = base_likelihoods(work, [run_job(lm, np.zeros_like(adapter), job) for job in work.likelihood_jobs])
     return *measure(work, results, tokenizer=lm.tokenizer, base=base), record_rows(work, results, tokenizer=lm.tokenizer, base=base)
 
 
@@ -317,9 +326,9 @@ def test_memory_changes_no_bit_of_the_other_figures_and_rows(known: Known, batch
     utility, attack, rows = remembered(known, batch_size=batch_size)
     plain_utility, plain_attack, plain_rows = rows_of(known, batch_size=batch_size)
     assert utility == plain_utility
-    assert {key: value for key, value in attack.items() if key not in ("memory", "extraction")} == plain_attack
-    assert {"memory", "extraction"} <= set(attack)
-    new = ("label", "base_nll", "extraction_bits", "target_tokens")
+    assert {key: value for key, value in attack.items() if key not in ("memory", "extraction", "details")} == plain_attack
+    assert {"memory", "extraction", "details"} <= set(attack)
+    new = ("label", "base_nll", "extraction_bits", "target_tokens", "details")
     assert [{key: value for key, value in row.items() if key not in new} for row in rows if row["side"] != "member"] == plain_rows
 
 
@@ -342,15 +351,44 @@ def test_the_memory_of_one_who_learnt_by_heart_is_what_the_rows_say(known: Known
         typed(Answer, {"round_index": 0, "owner": None, **row}, where="answers")
 
 
+def test_the_details_of_one_who_learnt_by_heart_are_likely_and_exposed_and_others_are_not(known: Known) -> None:
+    lm, adapter, train, heldout = known
+    _, attack, rows = remembered(known)
+    told = {row["record_id"]: row["details"] for row in rows if row.get("details")}
+    assert {k: [one["detail"] for one in found] for k, found in told.items()} == {
+        0: ["Anna", "12 mg"],
+        1: ["Jon", "5 May"],
+        3: ["Eva", "99 ml"],
+        4: ["Max"],
+    }
+    for example in (*train[:2], *heldout):
+        nlls, base = (token_nlls(lm, one, [example], batch_size=1)[0] for one in (adapter, np.zeros_like(adapter)))
+        spans = detail_spans(example, lm.tokenizer)
+        found = told[example.record.record_id]
+        assert [one["bits"] for one in found] == pytest.approx(detail_bits(nlls, spans), rel=1e-4, abs=1e-4)
+        assert [one["base_bits"] for one in found] == pytest.approx(detail_bits(base, spans), rel=1e-4, abs=1e-4)
+    assert [one["num_references"] for one in told[4]] == [0], "no reference was asked for"
+    details = attack["details"]
+    assert (details["num_details"], details["num_control"]) == (4, 3)
+    assert details["gain_bits"] == pytest.approx(details["gain_bits_members"] - details["gain_bits_control"])
+    assert details["gain_bits"] > 5
+    ranked = [one for k in (0, 1) for one in told[k] if one["exposure"] is not None]
+    assert details["num_exposed"] == len(ranked) > 0
+    assert details["exposure_members"] == pytest.approx(np.mean([one["exposure"] for one in ranked]))
+    assert details["exposure_members"] == pytest.approx(details["max"])
+    assert details["exposure_control"] < details["max"]
+
+
 def test_the_base_model_remembers_nothing(known: Known) -> None:
     lm, adapter, train, heldout = known
     _, attack, _ = remembered((lm, np.zeros_like(adapter), train, heldout))
     assert [attack["memory"][key] for key in ("bits_per_record", "nats_per_token", "auc", "tpr_at_1pct")] == [0.0, 0.0, 0.5, 0.0]
+    assert attack["details"]["gain_bits"] == 0.0
 
 
 def test_heldout_records_are_read_once_and_only_those_compared_where_no_utility_is_due(known: Known) -> None:
     _, _, train, heldout = known
-    memory = memory_of(train, heldout[1:])
+    memory = memory_of(known, heldout[1:])
 
     def read(**changes: Any) -> dict[str, list[tuple[str, list[int]]]]:
         work = make_plan(train, heldout, memory=memory, **changes)
