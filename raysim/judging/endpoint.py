@@ -32,6 +32,10 @@ PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that say: later."""
 MIN_SECRET = 8
 """A shorter key is a placeholder such as `none`, which may well occur in a reply."""
+MOST_BYTES, CHUNK_BYTES = 2**23, 2**16
+"""Of a reply so much is read, and at a time: a server that goes on for ever is none that answers."""
+MOST_TIMEOUTS = 10
+"""A reply that comes byte by byte may take that many times `timeout_s`."""
 MAX_TOKENS = 2**53
 """A reply that says it took more tokens does not say how many."""
 MAX_ERROR_CHARACTERS = 2000
@@ -224,11 +228,11 @@ class EndpointJudge:
         self._count("num_sent")
         start = time.monotonic()
         try:
-            response = self._client.post(f"{self.endpoint.url}/chat/completions", content=json.dumps(body).encode())
+            response, content = self._post(json.dumps(body).encode())
         except httpx2.RequestError as error:
             answer = _Answer(None, problem=self._blotted(f"{type(error).__name__}: {error}"))
         else:
-            answer = _read(response, text=self._blotted(_decoded(response.content)))
+            answer = _read(response, text=self._blotted(_decoded(content)))
         self._journal.append(
             {
                 "key": key,
@@ -242,6 +246,18 @@ class EndpointJudge:
             }
         )
         return answer
+
+    def _post(self, body: bytes) -> tuple[httpx2.Response, bytes]:
+        """The response to a request, and its body, of which no more than `MOST_BYTES` are read."""
+        content, deadline = b"", time.monotonic() + MOST_TIMEOUTS * self.settings.timeout_s
+        with self._client.stream("POST", f"{self.endpoint.url}/chat/completions", content=body) as response:
+            for chunk in response.iter_bytes(CHUNK_BYTES):
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    break
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout(f"no end of the reply after {MOST_TIMEOUTS} times timeout_s")
+        return response, content[:MOST_BYTES]
 
     def _refuse(self, answer: "_Answer") -> None:
         """Raises where asking again is of no use; else makes every request wait for as long as the server wants."""

@@ -93,7 +93,7 @@ class Journal:
             try:
                 entry = json.loads(line)
                 self._keep({"key": entry["key"], "reply": entry["reply"]})
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}: line {number} is no request with its reply ({type(error).__name__}); remove the line, and it is asked again"
                 ) from None

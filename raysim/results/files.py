@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -319,9 +320,9 @@ def model_card(config: Config, *, summary: Mapping[str, Any], digest: str, versi
 library_name: peft
 tags: [lora, federated-learning, raysim]
 ---
-# LoRA adapter `{config.name}` ({config.method.name})
+# LoRA adapter `{_as_code(config.name)}` ({config.method.name})
 
-Simulated federated fine-tuning of {config.model.name} with raysim {version}: {config.partition.num_clients} clients,
+Simulated federated fine-tuning of {_as_text(config.model.name)} with raysim {version}: {config.partition.num_clients} clients,
 {summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
 {"The built-in data are fictional and not advice." if config.data.source in BUILT_IN_SETS else ""}
 
@@ -336,6 +337,16 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODEL_FOLDER), "{where}")
 ```
 """
+
+
+def _as_code(text: str) -> str:
+    """A text between backticks in Markdown, which cannot end them."""
+    return text.replace("`", "'")
+
+
+def _as_text(text: str) -> str:
+    """A text in Markdown that is read as it stands: neither markup, HTML nor a link."""
+    return re.sub(r"([\\`*\[\]<>!|~]|_(?=_))", r"\\\1", " ".join(text.split()))
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from raysim.config import Config, flatten_keys, load, to_dict
-from raysim.errors import shown
+from raysim.errors import check_folder_name, shown
 from raysim.federation.checkpoint import Snapshot, load_latest
 from raysim.privacy.mechanism import Mechanism, held_records
 from raysim.results import files
@@ -288,7 +288,10 @@ class ComparisonFolder:
         path = self.path / files.COMPARISON
         if not path.is_file():
             raise ValueError(f"{str(path)!r} is missing; give the folder of a comparison with compare_seeds")
-        return typed(Comparison, read_json(path), where=str(path))
+        found = typed(Comparison, read_json(path), where=str(path))
+        for member in found.members:
+            check_folder_name(member.folder, key=f"{path}: folder")  # which could lead elsewhere
+        return found
 
     @property
     def verdicts(self) -> list[tuple[str, str]]:

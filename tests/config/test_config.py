@@ -920,3 +920,37 @@ def test_a_rule_concerns_the_keys_that_it_names_and_no_others() -> None:
     rule = Rule("server.lr={value}", lambda config: True, "is too much for server.optimizer={server.optimizer!r}", "seeded out of name")
     assert {key for key in KEYS if concerns(rule, key)} == {"server.lr", "server.optimizer"}
     assert not concerns(Rule("train.lr_schedule='cosine'", lambda config: True, "x"), "train.lr")
+
+
+def bomb(levels: int) -> str:
+    """YAML in which each of so many lists names the one before ten times."""
+    lines = ["a0: &a0 [1]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (bomb(12), "use fewer aliases"),
+        ("a: &a [*a]\n", "use fewer aliases"),
+        ("a: " + "[" * 20_000, "is not valid YAML"),
+        ("#" + "x" * 2**20 + "\n", "of which a configuration may have 1,048,576"),
+    ],
+    ids=["aliases of aliases", "an alias of itself", "deep nesting", "a megabyte"],
+)
+def test_a_file_that_grows_without_bound_is_refused_at_once(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    text = refusal_of(tmp_path / "a.yaml")
+    assert named in text
+    assert "\n" not in text
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_an_alias_that_saves_a_few_words_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("compare:\n  a: &a {method.name: fedit}\n  b: *a\n")
+    assert load(tmp_path / "a.yaml").compare == {"a": {"method.name": "fedit"}, "b": {"method.name": "fedit"}}

@@ -2,6 +2,7 @@
 
 import contextlib
 import email.utils
+import gzip
 import html
 import json
 import os
@@ -108,6 +109,8 @@ ODD_REPLIES: dict[str, Reply] = {
     "a zero byte": Reply(b'{"choices": [{"message": {"content": "\\u0000"}}]}'),
     "a broken gzip": Reply(b"\x1f\x8bnone", headers={"Content-Encoding": "gzip"}),
     "a list": Reply(b"[]"),
+    "no end": Reply(b'{"choices": [{"message": {"content": "' + b"x" * 20_000_000 + b'"}}]}'),
+    "a packed reply of 100 MB": Reply(gzip.compress(bytes(100_000_000), compresslevel=1), headers={"Content-Encoding": "gzip"}),
     "no choices": Reply(b'{"choices": []}'),
     "a rest until the year 1": Reply(b"{}", status=429, headers={"Retry-After": "Mon, 01 Jan 0001 00:00:00 -2359"}),
     "a rest that is no time": Reply(b"{}", status=503, headers={"Retry-After": "1e999"}),
@@ -124,6 +127,7 @@ def test_an_odd_reply_is_unparsed_or_one_line_and_the_journal_stays_of_use(tmp_p
                 assert len(judge.rate(QUESTIONS[:1])) == 1
             assert judge.tally()["cost"] < 1e6
     assert all(entries(journal))
+    assert journal.stat().st_size < 10_000_000
     assert journal.stat().st_mode & 0o777 == 0o600
 
 
