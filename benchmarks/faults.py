@@ -160,7 +160,7 @@ def arguments(fault: Fault, *, out: Path, model: str) -> list[str]:
     local = [] if fault.on_ray else ["resources.backend=local"]
     path = out.parent / f"{out.name}.yaml"
     path.write_text("{}\n", encoding="utf-8")
-    return [command, str(path), "--quiet", *sizes, *settings, *backend, *local, f"out={out}"]
+    return [command, str(path), *sizes, *settings, *backend, *local, f"out={out}", "--quiet"]
 
 
 def start(words: Sequence[str], *, room: int | None = None) -> subprocess.Popen[bytes]:

@@ -198,7 +198,7 @@ def test_nothing_that_is_read_can_be_changed() -> None:
 def test_a_comparison_s_runs_lie_inside_its_folder(tmp_path: Path, folder: str) -> None:
     members = [{"entry": "a", "seed": 0, "folder": folder}]
     (tmp_path / files.COMPARISON).write_text(json.dumps({"claims": "", "members": members}))
-    with pytest.raises(ValueError, match="comparison.json: folder: the name"):
+    with pytest.raises(ValueError, match=r"comparison.json: folder: the name"):
         ComparisonFolder(tmp_path).comparison  # noqa: B018 (reading it is the test)
 
 
