@@ -1,4 +1,4 @@
-"""The command line: `raysim run | compare | sweep | audit | verify | budget | report | configs`. What a user gets wrong is one line on standard error and status 2."""
+"""The command line: `raysim run | compare | sweep | audit | verify | budget | rules | report | configs`. What a user gets wrong is one line on standard error and status 2."""
 
 import argparse
 import contextlib
@@ -34,6 +34,7 @@ EPILOG = """examples:
   raysim audit runs/quickstart-dplora                    attack a finished run: does the ledger hold?
   raysim verify runs/quickstart-dplora                   recompute epsilon and every hash of a run
   raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000
+  raysim rules                                           rules for combining adapters (lora.aggregation)
   raysim report runs/quickstart                          write the page of a run or comparison again
   raysim configs                                         shipped configurations, and every key with its default
   raysim configs privacy.noise_at                        what one key is, what it takes, and what it cannot be combined with
@@ -133,6 +134,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
+    _add_rules(commands, chosen)
     text = "write the page and figures of a run, comparison or sweep again"
     report = _command(commands, "report", text, example="raysim report runs/quickstart")
     report.add_argument("folder", help="the folder of a run or a comparison, such as runs/quickstart")
@@ -176,6 +178,16 @@ def _add_budget(commands: Any, chosen: str) -> None:
 
         budget.add_arguments(command)
         command.set_defaults(command=budget.main)
+
+
+def _add_rules(commands: Any, chosen: str) -> None:
+    text = "list the rules for combining adapters: what each trains, sends, loses and protects"
+    command = _command(commands, "rules", text, example="raysim rules")
+    if chosen == "rules":
+        from raysim.commands import rules  # torch and scipy
+
+        rules.add_arguments(command)
+        command.set_defaults(command=rules.main)
 
 
 def _command(commands: Any, name: str, text: str, *, example: str) -> argparse.ArgumentParser:

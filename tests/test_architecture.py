@@ -19,9 +19,9 @@ from raysim.results import files
 PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
-# `methods.spec` is data about methods, which the configuration reads; the methods themselves stand far above.
+# `methods.spec` and `lora.spec` are data about methods and rules, which the configuration reads; those themselves stand above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors", "imports", "storage", "methods.spec"),
+    ("rng", "errors", "imports", "storage", "methods.spec", "lora.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),
@@ -61,6 +61,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
     ("raysim.cli", "raysim.commands.audit"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.claims.page"): "help and refusals answer without importing matplotlib",
     ("raysim.cli", "raysim.commands.budget"): "the other commands answer without importing dp-accounting and scipy",
+    ("raysim.cli", "raysim.commands.rules"): "the other commands answer without importing torch and scipy",
     ("raysim.cli", "raysim.sweeps.sweep"): "help and refusals answer without importing torch and Ray",
     ("raysim.cli", "raysim.results.verify"): "the other commands answer without importing dp-accounting and scipy",
     ("raysim.commands.budget", "raysim.reports.figures"): "matplotlib: a second, and only who asks for a picture draws one",

@@ -23,7 +23,8 @@ from raysim.console.tables import print_rows
 from raysim.federation.assignment import Assignment
 from raysim.federation.loop import start
 from raysim.federation.setup import prepare
-from raysim.lora.layout import load_adapter
+from raysim.lora.release import load_released
+from raysim.lora.rule import lora_rule
 from raysim.measure.audits import Audited, inversion_rows, lira_attack, membership_attack, verdict
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import build_language_model
@@ -207,8 +208,8 @@ def _audited(config: Config, run_dir: Path, *, display: bool | None) -> Iterator
             config,
             members=experiment.real_examples,
             nonmembers=experiment.heldout,
-            first=start(config, experiment, layout=lm.layout).adapter,
-            last=load_adapter(run_dir / files.ADAPTER, lm.layout),
+            first=lora_rule(config.lora.aggregation).release(start(config, experiment, layout=lm.layout).tensors),
+            last=load_released(run_dir / files.ADAPTER, lm.layout, seed=config.seed),
             evaluate=lambda work: clients.evaluate(work, lambda: None),
         )
 

@@ -109,7 +109,8 @@ def shown_key(key: Any) -> str:
 
 
 def _with_lists(layer: DictConfig) -> DictConfig:
-    """A layer in which `lora.target_modules`, PEFT's way, may be one text (`all-linear`), and is then the list of it."""
+    """A layer in which `lora.target_modules`, PEFT's way, may be one text (`all-linear`), and is then the list of it; and `lora.client_ranks` a mapping,
+    which is then `lora.rank_shares`."""
     plain = _plain(layer)
     for place, key in ((plain, "lora.target_modules"), (plain.get("lora"), "target_modules")):
         if isinstance(place, dict) and isinstance(value := place.get(key), str) and "${" not in value:
@@ -120,6 +121,12 @@ def _with_lists(layer: DictConfig) -> DictConfig:
             with _as_refusals():
                 layer = copy.deepcopy(layer)
                 OmegaConf.update(layer, "lora.target_modules", [value], merge=False)
+    for place, key in ((plain, "lora.client_ranks"), (plain.get("lora"), "client_ranks")):
+        if isinstance(place, dict) and isinstance(value := place.get(key), dict):
+            with _as_refusals():
+                layer = copy.deepcopy(layer)
+                OmegaConf.update(layer, "lora.client_ranks", [], merge=False)
+                OmegaConf.update(layer, "lora.rank_shares", {str(rank): share for rank, share in value.items()}, merge=False)
     return layer
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from raysim.config.auto import where_noise_is_added
 from raysim.config.schema import KEYS, TODAY, Config, DataConfig, Key, lacking, value_of
 from raysim.errors import check_folder_name, check_path, did_you_mean, shown
+from raysim.lora import spec as lora_rules
 from raysim.methods import spec as methods
 
 COMPARISON_FILES = (
@@ -148,6 +149,34 @@ def _needs_a_path(key: str, value: str, path: str, what: str) -> Rule:
         return value_of(config, key) == value and not value_of(config, path) and not set_later
 
     return Rule(path, when, f"is empty but {key}={value!r} needs {what}")
+
+
+def _no_client_guarantee() -> Iterator[Rule]:
+    for spec in lora_rules.RULES.values():
+        if spec.no_client:
+            yield Rule(
+                "privacy.unit='client'",
+                _for_clients(lambda c, name=spec.name: c.lora.aggregation == name),  # type: ignore[misc]  # a default that binds
+                f"is no guarantee with lora.aggregation={spec.name!r}: {spec.no_client}",
+                f"use {lora_rules.named(lambda one: not one.no_client)}",
+            )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _ranks_in_shares(config: Config) -> list[int]:
+    return [int(rank) for rank in config.lora.rank_shares if rank.isdecimal()]
+
+
+def _is_owned(config: Config) -> bool:
+    return bool(config.lora.client_ranks or config.lora.rank_shares)
+
+
+def _combines(config: Config) -> bool:
+    """Whether adapters are combined otherwise than by averaging."""
+    return config.lora.aggregation != next(iter(lora_rules.RULES))
 
 
 CLIENT_METHODS = methods.named(lambda spec: "client" in spec.units)
@@ -317,6 +346,100 @@ RULES: tuple[Rule, ...] = (
         "use private records: privacy.unit='example' needs share_mix=0 and scorer='none'",
     ),
     *UNUSED_RULES,
+    *_no_client_guarantee(),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: _combines(c) and (c.method.spec.separates or not c.method.spec.trains),
+        "means nothing with method.name={method.name!r}, which shares no adapter",
+        "leave it out",
+    ),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: c.method.spec.has_control_variate and not c.lora.spec.fixed,
+        f"does not fit method.name={methods.named(lambda spec: spec.has_control_variate)}: a control variate corrects the same entries in every round",
+        f"use {lora_rules.named(lambda one: one.fixed)}",
+    ),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: c.lora.spec.moves_base and c.method.spec.has_private_adapter,
+        f"does not fit method.name={methods.named(lambda spec: spec.has_private_adapter)}: an adapter that a client keeps stands on the base of its "
+        "round, which the rule moves",
+        "use 'average'",
+    ),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: c.lora.spec.personal and c.method.spec.has_private_adapter,
+        f"does not fit method.name={methods.named(lambda spec: spec.has_private_adapter)}, whose clients keep an adapter of another kind",
+        "use 'average'",
+    ),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: _combines(c) and c.method.spec.steps_privately and c.dplora.mode == "literal",
+        "is not in the algorithm of dplora.mode='literal', whose sensitivity is that of A and B clipped each by itself",
+        "use dplora.mode=example",
+    ),
+    Rule(
+        "lora.aggregation={value}",
+        lambda c: c.audit.canary == "update" and c.audit.num_canaries > 0 and (not c.lora.spec.linear or c.lora.spec.personal),
+        "makes new coordinates of every mean, along which no update canary can be followed",
+        f"use {lora_rules.named(lambda one: one.linear and not one.no_client)}, or audit.num_canaries=0",
+    ),
+    Rule(
+        "server.optimizer={value}",
+        lambda c: c.server.optimizer != "none" and not c.lora.spec.linear,
+        "remembers steps in coordinates that lora.aggregation={lora.aggregation!r} makes anew in every round",
+        "use 'none'",
+    ),
+    Rule(
+        "server.lr={value}",
+        lambda c: c.server.lr != 1.0 and not c.lora.spec.linear,
+        "means nothing with lora.aggregation={lora.aggregation!r}, which makes new factors and adds no update",
+        "use 1",
+    ),
+    Rule(
+        "lora.client_ranks={value}",
+        lambda c: _is_owned(c) and not c.lora.spec.own_ranks,
+        "needs lora.aggregation="
+        + lora_rules.named(lambda spec: spec.own_ranks)
+        + ", not {lora.aggregation!r}, which takes all of one rank",
+    ),
+    Rule(
+        "lora.client_ranks={value}",
+        lambda c: _is_owned(c) and (c.method.spec.pools or c.method.spec.has_private_adapter),
+        "means nothing with method.name={method.name!r}: pooled data are one client's, and an adapter that clients keep has the rank of the release",
+        "leave it out",
+    ),
+    Rule(
+        "lora.client_ranks={value}",
+        lambda c: bool(c.lora.client_ranks and c.lora.rank_shares),
+        "and lora.rank_shares are two ways to say the same",
+        "leave one out",
+    ),
+    Rule(
+        "lora.client_ranks={value}",
+        lambda c: bool(c.lora.client_ranks) and len(c.lora.client_ranks) != c.partition.num_clients,
+        "must name a rank for each of partition.num_clients={partition.num_clients}",
+        "or give shares of clients by rank",
+    ),
+    Rule(
+        "lora.client_ranks={value}",
+        lambda c: max(c.lora.client_ranks, default=0) > c.lora.rank,
+        "must be at most lora.rank={lora.rank}, the rank of the server's adapter",
+        "raise lora.rank",
+    ),
+    Rule(
+        "lora.rank_shares={value}",
+        lambda c: (
+            bool(c.lora.rank_shares)
+            and not (
+                len(_ranks_in_shares(c)) == len(c.lora.rank_shares)
+                and all(0 < rank <= c.lora.rank for rank in _ranks_in_shares(c))
+                and all(map(_is_share, c.lora.rank_shares.values()))
+                and math.isclose(sum(c.lora.rank_shares.values()), 1.0, abs_tol=1e-6)
+            )
+        ),
+        "must map ranks of at most lora.rank={lora.rank} to shares of clients that sum to 1, such as 4 and 16 to 0.5 each",
+    ),
     Rule(
         "privacy.sampler='all'",
         _for_clients(lambda c: c.privacy.sampler == "all" and _cohort(c) != c.partition.num_clients),

@@ -17,6 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from raysim.lora import spec as lora_rules
 from raysim.methods import spec as methods
 
 MOST, LARGEST = 10**9, 1e9
@@ -52,10 +53,16 @@ def _reading(section_name: str) -> tuple[str, ...]:
     return (_methods(lambda spec: section_name in spec.sections),) if some else ()
 
 
+def _rules(having: Callable[[lora_rules.RuleSpec], bool]) -> str:
+    """The setting that a rule for combining adapters has a trait."""
+    return f"lora.aggregation={'|'.join(spec.name for spec in lora_rules.RULES.values() if having(spec))}"
+
+
 TRAINING = _but(_methods(lambda spec: not spec.trains))
 SPLIT = _but(_methods(lambda spec: spec.pools))
 SHARED = _but(_methods(lambda spec: spec.separates))
 WITH_PRIVATE_ADAPTER = _methods(lambda spec: spec.has_private_adapter)
+OWN_RANKS = _rules(lambda spec: spec.own_ranks)
 LOCAL_STEPS = f"{_but(_methods(lambda spec: spec.steps_privately))} or audit.num_shadows or audit.inversion"
 """Private steps are as `dplora.*` says; only what attacks train for themselves steps as `train.*` says."""
 ALWAYS = "always"
@@ -176,8 +183,29 @@ class LoraConfig:
     """Dropout probability on the LoRA input."""
     target_modules: list[str] = listed("q_proj", "v_proj")
     """Names of the linear layers to adapt."""
-    aggregation: str = choice("average")
-    """How adapters are combined: `average` (A and B separately, FedIT)."""
+    aggregation: str = choice(
+        *lora_rules.RULES, more=f" {'; '.join(f'`{one.name}` ({one.label}): {one.summary}' for one in lora_rules.RULES.values())}."
+    )
+    """How the clients' adapters are combined."""
+    client_ranks: list[int] = listed(least=1, most=2**16, needs=OWN_RANKS)
+    """The rank of each client, at most `rank`, or shares of clients by rank, such as `{4: 0.5, 16: 0.5}`, dealt at random; empty for `rank` throughout."""
+    rank_shares: dict[str, Any] = mapping(replaced=True, needs=OWN_RANKS)
+    """Shares of clients by rank: what `client_ranks` holds where it is given a mapping."""
+    energy: float = number(0.9, above=0, most=1, needs="lora.aggregation=florist")
+    """FLoRIST: share of the squared singular values that the directions of a layer must hold."""
+    oversampling: int = number(8, most=2**16, needs="lora.aggregation=fedask")
+    """FedASK: columns of a sketch beyond the rank; the mean product is exact up to a rank of both together."""
+    pruned_share: float = number(0.99, most=0.9999, needs="lora.aggregation=hetlora")
+    """HetLoRA: share of its rank that a client keeps once the directions beyond have shrunk; 0 prunes nothing."""
+    tail_weight: float = number(0.01, needs=("lora.aggregation=hetlora", "lora.pruned_share"))
+    """HetLoRA: weight of the penalty on the directions that may be pruned, ||B[:, s:]|| ||A[s:]|| by layer."""
+    release_rank: int = number(0, most=2**16, needs=_rules(lambda spec: spec.moves_base))
+    """Rank of the adapter that is released where the rule moves the base model (the change of which lies beside it in full); 0 means `rank`."""
+
+    @property
+    def spec(self) -> lora_rules.RuleSpec:
+        """What the rest may know of the rule."""
+        return lora_rules.RULES[self.aggregation]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from raysim.config import AdversaryConfig, num_hostile
 from raysim.data.records import Record
@@ -77,16 +78,25 @@ def success(answers: Sequence[str], *, target: str) -> float:
     return sum(answer.casefold().startswith(target.strip().casefold()) for answer in answers) / len(answers)
 
 
-def canary_sums(num_canaries: int, *, mechanism: Mechanism, scale: float, round: Round) -> list[ChunkSum]:
+Mask = npt.NDArray[np.bool_] | None
+"""Which entries of the flat adapter are meant; None for no selection."""
+
+
+def canary_sums(
+    num_canaries: int, *, mechanism: Mechanism, scale: float, round: Round, sent: Mask = None, frozen: Mask = None
+) -> list[ChunkSum]:
     """The bounded sums of the update canaries that take part in a round; each canary has norm `scale` times the bound before it is clipped.
 
+    They lie on entries of the adapter that are not `frozen` throughout the run, of which `sent` travel in this round (None: all).
     Where the noise of a bigger cohort is simulated, a canary counts for as much as a client of that cohort would.
     """
     if not num_canaries:
         return []
     included = np.flatnonzero(canary_coins(num_canaries, seed=mechanism.seed)).tolist()
     drawn = _taking_part(included, mechanism=mechanism, round_index=round.index)
-    directions = canary_directions(num_canaries, size=len(round.broadcast["adapter"]), seed=mechanism.seed)
+    directions = canary_directions(num_canaries, size=len(round.broadcast["adapter"]), seed=mechanism.seed, frozen=frozen)
+    if sent is not None:
+        directions = Directions(num_canaries, directions.owner_P[sent], directions.value_P[sent])
     norm = 1.0 if round.clip_norm is None else scale * round.clip_norm
     share = mechanism.cohort_size / mechanism.noise_cohort_size if mechanism.noise_cohort_size else 1.0
     if mechanism.update_noise_multiplier(len(round.cohort)) == 0.0:

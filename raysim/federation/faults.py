@@ -36,6 +36,10 @@ class Outcome:
     """Why nothing came of it; empty where something did."""
     trace: str = ""
     """Where that happened, for who has to mend it."""
+    uplink_bytes: int = 0
+    """Of what it sent on this trip."""
+    downlink_bytes: int = 0
+    """Of what it was sent."""
 
 
 @dataclass(frozen=True)

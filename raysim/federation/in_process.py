@@ -7,7 +7,7 @@ from raysim.federation.assignment import Assignment
 from raysim.federation.loop import OnDone
 from raysim.federation.setup import Experiment
 from raysim.federation.worker import Worker
-from raysim.lora.layout import Vector
+from raysim.lora.layout import Released
 from raysim.measure.evaluate import Job
 from raysim.methods.call import ClientState
 from raysim.privacy.aggregation import Part
@@ -40,7 +40,7 @@ class LocalClients:
         """See `Clients`."""
         self._states = dict(states)
 
-    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+    def evaluate(self, work: Sequence[tuple[Released, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
         """See `Clients`."""
         results = []
         for adapter, job in work:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,22 +24,22 @@ from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
 from raysim.federation import checkpoint
 from raysim.federation.adversary import canary_sums, success
+from raysim.federation.assignment import ranks_of, setting_of
 from raysim.federation.checkpoint import Snapshot
 from raysim.federation.faults import Outcome, check_outcomes, failures, may_fail
 from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
-from raysim.lora.layout import Vector, adapter_sha256
-from raysim.lora.rule import lora_rule
+from raysim.lora.factors import gathered
+from raysim.lora.layout import Layout, Released, Vector, adapter_sha256, by_name
+from raysim.lora.rule import Setting, frozen_throughout, lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
-from raysim.methods.call import ClientState
+from raysim.methods.call import ClientState, split_state
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
+from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
-BYTES_PER_PARAMETER = 4
-BYTES_MASKED = 8
-"""Of a parameter in a masked message."""
 LATE, LATE_WEIGHT = "late", "late_weight"
 """The server's arrays, in a checkpoint, of what came late."""
 OnDone = Callable[[Sequence[Outcome]], None]
@@ -57,7 +57,7 @@ class Clients(Protocol):
     def restore(self, states: dict[int, ClientState]) -> None:
         """Gives clients back what they kept."""
 
-    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+    def evaluate(self, work: Sequence[tuple[Released, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
         """The results of evaluation jobs, each on its adapter, in order."""
 
 
@@ -66,6 +66,9 @@ class Server(Protocol):
 
     def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
         """The next state, and the server's part of the round's record; what came `late` counts in the next round."""
+
+    def relay(self, round: Round, parts: Sequence[Any]) -> Round:
+        """The second trip of a round whose first brought these parts, for a LoRA rule that takes two."""
 
 
 @dataclass
@@ -89,23 +92,41 @@ class Simulation:
     """What each client keeps, as of the last checkpoint."""
     of_base: dict[str, list[Any]] = field(default_factory=dict)
     """Likelihoods under the base model that were computed before, by what decides them (see `_base_key`); several runs may share it."""
-    first: Vector = field(init=False)
+    layout: Layout | None = None
+    """How the server's adapter is laid out, which LoRA rules but the first must know."""
+    first: Released = field(init=False)
     """The release before round 0, which writes as the base model does."""
 
     def __post_init__(self) -> None:
         self.first = released(self)
 
 
-def start(config: Config, experiment: Experiment, *, layout: Any) -> ServerState:
+def start(config: Config, experiment: Experiment, *, layout: Layout) -> ServerState:
     """The state before the first round."""
     tensors: dict[str, Any] = lora_rule(config.lora.aggregation).start(layout, config.seed)
     further = {name: np.zeros(len(tensors["adapter"])) for name in config.method.spec.tensors}
     return ServerState(round_index=0, tensors=tensors | further)
 
 
-def released(simulation: Simulation) -> Vector:
-    """The adapter that leaves the server, as the LoRA rule makes it of the server's tensors."""
-    return lora_rule(simulation.config.lora.aggregation).release(simulation.state.tensors)
+def released(simulation: Simulation) -> Released:
+    """What leaves the server, as the LoRA rule makes it of the server's tensors: an adapter, and where the rule moves the base, that too."""
+    tensors = lora_rule(simulation.config.lora.aggregation).release(simulation.state.tensors)
+    return tensors if simulation.config.lora.spec.moves_base else tensors["adapter"]
+
+
+def owned(simulation: Simulation) -> dict[int, Vector]:
+    """The adapters that clients keep, by client: their method's, or those of a LoRA rule that leaves a part of the shared one with them."""
+    kept = sorted(simulation.kept.items())
+    if not simulation.config.lora.spec.personal:
+        return {k: state.arrays["adapter"] for k, state in kept if "adapter" in state.arrays}
+    rule, setting = lora_rule(simulation.config.lora.aggregation), _setting(simulation)
+    assert rule.given is not None, "a part that stays is put to the part that is shared"
+    return {k: rule.given(simulation.state.tensors, split_state(state)[1], setting.rank, setting) for k, state in kept}
+
+
+def _setting(simulation: Simulation) -> Setting:
+    assert simulation.layout is not None, f"lora.aggregation={simulation.config.lora.aggregation!r} needs a layout"
+    return setting_of(simulation.config, simulation.layout)
 
 
 def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[Simulation], None]) -> Simulation:
@@ -128,7 +149,7 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     mechanism = experiment.mechanism
-    round = begin(simulation.state, mechanism, experiment.fleet)
+    round = _begun(simulation, mechanism)
     outcomes: list[Outcome] = []
 
     def on_done(chunk: Sequence[Outcome]) -> None:
@@ -140,12 +161,15 @@ def run_round(simulation: Simulation, round_index: int) -> None:
 
     working = sorted([*round.survivors, *round.late])
     progress.round(round_index, working)
+    traffic = _Traffic(simulation, round)
     parts = simulation.clients.run_round(round, _chunks(round.survivors, mechanism.chunk_size), on_done)
     late = simulation.clients.run_round(round, _chunks(round.late, mechanism.chunk_size), on_done) if round.late else []
     if all(outcome.stats is None for outcome in outcomes):  # the next round would come to no more
         check_outcomes(outcomes, round_index=round_index)
-    scale = simulation.config.audit.canary_scale
-    parts += canary_sums(experiment.canaries.num_updates, mechanism=mechanism, scale=scale, round=round)
+    traffic.up(outcomes)
+    if lora_rule(simulation.config.lora.aggregation).trips:
+        round, parts = _second_trip(simulation, round, parts, traffic, failed={one.client_id for one in outcomes if one.stats is None})
+    parts += _canaries(simulation, round)
     trained_s = time.perf_counter() - started
     simulation.state, server_record = simulation.server.step(simulation.state, round, parts, late)
     simulation.kept |= simulation.clients.states(working)
@@ -157,7 +181,7 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
-    record |= _traffic(simulation, round, num_sent=num_sent)
+    record |= traffic.record()
     simulation.synthetic += [
         {"client_id": outcome.client_id, "round_index": round_index, **row} for outcome in outcomes for row in outcome.synthetic
     ]
@@ -179,8 +203,51 @@ def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
     return [client_ids[i : i + size] for i in range(0, len(client_ids), size)]
 
 
+def _begun(simulation: Simulation, mechanism: Mechanism) -> Round:
+    """The state's next round, and which turn it is to the LoRA rule."""
+    round, rule = begin(simulation.state, mechanism, simulation.experiment.fleet), lora_rule(simulation.config.lora.aggregation)
+    if rule.turn is None:
+        return round
+    return dataclasses.replace(round, turn=rule.turn(simulation.state.tensors, _setting(simulation), round.index))
+
+
+def _second_trip(
+    simulation: Simulation, round: Round, parts: Sequence[Any], traffic: "_Traffic", *, failed: Set[int]
+) -> tuple[Round, list[Any]]:
+    """The round as those of its clients that have not `failed` are asked once more, and what they send then."""
+    again, outcomes = simulation.server.relay(round, parts), list[Outcome]()
+    again = dataclasses.replace(again, survivors=tuple(k for k in again.survivors if k not in failed))
+
+    def on_done(chunk: Sequence[Outcome]) -> None:
+        check_outcomes(chunk, round_index=round.index)
+        outcomes.extend(chunk)
+
+    answers = simulation.clients.run_round(again, _chunks(again.survivors, simulation.experiment.mechanism.chunk_size), on_done)
+    traffic.again(again, outcomes)
+    return again, answers
+
+
+def _canaries(simulation: Simulation, round: Round) -> list[Any]:
+    """The update canaries of an audit that take part in a round."""
+    experiment, config = simulation.experiment, simulation.config
+    rule, num_updates = lora_rule(config.lora.aggregation), experiment.canaries.num_updates
+    if not num_updates:
+        return []
+    mask = None if simulation.layout is None else rule.mask(_setting(simulation), round.turn)
+    return list(
+        canary_sums(
+            num_updates,
+            mechanism=experiment.mechanism,
+            scale=config.audit.canary_scale,
+            round=round,
+            sent=mask,
+            frozen=None if simulation.layout is None else frozen_throughout(rule, simulation.layout),
+        )
+    )
+
+
 def measure_adapters(
-    simulation: Simulation, plans: Sequence[tuple[Vector, Plan]], *, owners: Sequence[int | None], round_index: int
+    simulation: Simulation, plans: Sequence[tuple[Released, Plan]], *, owners: Sequence[int | None], round_index: int
 ) -> list[tuple[Any, Any]]:
     """The `eval` and `attack` objects of several adapters, their jobs spread over all workers at once; keeps what they are the means of.
 
@@ -202,10 +269,10 @@ def measure_adapters(
     return measured
 
 
-def _evaluate(simulation: Simulation, work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
+def _evaluate(simulation: Simulation, work: Sequence[tuple[Released, Job]]) -> list[list[Any]]:
     """The results of evaluation jobs in order; the base model's likelihoods are computed once, by whichever run or round asks first."""
     first, known = simulation.first, simulation.of_base
-    digest = adapter_sha256(first)
+    digest = adapter_sha256(by_name(first).values())
     keys = [
         _base_key(simulation.config, digest, job) if adapter is first and job.kind == "likelihood" else str(number)
         for number, (adapter, job) in enumerate(work)
@@ -239,11 +306,11 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     simulation.progress.phase("evaluating and attacking" if with_eval and with_attack else "evaluating" if with_eval else "attacking")
     last = round_index == num_rounds - 1
     private = _private_plans(simulation, round_index, with_eval=with_eval, with_attack=with_attack)
-    of_release = (
-        [] if config.method.spec.separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack, exposed=last)]
-    )
+    separates = config.method.spec.separates or config.lora.spec.personal
+    of_release = [] if separates else [_plan(simulation, None, with_eval=with_eval, with_attack=with_attack, exposed=last)]
     owners = [None for _ in of_release] + [k for k, _, _ in private]
-    plans = [(released(simulation), plan_) for plan_ in of_release] + [(adapter, plan_) for _, adapter, plan_ in private]
+    plans: list[tuple[Released, Plan]] = [(released(simulation), plan_) for plan_ in of_release]
+    plans += [(adapter, plan_) for _, adapter, plan_ in private]
     measured = measure_adapters(simulation, plans, owners=owners, round_index=round_index)
     own = _mean_private(measured[len(of_release) :])
     if not of_release:
@@ -315,10 +382,11 @@ def _across(simulation: Simulation) -> dict[str, Any] | None:
 def _private_plans(simulation: Simulation, round_index: int, *, with_eval: bool, with_attack: bool) -> list[tuple[int, Vector, Plan]]:
     """Plans for the adapters that clients keep, with their owners: after every measured round where they are the product, else after the last, if asked for."""
     at_the_end = round_index == simulation.num_rounds - 1 and simulation.config.evaluate.private
-    if not (at_the_end or simulation.config.method.spec.separates):
+    if not (at_the_end or simulation.config.method.spec.separates or simulation.config.lora.spec.personal):
         return []
-    owners = [k for k, state in sorted(simulation.kept.items()) if "adapter" in state.arrays]
-    return [(k, simulation.kept[k].arrays["adapter"], _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k in owners]
+    return [
+        (k, adapter, _plan(simulation, k, with_eval=with_eval, with_attack=with_attack)) for k, adapter in sorted(owned(simulation).items())
+    ]
 
 
 def _plan(simulation: Simulation, owner: int | None, *, with_eval: bool, with_attack: bool, exposed: bool = False) -> Plan:
@@ -439,19 +507,48 @@ def _fate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _traffic(simulation: Simulation, round: Round, *, num_sent: int) -> dict[str, int]:
-    """Bytes up and down in the round: what is broadcast, each way and client; raw records, once, where data are pooled; else none."""
-    method = simulation.config.method.spec
-    sent_bytes = sum(len(tensor) for tensor in round.broadcast.values()) * BYTES_PER_PARAMETER
-    if method.separates:
-        return {"uplink_bytes": 0, "downlink_bytes": 0}
-    if method.pools:
-        records = [example.record for shard in simulation.experiment.shards for example in shard]
-        texts = [text for r in records for text in (*(said for _, said in r.history), r.instruction, r.response)]
-        pooled = sum(len(text.encode()) for text in texts) if round.index == 0 else 0
-        return {"uplink_bytes": pooled, "downlink_bytes": 0}
-    sent = sent_bytes * (BYTES_MASKED // BYTES_PER_PARAMETER if simulation.experiment.mechanism.is_masked else 1)
-    return {"uplink_bytes": sent * num_sent, "downlink_bytes": sent_bytes * len(round.cohort)}
+class _Traffic:
+    """Bytes up and down in a round, of the tensors that travel; raw records, once, where data are pooled; else none where nothing is shared."""
+
+    def __init__(self, simulation: Simulation, round: Round) -> None:
+        config = simulation.config
+        self._pooled = _pooled_bytes(simulation) if config.method.spec.pools and round.index == 0 else 0
+        self._shares = not (config.method.spec.pools or config.method.spec.separates)
+        self._up, self._down = [0], [sum(_bytes_down(simulation, round, k) for k in round.cohort) if self._shares else 0]
+
+    def up(self, outcomes: Sequence[Outcome]) -> None:
+        """Counts what clients sent on the first trip."""
+        self._up[0] = self._pooled + sum(outcome.uplink_bytes for outcome in outcomes) * self._shares
+
+    def again(self, round: Round, outcomes: Sequence[Outcome]) -> None:
+        """Counts what a second trip brought its clients, and what they sent."""
+        self._up.append(sum(outcome.uplink_bytes for outcome in outcomes) * self._shares)
+        self._down.append(sum(tensor.nbytes for tensor in round.broadcast.values()) * len(round.survivors) * self._shares)
+
+    def record(self) -> dict[str, Any]:
+        """What the round's record says: all bytes each way, and those of each trip where there are two."""
+        found: dict[str, Any] = {"uplink_bytes": sum(self._up), "downlink_bytes": sum(self._down)}
+        return found | ({"uplink_bytes_by_trip": self._up, "downlink_bytes_by_trip": self._down} if len(self._up) > 1 else {})
+
+
+def _bytes_down(simulation: Simulation, round: Round, client_id: int) -> int:
+    """Bytes that a client is sent of the server's tensors: its LoRA rule's, and the entries of its method's own that travel."""
+    config, rule = simulation.config, lora_rule(simulation.config.lora.aggregation)
+    if simulation.layout is None:
+        return sum(tensor.nbytes for tensor in round.broadcast.values())
+    setting = _setting(simulation)
+    kept = split_state(simulation.kept.get(client_id))[1]
+    rank = int(kept["rank"][0]) if "rank" in kept else ranks_of(config, num_clients=simulation.experiment.mechanism.num_clients)[client_id]
+    tensors = rule.sent(round.broadcast, rank, setting)
+    mask = rule.mask(setting, round.turn)
+    return sum(tensor.nbytes for tensor in tensors.values()) + sum(
+        gathered(round.broadcast[name], mask).nbytes for name in config.method.spec.tensors
+    )
+
+
+def _pooled_bytes(simulation: Simulation) -> int:
+    records = [example.record for shard in simulation.experiment.shards for example in shard]
+    return sum(len(text.encode()) for r in records for text in (*(said for _, said in r.history), *(r.instruction, r.response)))
 
 
 def _misfit(simulation: Simulation, found: Snapshot) -> str:
@@ -459,10 +556,9 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
     if found.config_key != result_key(simulation.config):
         return ""
     arrays = {"adapter": found.adapter} | found.server_arrays
-    shape = simulation.state.adapter.shape
-    shapes = dict.fromkeys({**simulation.state.tensors, **arrays}, shape) | (
-        {LATE_WEIGHT: (1,), LATE: shape} if LATE_WEIGHT in arrays else {}
-    )
+    begun = {name: np.shape(tensor) for name, tensor in simulation.state.tensors.items()}
+    late = {LATE_WEIGHT: (1,), LATE: begun["adapter"]} if LATE_WEIGHT in arrays else {}
+    shapes = dict.fromkeys(arrays, begun["adapter"]) | begun | late
     odd = [name for name in shapes if name not in arrays or arrays[name].shape != shapes[name]]
     if odd or not all(np.isfinite(array).all() for array in arrays.values()):
         return f"the server's {odd[0]} has another shape than the run's" if odd else "the server's tensors are not finite"
@@ -471,7 +567,7 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
         return f"it says {found.num_rounds} rounds of {simulation.num_rounds}, and holds the records of {len(done)}"
     num_clients = len(simulation.experiment.shards)
     for client_id, own in found.client_arrays.items():
-        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != shape):
+        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != begun["adapter"]):
             return f"the state of client {client_id} is none of this run's"
     return ""
 

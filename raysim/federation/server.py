@@ -16,9 +16,10 @@ import numpy.typing as npt
 from raysim.federation.faults import Attendance, Fleet, attendance
 from raysim.federation.robust import Combine
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
-from raysim.lora.layout import Vector
-from raysim.lora.rule import LoraRule, lora_rule
-from raysim.privacy.aggregation import MaskedSum, Part, open_sums
+from raysim.lora.factors import gathered, spread
+from raysim.lora.layout import Upload, Vector
+from raysim.lora.rule import LoraRule, Setting, lora_rule
+from raysim.privacy.aggregation import Part, open_sums
 from raysim.privacy.clipping import ChunkStack, ChunkSum, Total, l2_norm, noise_and_divide
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
@@ -76,13 +77,14 @@ def step(
     seed: int,
     optimizer: ServerOptimizer = PLAIN,
     rule: LoraRule = AVERAGE,
+    setting: Setting | None = None,
     late: Sequence[ChunkSum] = (),
     min_clients: int = 1,
-    combine: Combine | None = None,
+    robust: Combine | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
     """The state after a round whose uploads came as `parts`, and the server's part of the round's record.
 
-    What came `late` counts in the next round, with the weight that it would have had. `combine` stands in for the mean of uploads that came apart.
+    What came `late` counts in the next round. `robust` stands in for the mean of uploads that came apart.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
@@ -91,57 +93,78 @@ def step(
     allows releases nothing (`aborted`), nor does one to which fewer than `min_clients` sent.
     Errors: RuntimeError if the new adapter would not be finite.
     """
-    _check_parts(parts, round)
+    mask = None if setting is None or rule.combine is not None else rule.mask(setting, round.turn)
+    size = len(state.adapter) if mask is None else int(mask.sum())
+    _check_parts(parts, round, size=size if rule.combine is None else None)
     stacks = [part for part in parts if isinstance(part, ChunkStack)]
-    opened = _opened([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round)
-    sums = [*(opened or []), *([state.late] if state.late else [])]
-    total = np.zeros(len(state.adapter), dtype=np.float64)
-    for part in sums:
-        total += part.total
+    sums, aborted = _opened(parts, mechanism=mechanism, round=round, late=state.late)
+    total = sum((part.total for part in sums), start=np.zeros(len(sums[0].total) if sums else size, dtype=np.float64))
     arrived: Sequence[ChunkSum | ChunkStack] = [*sums, *stacks]
     weight = sum(part.weight for part in arrived)
     bound = rule.sensitivity(round.clip_norm or 0.0)
     counted = _record(arrived, round=round, mechanism=mechanism, bound=bound)
-    aborted = opened is None or 1 < min_clients > counted["num_contributed"]
+    aborted = aborted or 1 < min_clients > counted["num_contributed"]
     record = counted | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
         "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, bound=bound, round=round),
     }
-    num_kept = sum(len(part.norms) for part in arrived)
-    num_short = num_kept - sum(part.num_clipped for part in arrived)
-    new_clip = mechanism.next_clip_norm(round.clip_norm, num_short=num_short, num_kept=num_kept, round_index=round.index)
-    kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
+    kept_clip = _next_clip_norm(arrived, round, mechanism=mechanism) if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
     if aborted or denominator == 0.0 or not (arrived or mechanism.sum_noise_multiplier):
         return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip, late=_together(late)), record
+    uploads, weights = _uploads(stacks, robust)
     if not stacks:
-        noised = _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)
-    mean = rule.merge([{"adapter": noised}], [1.0]) if not stacks else _merged(stacks, rule=rule, combine=combine)
-    with np.errstate(over="ignore", invalid="ignore"):
-        direction, memory = server_step(mean, state.memory, optimizer=optimizer)
-        adapter = (state.adapter + lr * direction).astype(np.float32)
-    if not np.isfinite(adapter).all():
-        raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
-    tensors = {"adapter": adapter} | _further(state, arrived, mechanism=mechanism)
+        uploads = [{"adapter": _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)}]
+    memory: Mapping[str, Moments] = {}
+    if rule.combine is None:
+        adapter, memory = _moved(state, rule.merge(uploads, weights), mask, optimizer=optimizer, lr=lr)
+        tensors = _finite({"adapter": adapter}, round, lr=lr)
+        tensors = tensors if rule.settle is None else rule.settle(tensors, _known(setting))
+    else:
+        tensors = rule.combine({**state.tensors, **round.broadcast}, uploads, weights, _known(setting), round.index)
+        _finite(tensors, round, lr=lr)
+    further = {name: tensor for name, tensor in state.tensors.items() if name not in tensors}
+    tensors = {**tensors, **_further(further, arrived, mask, mechanism=mechanism)}
     return ServerState(round.index + 1, tensors, kept_clip, memory, _together(late)), record
 
 
-def _opened(parts: Sequence[ChunkSum | MaskedSum], *, mechanism: Mechanism, round: Round) -> list[ChunkSum] | None:
-    """The sums that the server works with; None where too few came to open them."""
+def _next_clip_norm(arrived: Sequence[ChunkSum | ChunkStack], round: Round, *, mechanism: Mechanism) -> float | None:
+    """The bound of the next round, by how many of the updates were short."""
+    num_kept = sum(len(part.norms) for part in arrived)
+    num_short = num_kept - sum(part.num_clipped for part in arrived)
+    return mechanism.next_clip_norm(round.clip_norm, num_short=num_short, num_kept=num_kept, round_index=round.index)
+
+
+def _opened(parts: Sequence[Part], *, mechanism: Mechanism, round: Round, late: ChunkSum | None) -> tuple[list[ChunkSum], bool]:
+    """The sums among the parts with what came late before, and whether too few clients sent for any to be opened."""
+    before = [late] if late else []
     try:
-        return open_sums(parts, mechanism=mechanism, round=round)
+        return open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round) + before, False
     except TooFewSurvivors:
-        return None
+        return [], True
 
 
-def _merged(stacks: Sequence[ChunkStack], *, rule: LoraRule, combine: Combine | None) -> Vector:
-    """What the LoRA rule makes of every client's own upload, or of what they are combined to."""
-    uploads, weights = [upload for part in stacks for upload in part.uploads], [w for part in stacks for w in part.weights]
-    if combine is None:
-        return rule.merge(uploads, weights)
-    one = combine(np.stack([upload["adapter"].astype(np.float64) for upload in uploads]), np.array(weights))
-    return rule.merge([{"adapter": one.astype(np.float32)}], [1.0])
+def _known(setting: Setting | None) -> Setting:
+    assert setting is not None, "a rule that makes factors anew knows their layout"
+    return setting
+
+
+def _finite(tensors: dict[str, Vector], round: Round, *, lr: float) -> dict[str, Vector]:
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
+    return tensors
+
+
+def _uploads(stacks: Sequence[ChunkStack], robust: Combine | None) -> tuple[list[Upload], list[float]]:
+    """Every client's own upload with its weight, or the one that a robust rule makes of them; of none, the weight of the one that a sum gives."""
+    uploads, weights = [upload for part in stacks for upload in part.uploads], [one for part in stacks for one in part.weights]
+    if not stacks:
+        return [], [1.0]
+    if robust is None:
+        return list(uploads), weights
+    one = robust(np.stack([upload["adapter"].astype(np.float64) for upload in uploads]), np.array(weights))
+    return [{"adapter": one.astype(np.float32)}], [1.0]
 
 
 def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:
@@ -152,25 +175,58 @@ def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:
     return ChunkSum(total, sum(part.weight for part in parts), (), 0, 0, None)
 
 
-def _further(state: ServerState, arrived: Sequence[ChunkSum | ChunkStack], *, mechanism: Mechanism) -> dict[str, Moments]:
-    """Each tensor beside the adapter, moved by the sum of its changes over the weight of all clients, there or not.
+def relay(round: Round, parts: Sequence[Part], *, mechanism: Mechanism, rule: LoraRule, setting: Setting) -> Round:
+    """The second trip of a round: the same clients, sent what the LoRA rule makes of the mean of what they sent; nothing where nobody did."""
+    assert rule.trips is not None, "a rule of one trip relays nothing"
+    sums = [part for part in parts if isinstance(part, ChunkSum)]
+    weight = sum(part.weight for part in sums)
+    if weight == 0.0:
+        return dataclasses.replace(round, trip=1, survivors=())
+    mean = (sum((part.total for part in sums), start=np.zeros(len(sums[0].total))) / weight).astype(np.float32)
+    return dataclasses.replace(round, trip=1, broadcast=rule.trips.relay({"adapter": mean}, setting))
+
+
+def _moved(
+    state: ServerState, mean: Vector, mask: npt.NDArray[np.bool_] | None, *, optimizer: ServerOptimizer, lr: float
+) -> tuple[Vector, dict[str, Moments]]:
+    """The adapter after the server's step along an averaged update of those entries that clients sent, and what the optimizer remembers."""
+    memory = {name: np.asarray(gathered(moment, mask)) for name, moment in state.memory.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        direction, memory = server_step(mean, memory, optimizer=optimizer)
+        moved = (gathered(state.adapter, mask) + lr * direction).astype(np.float32)
+    if mask is None:
+        return moved, memory
+    unmoved = {"momentum": np.zeros(len(mask)), "variance": np.full(len(mask), optimizer.tau**2)} | dict(state.memory)
+    return spread(moved, mask, over=state.adapter), {name: spread(moment, mask, over=unmoved[name]) for name, moment in memory.items()}
+
+
+def _further(
+    further: Mapping[str, npt.NDArray[Any]],
+    arrived: Sequence[ChunkSum | ChunkStack],
+    mask: npt.NDArray[np.bool_] | None,
+    *,
+    mechanism: Mechanism,
+) -> dict[str, npt.NDArray[Any]]:
+    """Each tensor beside the rule's own, moved by the sum of its changes over the weight of all clients, there or not.
 
     So SCAFFOLD's control variate stays the mean of every client's own.
     """
     everybody = sum(weights_for(mechanism.shard_sizes, weighting=mechanism.weighting))
     changes = [part.further for part in arrived if part.further]  # none where all of a stack were dropped
-    further = {name: tensor for name, tensor in state.tensors.items() if name != "adapter"}
-    return {
-        name: tensor + sum((change[name] for change in changes), start=np.zeros(len(tensor))) / everybody
-        for name, tensor in further.items()
-    }
+    found = {}
+    for name, tensor in further.items():
+        change = sum((one[name] for one in changes), start=np.zeros(len(gathered(tensor, mask)))) / everybody
+        found[name] = tensor + spread(change, mask)
+    return found
 
 
-def _check_parts(parts: Sequence[Part], round: Round) -> None:
+def _check_parts(parts: Sequence[Part], round: Round, *, size: int | None) -> None:
     assert all(part.clip_norm == round.clip_norm for part in parts), (
         f"sums clipped to {[part.clip_norm for part in parts]} but the mechanism accounts for {round.clip_norm}"
     )
-    expected = {name: len(tensor) for name, tensor in round.broadcast.items()}
+    if size is None:  # whose sizes are those of each client's rank, or of a sketch
+        return
+    expected = dict.fromkeys(round.broadcast, size)
     for part in parts:
         for tensors in _sent(part):
             sizes = {name: len(tensor) for name, tensor in tensors.items()}

@@ -12,23 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim.config import LoraConfig
+from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
 from raysim.federation.adversary import hostile_clients, hostile_upload
-from raysim.federation.assignment import Assignment
+from raysim.federation.assignment import Assignment, ranks_of, setting_of
 from raysim.federation.faults import Outcome
-from raysim.lora.layout import Layout, Upload, Vector, check_adapter
-from raysim.lora.rule import lora_rule
+from raysim.lora.layout import Released, Upload, by_name, check_vector
+from raysim.lora.rule import LoraRule, Setting, lora_rule
 from raysim.measure.evaluate import Job, run_job
-from raysim.methods.call import ClientCall, ClientResult, ClientState
+from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, split_state
 from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import Part, sum_chunk
 from raysim.privacy.cohort import Round
 
 GROUP_SIZE = 1
 """Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
+
+Member = tuple[int, tuple[Example, ...], ClientState | None]
+"""A client of a chunk: its id, its examples, and what it keeps."""
 
 
 class Worker:
@@ -44,6 +48,7 @@ class Worker:
     def language_model(self, lora: LoraConfig) -> LanguageModel:
         """The model with an adapter of this shape, built once and rebuilt only when the shape changes."""
         if self._lm is None or self._lora != lora:
+            rule = lora_rule(lora.aggregation)
             self._lm = build_language_model(
                 self._base,
                 rank=lora.rank,
@@ -51,8 +56,9 @@ class Worker:
                 dropout=lora.dropout,
                 target_modules=list(lora.target_modules),
                 device=self._device,
+                between=rule.between,
             )
-            self._lm.train_only(lora_rule(lora.aggregation).trainable(self._lm.layout))
+            self._lm.train_only(rule.trainable(self._lm.layout, None))
             self._lora = lora
         return self._lm
 
@@ -66,43 +72,57 @@ class Worker:
     ) -> tuple[Part | None, list[Outcome], list[ClientState | None]]:
         """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client.
 
-        Where clients add noise of their own, one that failed sends an update of zero, with its noise: nobody sees that it failed.
+        On a second trip nobody trains: clients answer what the server relayed, from what they kept. Where clients add noise of their own, one that
+        failed sends an update of zero, with its noise: nobody sees that it failed.
         """
-        config, mechanism = assignment.config, assignment.mechanism
-        lm = self.language_model(config.lora)
-        calls = [
-            ClientCall(config, mechanism, round, client_id, round.broadcast["adapter"], shard, state, assignment.public)
-            for client_id, shard, state in zip(client_ids, shards, states, strict=True)
-        ]
+        lm = self.language_model(assignment.config.lora)
+        setting = setting_of(assignment.config, lm.layout)
         done: dict[int, ClientResult] = {}
         outcomes: list[Outcome] = []
-        for group in (calls[i : i + GROUP_SIZE] for i in range(0, len(calls), GROUP_SIZE)):
+        members = list(zip(client_ids, shards, states, strict=True))
+        for group in (members[i : i + GROUP_SIZE] for i in range(0, len(members), GROUP_SIZE)):
             try:
-                results = method_of(config.method.name)(lm, group)
-                results = [self._sent_by(call, result) for call, result in zip(group, results, strict=True)]
-                for result in results:
-                    check_upload(result.upload, lm.layout, broadcast=round.broadcast)
-                for call, result in zip(group, results, strict=True):
-                    done[call.client_id] = result
-                    outcomes.append(Outcome(call.client_id, result.stats, result.synthetic, failure=_not_finite(result)))
+                if round.trip:
+                    results = [_answer(assignment, round, state, setting) for _, _, state in group]
+                else:
+                    results = self._trained(lm, assignment, round, group, setting)
+                for (client_id, _, _), result in zip(group, results, strict=True):
+                    done[client_id] = result
+                    size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
+                    outcomes.append(Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size))
             except Exception as error:
                 failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-                outcomes += [Outcome(call.client_id, None, failure=failure, trace=trace) for call in group]
+                outcomes += [Outcome(client_id, None, failure=failure, trace=trace) for client_id, _, _ in group]
                 if isinstance(error, torch.OutOfMemoryError):
                     torch.cuda.empty_cache()  # for who comes next
-        new_states = [done[k].state if k in done else state for k, state in zip(client_ids, states, strict=True)]
+        new_states = [_with_kept(done[k]) if k in done else state for k, state in zip(client_ids, states, strict=True)]
         sent = {k: (done[k].upload, done[k].weight) for k in client_ids if k in done}
-        if mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
-            nothing = {name: np.zeros(len(tensor), dtype=np.float32) for name, tensor in round.broadcast.items()}
-            sent = {k: sent.get(k, (nothing, None)) for k in client_ids}
+        if assignment.mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
+            sent = {k: sent.get(k) or (_nothing(assignment, round, k, setting), None) for k in client_ids}
         return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
 
-    def _sent_by(self, call: ClientCall, result: ClientResult) -> ClientResult:
-        """The result with what the client really sends, if it is hostile."""
-        adversary = call.config.adversary
-        if call.client_id not in hostile_clients(call.mechanism.num_clients, adversary=adversary, seed=call.config.seed):
-            return result
-        return dataclasses.replace(result, upload=hostile_upload(result.upload, adversary=adversary, seed=call.seed("adversary")))
+    def _trained(
+        self, lm: LanguageModel, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
+    ) -> list[ClientResult]:
+        """What the method makes of a group of clients, each with the part of the adapter that the LoRA rule gives it."""
+        config = assignment.config
+        rule, ranks = lora_rule(config.lora.aggregation), ranks_of(config, num_clients=assignment.mechanism.num_clients)
+        calls = []
+        for client_id, shard, state in group:
+            own, kept = split_state(state)
+            rank = int(kept["rank"][0]) if "rank" in kept else ranks[client_id]
+            given = round.broadcast["adapter"] if rule.given is None else rule.given(round.broadcast, kept, rank, setting)
+            call = ClientCall(config, assignment.mechanism, round, client_id, given, shard, own, assignment.public, setting, rank)
+            calls.append(call)
+        [rank] = {call.rank for call in calls}  # a group is one client, or clients of one rank
+        lm.train_only(rule.trainable(lm.layout, round.turn), rank=rank)
+        lm.set_scale(rule.scale(setting, rank))
+        lm.set_delta(round.broadcast.get("delta"))
+        honest = method_of(config.method.name)(lm, calls)
+        results = [_sent_by(call, result) for call, result in zip(calls, honest, strict=True)]
+        for call, result in zip(calls, results, strict=True):
+            check_upload(result.upload, expected_sizes(config, rule, setting, turn=round.turn, rank=call.rank))
+        return results
 
     def _sent(self, sent: Mapping[int, tuple[Upload, float | None]], assignment: Assignment, round: Round) -> Part:
         mechanism = assignment.mechanism
@@ -116,9 +136,13 @@ class Worker:
             form="stack" if assignment.config.server.rule != "mean" else lora_rule(assignment.config.lora.aggregation).form,
         )
 
-    def run_job(self, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
-        """The results of one evaluation job on one adapter."""
-        return run_job(self.language_model(lora), adapter, job)
+    def run_job(self, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
+        """The results of one evaluation job on one adapter, and the delta of the base that it stands on."""
+        lm, rule, tensors = self.language_model(lora), lora_rule(lora.aggregation), by_name(adapter)
+        lm.train_only(rule.trainable(lm.layout, None))
+        lm.set_scale(lora.alpha / lora.rank)
+        lm.set_delta(tensors.get("delta"))
+        return run_job(lm, tensors["adapter"], job)
 
 
 def _not_finite(result: ClientResult) -> str:
@@ -127,12 +151,55 @@ def _not_finite(result: ClientResult) -> str:
     return f"its update is not finite ({odd[0]}); lower train.lr" if odd else ""
 
 
-def check_upload(upload: Upload, layout: Layout, *, broadcast: Upload) -> None:
-    """Passes if the upload holds an update for each tensor that was sent, float32 and of its shape, and nothing more.
+def _sent_by(call: ClientCall, result: ClientResult) -> ClientResult:
+    """The result with what the client really sends, if it is hostile."""
+    adversary = call.config.adversary
+    if call.client_id not in hostile_clients(call.mechanism.num_clients, adversary=adversary, seed=call.config.seed):
+        return result
+    return dataclasses.replace(result, upload=hostile_upload(result.upload, adversary=adversary, seed=call.seed("adversary")))
+
+
+def _nothing(assignment: Assignment, round: Round, client_id: int, setting: Setting) -> Upload:
+    """An update of zero, of the size that this client sends."""
+    config = assignment.config
+    rank = ranks_of(config, num_clients=assignment.mechanism.num_clients)[client_id]
+    sizes = expected_sizes(config, lora_rule(config.lora.aggregation), setting, turn=round.turn, rank=rank)
+    return {name: np.zeros(size, dtype=np.float32) for name, size in sizes.items()}
+
+
+def _answer(assignment: Assignment, round: Round, state: ClientState | None, setting: Setting) -> ClientResult:
+    """What a client sends on its second trip; what it kept for that, it keeps no longer."""
+    rule, (own, kept) = lora_rule(assignment.config.lora.aggregation), split_state(state)
+    assert rule.trips is not None, "nobody asks again but a rule of two trips"
+    upload = rule.trips.answer(kept, round.broadcast, setting)
+    return ClientResult(upload=upload, stats=TrainStats(num_tokens=0, num_steps=0, loss=None), state=own or ClientState(arrays={}))
+
+
+def _with_kept(result: ClientResult) -> ClientState | None:
+    """A client's new state: its method's, and what its LoRA rule has it keep."""
+    if not result.kept:
+        return result.state
+    arrays = {f"{OF_RULE}{name}": array for name, array in result.kept.items()}
+    own = result.state or ClientState(arrays={})
+    return ClientState(arrays={**own.arrays, **arrays}, records=own.records)
+
+
+def expected_sizes(config: Config, rule: LoraRule, setting: Setting, *, turn: int, rank: int) -> dict[str, int]:
+    """The names and sizes of what a client of some rank sends on the first trip of a round."""
+    mask = rule.mask(setting, turn, rank=rank)
+    size = setting.layout.num_parameters if mask is None else int(mask.sum())
+    if rule.sketch_size is not None:
+        size = rule.sketch_size(setting)
+    ranked = {"rank": 1} if rule.form == "stack" and rule.combine is not None else {}
+    return {"adapter": size} | dict.fromkeys(config.method.spec.tensors, size) | ranked
+
+
+def check_upload(upload: Upload, sizes: Mapping[str, int]) -> None:
+    """Passes if the upload holds each tensor that is expected, float32 and of its size, and nothing more.
 
     Errors: ValueError naming what is missing or wrong.
     """
-    if set(upload) != set(broadcast):
-        raise ValueError(f"upload: {sorted(upload)} came where {sorted(broadcast)} had been sent")
-    for tensor in upload.values():
-        check_adapter(tensor, layout)
+    if set(upload) != set(sizes):
+        raise ValueError(f"upload: {sorted(upload)} came where {sorted(sizes)} had been sent")
+    for name, tensor in upload.items():
+        check_vector(tensor, sizes[name])

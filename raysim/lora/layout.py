@@ -24,6 +24,11 @@ from raysim.rng import torch_rng
 Vector = NDArray[np.float32]
 Upload = Mapping[str, Vector]
 """What goes over the wire, either way: float32 tensors by name, of which `adapter` is one. Nothing is told apart by its length."""
+Released = Vector | Upload
+"""What an evaluation is of: an adapter, or, where a LoRA rule moves the base model, an `adapter` and a `delta` by name."""
+
+ORDER = "order"
+"""What a file of tensors notes the order of the vector under."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Layout:
         for name, (start, end) in zip(self.names, self.spans(), strict=True):
             mask[start:end] = f".lora_{group}." in name
         return mask
+
+
+def by_name(release: Released) -> Upload:
+    """The tensors of a release by name."""
+    return {"adapter": release} if isinstance(release, np.ndarray) else release
 
 
 def flatten(tensors: dict[str, torch.Tensor], layout: Layout) -> Vector:
@@ -88,10 +98,18 @@ def check_adapter(vector: Vector, layout: Layout) -> Vector:
 
     Errors: ValueError naming the type and shape it has and those it should have.
     """
+    return check_vector(vector, layout.num_parameters)
+
+
+def check_vector(vector: Vector, size: int) -> Vector:
+    """`vector` itself, if it is float32 of that size.
+
+    Errors: as `check_adapter`.
+    """
     if not isinstance(vector, np.ndarray):
-        raise ValueError(f"adapter: {type(vector).__name__} instead of a vector of {layout.num_parameters} float32 numbers")
-    if vector.dtype != np.float32 or vector.shape != (layout.num_parameters,):
-        raise ValueError(f"adapter: {vector.dtype} of shape {vector.shape}, expected float32 of shape ({layout.num_parameters},)")
+        raise ValueError(f"adapter: {type(vector).__name__} instead of a vector of {size} float32 numbers")
+    if vector.dtype != np.float32 or vector.shape != (size,):
+        raise ValueError(f"adapter: {vector.dtype} of shape {vector.shape}, expected float32 of shape ({size},)")
     return vector
 
 
@@ -114,10 +132,23 @@ def adapter_sha256(vectors: Vector | Iterable[Vector]) -> str:
 
 
 def save_adapter(
-    folder: Path, vector: Vector, layout: Layout, *, base_model: str, rank: int, alpha: float, dropout: float, target_modules: list[str]
+    folder: Path,
+    vector: Vector,
+    layout: Layout,
+    *,
+    base_model: str,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str],
+    with_order: bool = False,
 ) -> None:
-    """Writes `folder` in PEFT's format, so that `peft.PeftModel.from_pretrained` loads it without raysim."""
-    content = save(unflatten(vector, layout), metadata={"format": "pt"})
+    """Writes `folder` in PEFT's format, so that `peft.PeftModel.from_pretrained` loads it without raysim.
+
+    `with_order` notes in the file how the tensors lie in the vector, for who has no vector to tell it by.
+    """
+    metadata = {"format": "pt"} | ({ORDER: json.dumps(layout.names)} if with_order else {})
+    content = save(unflatten(vector, layout), metadata=metadata)
     storage.write_bytes(folder / "adapter_model.safetensors", content, private=True)  # it remembers private texts
     settings = peft_settings(base_model=base_model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)
     storage.write_text(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from raysim.attacks.canaries import Canary, make_canaries, membership_canaries, secret_examples
@@ -26,7 +27,7 @@ from raysim.config import Config
 from raysim.data.configured import chat_format
 from raysim.data.records import Record
 from raysim.data.tokens import Example
-from raysim.lora.layout import Vector
+from raysim.lora.layout import Released, by_name
 from raysim.measure.evaluate import Job, batches
 from raysim.methods.call import gradient_holders
 from raysim.model.base_model import load_base_model
@@ -39,7 +40,7 @@ from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.tradeoff import TradeOff, noise_family, trade_off
 from raysim.rng import numpy_rng, seed_for
 
-Evaluate = Callable[[Sequence[tuple[Vector, Job]]], list[list[Any]]]
+Evaluate = Callable[[Sequence[tuple[Released, Job]]], list[list[Any]]]
 INVERSION_RANKS = (64, 256)
 """Beside the run's own rank; at most half the hidden size, since a span of all dimensions tells nothing."""
 INVERSION_BATCHES = (1, 2, 4)
@@ -63,20 +64,22 @@ class Audited:
     """Records that were trained on."""
     nonmembers: Sequence[Example]
     """Records that were not."""
-    first: Vector
+    first: Released
     """The release before the run."""
-    last: Vector
+    last: Released
     """The release after it."""
     evaluate: Evaluate
     notes: Mapping[int, np.ndarray] = field(default_factory=dict)
     """By client, how far its messages went along each gradient canary (`ClientCall.noted`)."""
+    frozen: NDArray[np.bool_] | None = None
+    """Which entries of the adapter no round trains, on which no update canary lies; None for none."""
 
     @property
     def examples(self) -> list[Example]:
         """Members, then the others."""
         return [*self.members, *self.nonmembers]
 
-    def token_losses(self, examples: Sequence[Example], adapters: Sequence[Vector]) -> list[list[np.ndarray]]:
+    def token_losses(self, examples: Sequence[Example], adapters: Sequence[Released]) -> list[list[np.ndarray]]:
         """The NLL (nats) of every response token of each example, under each adapter."""
         jobs = [Job("token_nll", batch) for batch in batches(examples, self.config.evaluate.batch_size)]
         results = self.evaluate([(adapter, job) for adapter in adapters for job in jobs])
@@ -310,8 +313,9 @@ def canary_statistics(plan: CanaryPlan, run: Audited, *, tokenizer: Any, mechani
         return scores, np.array([canary.included for canary in plan.members])
     included = canary_coins(plan.num_updates + plan.num_gradients, seed=config.seed)
     if plan.num_updates:
-        directions = canary_directions(plan.num_updates, size=len(run.last), seed=config.seed)
-        return scores_along(directions, run.last.astype(np.float64) - run.first), included
+        first, last = by_name(run.first)["adapter"], by_name(run.last)["adapter"]
+        directions = canary_directions(plan.num_updates, size=len(last), seed=config.seed, frozen=run.frozen)
+        return scores_along(directions, last.astype(np.float64) - first), included
     unseen = np.zeros(plan.num_gradients)
     holder_M = gradient_holders(config, mechanism)
     return np.array([run.notes.get(int(k), unseen)[i] for i, k in enumerate(holder_M)]), included

@@ -178,20 +178,13 @@ def plan(
     long = attackable(attacked, answered, long_prefix_tokens) if with_attack and long_prefix_tokens else ([], [])
     own_control = prefix_tokens > 0
     compared, members = (memory.heldout, [example for _, example in memory.members]) if memory else ((), [])
-    is_compared = {example.record.record_id for example in compared}
-    rest = [example for example in heldout if example.record.record_id not in is_compared]
+    rest = _without(heldout, compared)
 
     def read(examples: Sequence[Example]) -> tuple[Job, ...]:
-        if memory is None or not short[0]:
-            return cut("nll", examples)
-        return tuple(
-            Job("likelihood", batch, sampling=memory.sampling, spans=tuple(memory.details.spans[e.record.record_id] for e in batch))
-            for batch in batches(examples, batch_size)
-        )
+        return cut("nll", examples) if memory is None or not short[0] else _likelihood_jobs(memory, examples, batch_size=batch_size)
 
     def exposed(examples: Sequence[Example]) -> tuple[Job, ...]:
-        found = _queries(memory.details, examples) if memory and short[0] else []
-        return tuple(Job("detail", queries=batch) for batch in batches([query for _, query in found], batch_size))
+        return _detail_jobs(memory.details, examples, batch_size=batch_size) if memory and short[0] else ()
 
     groups = {
         "nll": (*read(compared), *cut("nll", rest)) if with_eval else (),
@@ -208,6 +201,23 @@ def plan(
         "compared_detail": exposed(compared),
     }
     return Plan(groups, labels, memory)
+
+
+def _without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    others_ids = {example.record.record_id for example in others}
+    return [example for example in examples if example.record.record_id not in others_ids]
+
+
+def _detail_jobs(details: DetailPlan, examples: Sequence[Example], *, batch_size: int) -> tuple[Job, ...]:
+    queries = [query for _, query in _queries(details, examples)]
+    return tuple(Job("detail", queries=batch) for batch in batches(queries, batch_size))
+
+
+def _likelihood_jobs(memory: MemoryPlan, examples: Sequence[Example], *, batch_size: int) -> tuple[Job, ...]:
+    return tuple(
+        Job("likelihood", batch, sampling=memory.sampling, spans=tuple(memory.details.spans[e.record.record_id] for e in batch))
+        for batch in batches(examples, batch_size)
+    )
 
 
 def _queries(details: DetailPlan, examples: Sequence[Example]) -> list[tuple[int, Branches]]:

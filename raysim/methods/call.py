@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from raysim.config import Config
 from raysim.data.tokens import Example
+from raysim.lora.factors import gathered
 from raysim.lora.layout import Upload, Vector
-from raysim.lora.rule import lora_rule
+from raysim.lora.penalty import tail_start
+from raysim.lora.rule import Kept, Setting, lora_rule
 from raysim.model.language_model import LanguageModel
 from raysim.model.private_train import PrivateSettings
 from raysim.model.train import TrainSettings, TrainStats, scheduled_lr
@@ -24,6 +26,8 @@ from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
+OF_RULE = "lora."
+"""How the arrays begin that a LoRA rule, and no method, has a client keep."""
 CANARY_NOTES = "canary notes"
 """The array of a client's state in which an audit keeps what it saw of the client's messages."""
 
@@ -40,6 +44,16 @@ class ClientState:
 
     arrays: dict[str, np.ndarray]
     records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def split_state(state: ClientState | None) -> tuple[ClientState | None, Kept]:
+    """The state of a client as its method has it, and what its LoRA rule has it keep."""
+    kept = {} if state is None else {name: array for name, array in state.arrays.items() if name.startswith(OF_RULE)}
+    if state is None or not kept:
+        return state, {}
+    arrays = {name: array for name, array in state.arrays.items() if name not in kept}
+    own = ClientState(arrays, state.records) if arrays or state.records else None
+    return own, {name.removeprefix(OF_RULE): array for name, array in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,10 @@ class ClientCall:
     """What it kept from its last round, if anything."""
     public: tuple[Example, ...] = ()
     """Public records from which synthetic ones are drawn, where they come from a file."""
+    setting: Setting | None = None
+    """What the run's LoRA rule is told; None where all of the difference is sent."""
+    rank: int = 0
+    """The rank of the client's adapter; 0 for that of the server's."""
 
     def seed(self, *key: str | int) -> int:
         """The seed of a random stream of this call."""
@@ -66,7 +84,21 @@ class ClientCall:
 
     def upload(self, trained: Vector) -> dict[str, Vector]:
         """What the run's LoRA rule sends of an adapter trained in this call."""
-        return lora_rule(self.config.lora.aggregation).upload(trained, self.adapter)
+        rule = lora_rule(self.config.lora.aggregation)
+        if self.setting is None:
+            return rule.upload(trained, self.adapter)
+        rank = self.rank or self.setting.rank
+        return rule.message(trained, self.adapter, rank=rank, setting=self.setting, round_index=self.round.index, turn=self.round.turn)
+
+    def result(self, trained: Vector, *, stats: TrainStats, further: Upload | None = None, **more: Any) -> "ClientResult":
+        """What the work came to, as the run's LoRA rule has it: an adapter trained in this call, changes to other tensors, and what else there is."""
+        rule = lora_rule(self.config.lora.aggregation)
+        kept: Kept = {}
+        if self.setting is not None and rule.kept is not None:
+            kept = rule.kept(trained, self.adapter, self.rank or self.setting.rank, self.setting)
+        mask = None if self.setting is None else rule.mask(self.setting, self.round.turn)
+        changes = {name: np.asarray(gathered(change, mask)) for name, change in (further or {}).items()}
+        return ClientResult(upload=self.upload(trained) | changes, stats=stats, kept=kept, **more)
 
     def train_settings(self) -> TrainSettings:
         """Local training as configured, its learning rate scheduled for this round."""
@@ -80,7 +112,14 @@ class ClientCall:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             prox_mu=train.prox_mu,
+            **self._tail(),
         )
+
+    def _tail(self) -> dict[str, Any]:
+        """What HetLoRA has a client train under: a penalty on the directions that may be pruned."""
+        lora = self.config.lora
+        start = tail_start(self.rank or lora.rank, pruned_share=lora.pruned_share)
+        return {"tail_weight": lora.tail_weight, "tail_start": start} if lora.spec.prunes and start else {}
 
     def private_settings(self) -> PrivateSettings:
         """Private local training; what the guarantee rests on comes from the mechanism that is accounted for."""
@@ -137,6 +176,8 @@ class ClientResult:
     """What it keeps; never sent to the server."""
     synthetic: tuple[dict[str, Any], ...] = ()
     """Records it generated, with verdicts and scores, for inspection by whoever simulates."""
+    kept: Kept = field(default_factory=dict)
+    """What the run's LoRA rule has it keep beside its state; never sent either."""
     weight: float | None = None
     """The weight it asks for in place of the one assigned to it (`server.weighting: adaptive`, never under privacy)."""
 

@@ -16,5 +16,5 @@ def dplora(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: private steps from the shared adapter, send the difference."""
     step = train_literal if call.mechanism.kind == "literal" else train_private
     adapter, stats = step(lm, call.adapter, call.shard, settings=call.private_settings(), seed=call.seed("train"))
-    upload = call.upload(adapter)
-    return ClientResult(upload=upload, stats=stats, state=call.noted(upload, frozen=frozen_coordinates(lm)))
+    change = {"adapter": adapter - call.adapter}
+    return call.result(adapter, stats=stats, state=call.noted(change, frozen=frozen_coordinates(lm)))

@@ -12,4 +12,4 @@ from raysim.model.train import train_adapter
 def fedit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     """One round of a client: train the shared adapter on the real examples, send the difference."""
     adapter, stats = train_adapter(lm, call.adapter, call.shard, settings=call.train_settings(), seed=call.seed("train"))
-    return ClientResult(upload=call.upload(adapter), stats=stats)
+    return call.result(adapter, stats=stats)

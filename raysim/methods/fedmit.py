@@ -24,8 +24,8 @@ def fedmit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     mixed = [*call.shard, *encode(lm, pool, call=call)]
     adapter, stats = train_adapter(lm, call.adapter, mixed, settings=settings, seed=call.seed("train"))
 
-    return ClientResult(
-        upload=call.upload(adapter),
+    return call.result(
+        adapter,
         stats=total(stats, scorer_stats),
         state=ClientState(arrays={}, records=pool),
         synthetic=as_rows(candidates, call=call),

@@ -40,8 +40,8 @@ def fedpit(lm: LanguageModel, call: ClientCall) -> ClientResult:
     if not real_only:
         private, private_stats = train_adapter(lm, call.adapter, [*call.shard, *synthetic], settings=settings, seed=call.seed("train"))
 
-    return ClientResult(
-        upload=call.upload(mix(private, public, share=fedpit_config.share_mix)),
+    return call.result(
+        mix(private, public, share=fedpit_config.share_mix),
         stats=total(public_stats, private_stats),
         state=ClientState(arrays={"adapter": private}, records=pool),
         synthetic=as_rows(candidates, call=call),

@@ -56,8 +56,8 @@ def fewfedweight(lm: LanguageModel, call: ClientCall) -> ClientResult:
     )
 
     losses = _losses(lm, adapter, held_back, call=call)
-    return ClientResult(
-        upload=call.upload(adapter),
+    return call.result(
+        adapter,
         stats=stats,
         state=ClientState(arrays={"own": adapter}),
         synthetic=as_rows(_rows(written, energies, real=real), call=call, own_prompts=True),

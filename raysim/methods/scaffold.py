@@ -26,8 +26,7 @@ def scaffold(lm: LanguageModel, call: ClientCall) -> ClientResult:
     settings = call.train_settings()
     adapter, stats = train_adapter(lm, call.adapter, call.shard, settings=settings, seed=call.seed("train"), correction=control - own)
     change = control_change(adapter - call.adapter, control, num_steps=stats.num_steps, lr=settings.lr)
-    upload = call.upload(adapter) | {"control": change}
-    return ClientResult(upload=upload, stats=stats, state=ClientState(arrays={"control": own + change}))
+    return call.result(adapter, stats=stats, further={"control": change}, state=ClientState(arrays={"control": own + change}))
 
 
 def control_change(update: Vector, control: Vector, *, num_steps: int, lr: float) -> Vector:

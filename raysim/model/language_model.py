@@ -5,21 +5,27 @@ Left out: quantised base weights at run time.
 """
 
 import contextlib
+import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from raysim.data.tokens import end_of_turn
+from raysim.lora.factors import delta_size, deltas, entries, layers
 from raysim.lora.layout import Layout, Vector, check_adapter
 from raysim.model.base_model import DTYPES, BaseModel, token_ids
 from raysim.model.find import quiet_transformers
@@ -54,6 +60,8 @@ class LanguageModel:
     """Rows of the embedding; the tokenizer may know fewer tokens, or more."""
     frozen: torch.Tensor | None = None
     """Which entries of `flat` training leaves as they are, bool of shape (P,); None for none."""
+    moved: list[RemovableHandle] = field(default_factory=list)
+    """What adds a delta of the base to the outputs of adapted layers."""
 
     def set_adapter(self, vector: Vector) -> None:
         """Loads an adapter, float32 of shape (P,).
@@ -71,13 +79,35 @@ class LanguageModel:
         """A copy of the adapter, float32 of shape (P,)."""
         return self.flat.detach().to("cpu", copy=True).numpy()
 
-    def train_only(self, names: Collection[str]) -> None:
-        """Freezes all tensors of the layout but these, for every training to come."""
-        spans = zip(self.layout.names, self.layout.spans(), strict=True)
-        frozen = torch.zeros(len(self.flat), dtype=torch.bool, device=self.device)
-        for start, end in (span for name, span in spans if name not in names):
-            frozen[start:end] = True
-        self.frozen = frozen if bool(frozen.any()) else None
+    def train_only(self, names: Collection[str], *, rank: int = 2**31 - 1) -> None:
+        """Freezes all tensors of the layout but these, and of these what lies beyond a rank, for every training to come."""
+        trained = entries(self.layout, frozenset(names), rank)
+        self.frozen = None if trained is None else torch.from_numpy(~trained).to(self.device)
+
+    def set_scale(self, scale: float) -> None:
+        """Scales the product of A and B by this number, in place of alpha / rank."""
+        for module in self._adapted():
+            module.scaling["default"] = scale
+
+    def set_delta(self, delta: Vector | None) -> None:
+        """Has every adapted layer use its weight and a delta, float32 as `factors.deltas` has it; None for the base as it is.
+
+        The base's own weights are read by every worker of a node and stay as they are. A disabled adapter takes the delta with it.
+        Errors: ValueError if it has another length or type.
+        """
+        while self.moved:
+            self.moved.pop().remove()
+        if delta is None or not delta.any():
+            return
+        if delta.dtype != np.float32 or delta.shape != (delta_size(self.layout),):
+            raise ValueError(f"delta: {delta.dtype} of shape {delta.shape}, expected float32 of shape ({delta_size(self.layout)},)")
+        for module, part in zip(self._adapted(), deltas(delta, self.layout), strict=True):
+            self.moved.append(module.register_forward_hook(_adds(torch.tensor(part, device=self.device))))
+
+    def _adapted(self) -> list[Any]:
+        """The adapted layers, in the order of the layout."""
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        return [modules[layer.module] for layer in layers(self.layout)]
 
     def check_trainable(self) -> None:
         """Refuses a model in which a LoRA tensor is frozen, or its gradient would not reach `flat_grad`.
@@ -142,10 +172,17 @@ class LanguageModel:
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
 
+def _adds(delta: torch.Tensor) -> Callable[..., torch.Tensor | None]:
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        return None if module.disable_adapters else output + F.linear(inputs[0].to(delta.dtype), delta).to(output.dtype)
+
+    return hook
+
+
 def build_language_model(
-    base: BaseModel, *, rank: int, alpha: float, dropout: float, target_modules: list[str], device: str = "cpu"
+    base: BaseModel, *, rank: int, alpha: float, dropout: float, target_modules: list[str], device: str = "cpu", between: bool = False
 ) -> LanguageModel:
-    """A `LanguageModel` over the weights of `base`, which are not copied on the CPU and never written.
+    """A `LanguageModel` over the weights of `base`, which are not copied on the CPU and never written; `between` puts an R between A and B.
 
     Errors: ValueError if a target module matches no linear layer, naming those there are.
     """
@@ -161,6 +198,8 @@ def build_language_model(
             model = get_peft_model(core, lora, autocast_adapter_dtype=True)
         except ValueError as error:  # what PEFT cannot adapt in this kind of model
             raise ValueError(f"lora.target_modules={target_modules}: {str(error).splitlines()[0]}") from None
+    if between:
+        _put_between(model, rank=rank)
     tokenizer = _unpack_tokenizer(base)
     layout, flat, flat_grad = _flat_parameters(model, device=device)
     vocab_size = int(core.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # torch types any attribute as a tensor
@@ -180,6 +219,14 @@ def build_language_model(
         max_positions=context_length(model.config.to_dict()),
         vocab_size=vocab_size,
     )
+
+
+def _put_between(model: PeftModel, *, rank: int) -> None:
+    """Has every adapted layer multiply by an r x r matrix R, `lora_R`, between its A and its B."""
+    for module in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        between = torch.nn.Linear(rank, rank, bias=False, device=module.lora_B["default"].weight.device)
+        module.lora_R = torch.nn.ModuleDict({"default": between})
+        module.lora_B["default"].register_forward_pre_hook(lambda _, inputs, between=between: (between(inputs[0]),))
 
 
 def _end_tokens(base: BaseModel, tokenizer: Any, *, vocab_size: int) -> tuple[int, ...]:
@@ -261,7 +308,7 @@ def _flat_parameters(model: PeftModel, *, device: str) -> tuple[Layout, torch.Te
     named = _lora_parameters(model)
     trainable = [name.replace(".default.", ".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert named, "the model has no LoRA tensor"
-    assert all(".lora_A." in name or ".lora_B." in name for name, _ in named), [name for name, _ in named][:3]
+    assert all(re.search(r"\.lora_[ABR]\.", name) for name, _ in named), [name for name, _ in named][:3]
     if trainable != [name for name, _ in named]:
         raise RuntimeError(f"model: {min({*trainable} ^ {name for name, _ in named})} is a frozen LoRA tensor, or trains and is none")
     layout = Layout(names=tuple(name for name, _ in named), shapes=tuple(tuple(parameter.shape) for _, parameter in named))

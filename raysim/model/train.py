@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
+from raysim.lora.penalty import tail_gradient
 from raysim.model.engine import ADAM_EPS, make_engine
 from raysim.model.language_model import LanguageModel
 from raysim.rng import numpy_rng, seed_for, torch_rng
@@ -45,6 +46,9 @@ class TrainSettings:
     weight_decay: float
     max_grad_norm: float
     prox_mu: float
+    tail_weight: float = 0.0
+    """HetLoRA: weight of the penalty on the directions from `tail_start` on (see `lora.penalty`)."""
+    tail_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ def train_adapter(
             reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
+            if settings.tail_weight > 0:
+                lm.flat_grad.add_(tail_gradient(lm.flat, lm.layout, start=settings.tail_start), alpha=settings.tail_weight)
             if settings.max_grad_norm > 0:
                 lm.flat_grad.mul_((settings.max_grad_norm / (_norm(lm.flat_grad) + 1e-6)).clamp(max=1.0))
             engine.step()

@@ -25,3 +25,7 @@ class Round:
     """Of all others why they do not count, by client."""
     simulated_s: float = 0.0
     """Seconds of simulated time that the server waits."""
+    turn: int = 0
+    """Which kind of round this is to a LoRA rule whose rounds differ in what they train."""
+    trip: int = 0
+    """0 where clients train; 1 where a LoRA rule asks them once more."""

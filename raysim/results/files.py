@@ -21,7 +21,8 @@ from raysim import __version__
 from raysim.config import BUILT_IN_SETS, Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
 from raysim.federation import checkpoint
-from raysim.lora.layout import Layout, Vector, adapter_sha256, peft_settings, save_adapter
+from raysim.lora.layout import Vector, adapter_sha256, peft_settings, save_adapter
+from raysim.lora.release import DELTA, Exported, save_delta
 from raysim.storage import LOCK
 from raysim.storage import write_text as write_whole
 
@@ -204,19 +205,23 @@ def write_progress(
         write_jsonl(out / SYNTHETIC, synthetic)
 
 
-def write_release(out: Path, config: Config, *, layout: Layout, adapter: Vector, owned: dict[int, Vector], summary: dict[str, Any]) -> str:
+def write_release(out: Path, config: Config, *, release: Exported, owned: dict[int, Vector], summary: dict[str, Any]) -> str:
     """Writes adapter/ in PEFT's format with a model card, and returns the SHA-256 of what was released.
 
-    Where nothing is shared (LOCIT) there is one adapter a client, in `adapter/client-NNN`, and the hash is over all in order.
+    Where nothing is shared (LOCIT), or not all of an adapter (FedSA-LoRA), there is one adapter a client, in `adapter/client-NNN`, and the hash is
+    over all in order. Where a LoRA rule moved the base model, all that it changed lies beside the adapter.
     """
-    settings = _adapter_settings(config)
-    if config.method.spec.separates:
-        for client_id, vector in sorted(owned.items()):
-            save_adapter(out / ADAPTER / f"client-{client_id:03d}", vector, layout, **settings)
-        digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
+    settings = _adapter_settings(config) | {"rank": release.rank, "alpha": release.alpha}
+    settings |= {"with_order": not config.lora.spec.releases_its_state}
+    if not (config.method.spec.separates or config.lora.spec.personal):
+        save_adapter(out / ADAPTER, release.adapter, release.layout, **settings)
+        digest = adapter_sha256(release.adapter)
     else:
-        save_adapter(out / ADAPTER, adapter, layout, **settings)
-        digest = adapter_sha256(adapter)
+        for client_id, vector in sorted(owned.items()):
+            save_adapter(out / ADAPTER / f"client-{client_id:03d}", vector, release.layout, **settings)
+        digest = adapter_sha256(vector for _, vector in sorted(owned.items()))
+    if release.delta is not None:
+        save_delta(out / ADAPTER, release.delta, release.layout)
     write_text(out / ADAPTER / CARD, model_card(config, summary=summary, digest=digest))
     return digest
 
@@ -313,7 +318,15 @@ def model_card(config: Config, *, summary: Mapping[str, Any], digest: str, versi
         if attack
         else "The extraction attack was not run."
     )
-    where = "adapter/client-000" if config.method.spec.separates else "adapter"
+    where = "adapter/client-000" if config.method.spec.separates or config.lora.spec.personal else "adapter"
+    loss = summary.get("release_loss")
+    moved = (
+        ""
+        if loss is None
+        else f"""
+- **Change of the base**: `{DELTA}` holds what training changed in each adapted weight (outputs by inputs, to be added to the base). This adapter
+  is the best of its rank, and off by {loss:.2%} of that change (Frobenius norm)."""
+    )
     name = OmegaConf.to_yaml({"base_model": config.model.name}).strip()  # quoted where YAML would read something else
     return f"""---
 {name}
@@ -328,7 +341,7 @@ Simulated federated fine-tuning of {_as_text(config.model.name)} with raysim {ve
 
 - **Guarantee**: {summary["guarantee"]}
 - **Leakage**: {leakage}
-- **SHA-256 of the weights** (float32, in order): `{digest}`
+- **SHA-256 of the weights** (float32, in order): `{digest}`{moved}
 
 ```python
 from peft import PeftModel

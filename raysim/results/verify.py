@@ -22,7 +22,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from rich.console import Console
 from rich.text import Text
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from scipy.stats import binom, chi2
 
@@ -32,7 +32,7 @@ from raysim.data.partition import partition_manifest
 from raysim.data.sources import read_source, split_records
 from raysim.errors import shown
 from raysim.federation.checkpoint import load_checkpoint
-from raysim.lora.layout import Vector, adapter_sha256
+from raysim.lora.layout import ORDER, Vector, adapter_sha256
 from raysim.privacy.accounting import Release, quiet_about_skipped_orders
 from raysim.privacy.ledger import ledger_of
 from raysim.results import files
@@ -149,7 +149,10 @@ def check_adapter(run: RunFolder) -> str:
     if (run.path / files.ADAPTER / files.CARD).read_text(encoding="utf-8") != card:
         raise Violation(f"adapter/{files.CARD} says something else than {files.SUMMARY} and {files.CONFIG}")
     for folder in _adapter_folders(run):
-        if run.json(f"{folder}/adapter_config.json") != files.adapter_config(run.config):
+        stated, expected = run.json(f"{folder}/adapter_config.json"), files.adapter_config(run.config)
+        if not run.config.lora.spec.releases_its_state:  # whose rank the LoRA rule makes, and the tensors have
+            expected |= {key: stated.get(key) for key in ("r", "lora_alpha")}
+        if stated != expected:
             raise Violation(f"{folder}/adapter_config.json says something else than {files.CONFIG}")
     for vector in vectors:
         if len(vector) != summary.num_parameters:
@@ -244,7 +247,7 @@ def check_summary(run: RunFolder) -> str:
 
 def _adapter_folders(run: RunFolder) -> list[str]:
     """Folders of the released adapters: one, or one for each client where nothing is shared."""
-    if not run.config.method.spec.separates:
+    if not (run.config.method.spec.separates or run.config.lora.spec.personal):
         return ["adapter"]
     return [f"adapter/{path.name}" for path in sorted((run.path / "adapter").glob("client-*"))] or ["adapter/client-000"]
 
@@ -252,6 +255,10 @@ def _adapter_folders(run: RunFolder) -> list[str]:
 def _released(run: RunFolder, folder: str) -> Vector:
     """A released adapter as one vector. A file of tensors has no order of its own: that of the checkpoint's vector is taken."""
     tensors = load_file(run.path / folder / files.TENSORS)
+    with safe_open(run.path / folder / files.TENSORS, framework="np") as file:
+        noted = (file.metadata() or {}).get(ORDER)
+    if noted is not None:  # by a rule whose release is not what the server keeps
+        return np.concatenate([tensors[name].reshape(-1) for name in json.loads(noted)])
     reference = None
     if run.snapshot is not None:
         name = folder.removeprefix("adapter/client-")

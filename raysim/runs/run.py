@@ -22,11 +22,13 @@ from raysim.data.tokens import describe_chat
 from raysim.errors import plain_errors
 from raysim.federation.assignment import Assignment, LocalServer
 from raysim.federation.in_process import LocalClients
-from raysim.federation.loop import Clients, Server, Simulation, released, simulate, start
+from raysim.federation.loop import Clients, Server, Simulation, owned, released, simulate, start
 from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster
 from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Worker
+from raysim.lora.release import exported
+from raysim.lora.rule import frozen_throughout, lora_rule
 from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
@@ -186,7 +188,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     lm = backend.worker.language_model(config.lora)
     judged.check_tokenizer(config.judge, lm.tokenizer)
     experiment = prepare(config, lm, data=data)
-    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public)
+    assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public, lm.layout)
     found = inputs.input_files(config) | _prints_of(experiment)
     inputs.check_inputs(out, config, now=found)
     chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
@@ -214,6 +216,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
                 state=start(config, experiment, layout=lm.layout),
                 num_rounds=rounds_to_run(experiment, config),
                 of_base=backend.of_base,
+                layout=lm.layout,
             ),
             state_dir=out / files.STATE,
             after_round=after_round,
@@ -280,9 +283,15 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, n
     ledger = ledger_of(simulation.experiment.mechanism, simulation.state.round_index)
     _write_progress(out, simulation, ledger=ledger)
     summary = files.summarise(config, records=simulation.records, ledger=ledger, num_rounds=simulation.state.round_index)
-    summary |= {"num_parameters": layout.num_parameters, "num_base_parameters": num_base_parameters}
-    owned = {k: state.arrays["adapter"] for k, state in simulation.kept.items() if "adapter" in state.arrays}
-    digest = files.write_release(out, config, layout=layout, adapter=released(simulation), owned=owned, summary=summary)
+    lora = config.lora
+    release = exported(released(simulation), layout, alpha=lora.alpha, rank=lora.release_rank or lora.rank)
+    summary |= {"num_parameters": release.layout.num_parameters, "num_base_parameters": num_base_parameters}
+    if release.loss is not None:
+        summary["release_loss"] = release.loss
+        simulation.progress.note(
+            f"the released adapter of rank {release.rank} is off by {release.loss:.2%} of the change that is saved beside it"
+        )
+    digest = files.write_release(out, config, release=release, owned=owned(simulation), summary=summary)
     audit = _audit(config, simulation, ledger=ledger, layout=layout)
     if audit is not None:
         files.write_json(out / files.AUDIT, audit)
@@ -299,9 +308,10 @@ def _audit(config: Config, simulation: Simulation, *, ledger: dict[str, Any], la
         config,
         members=experiment.real_examples,
         nonmembers=experiment.heldout,
-        first=start(config, experiment, layout=layout).adapter,
+        first=simulation.first,
         last=released(simulation),
         evaluate=lambda work: simulation.clients.evaluate(work, lambda: None),
+        frozen=frozen_throughout(lora_rule(config.lora.aggregation), layout),
         notes={k: state.arrays[CANARY_NOTES] for k, state in simulation.kept.items() if CANARY_NOTES in state.arrays},
     )
     return final_audit(experiment.canaries, audited, tokenizer=simulation.tokenizer, ledger=ledger, mechanism=experiment.mechanism)

@@ -40,6 +40,7 @@ from raysim.config import (
 )
 from raysim.config import schema as config_module
 from raysim.config.load import _merged, _override
+from raysim.lora.spec import RULES as LORA_SPECS
 from raysim.runs.compare import comparison
 from raysim.runs.run import run
 from raysim.sweeps.space import grid_points, trial_config
@@ -230,7 +231,35 @@ def test_the_default_is_one_of_the_choices(key: str, default: str) -> None:
     assert default in CHOICES[key]
 
 
+RANKED = "lora.aggregation=flora"
+LORA_RULES = [
+    *(
+        ([f"lora.aggregation={name}", "privacy.unit=client"], [f"lora.aggregation='{name}'", one.no_client])
+        for name, one in LORA_SPECS.items()
+        if one.no_client
+    ),
+    (["method.name=locit", "lora.aggregation=ffa"], ["lora.aggregation='ffa'", "shares no adapter"]),
+    (["method.name=base", "lora.aggregation=ffa"], ["lora.aggregation='ffa'", "shares no adapter"]),
+    (["method.name=scaffold", "lora.aggregation=rolora"], ["lora.aggregation='rolora'", "the same entries in every round"]),
+    (["method.name=fedpit", "lora.aggregation=fedex"], ["lora.aggregation='fedex'", "the base of its round"]),
+    (["method.name=fedpit", "lora.aggregation=fedsa"], ["lora.aggregation='fedsa'", "an adapter of another kind"]),
+    (["method.name=dplora", "dplora.mode=literal", "lora.aggregation=ffa"], ["lora.aggregation='ffa'", "dplora.mode=example"]),
+    (
+        ["privacy.unit=client", "lora.aggregation=fedsvd", "audit.num_canaries=9", "audit.canary=update"],
+        ["lora.aggregation='fedsvd'", "audit.num_canaries=0"],
+    ),
+    (["lora.aggregation=fedsvd", "server.optimizer=momentum"], ["server.optimizer='momentum'", "use 'none'"]),
+    (["lora.aggregation=fedex", "server.lr=0.5"], ["server.lr=0.5", "use 1"]),
+    (["lora.client_ranks=[4,4,8]"], ["lora.client_ranks=[4, 4, 8]", "'flora' or 'flexlora' or 'hetlora' or 'florist'"]),
+    (["method.name=fedpit", "lora.aggregation=flexlora", "lora.client_ranks=[4,4,8]"], ["lora.client_ranks", "leave it out"]),
+    ([RANKED, "lora.client_ranks=[4,4,8]", "lora.rank_shares={4: 1.0}"], ["lora.client_ranks", "lora.rank_shares"]),
+    ([RANKED, "lora.client_ranks=[4,4]"], ["lora.client_ranks=[4, 4]", "partition.num_clients=3"]),
+    ([RANKED, "lora.client_ranks=[4,4,17]"], ["lora.client_ranks=[4, 4, 17]", "lora.rank=16"]),
+    ([RANKED, "lora.client_ranks={4: 0.5, 8: 0.4}"], ["lora.rank_shares", "sum to 1"]),
+]
+"""What a rule for combining adapters cannot do: the overrides, and what the refusal names."""
 COMBINATIONS = [
+    *LORA_RULES,
     (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
     (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
     (["clients.dropout_by_client=[0.1]"], ["clients.dropout_by_client=[0.1]", "partition.num_clients=3"]),

@@ -56,7 +56,7 @@ def test_a_backdoor_is_in_every_second_record() -> None:
 
 
 def test_updates_are_turned_scaled_or_noise_of_their_length() -> None:
-    honest = {"adapter": np.random.default_rng(0).standard_normal(10_000).astype(np.float32)}
+    honest = {"adapter": np.random.default_rng(99).standard_normal(10_000).astype(np.float32)}
 
     def sent(attack: str, strength: float = 10.0, seed: int = 0) -> np.ndarray:
         found = hostile_upload(honest, adversary=AdversaryConfig(attack=attack, strength=strength), seed=seed)

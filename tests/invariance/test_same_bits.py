@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from raysim.federation.assignment import Assignment
 from raysim.federation.on_ray.server import ServerActor
 from raysim.federation.server import ServerState
+from raysim.lora.spec import RULES
 from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
 from tests.small_runs import results, small
@@ -82,6 +83,22 @@ PRIVATE = {
     ],
 }
 """Runs in which noise, clipping bound, server or synthetic records depend on what other rounds and clients did: a method, and its settings."""
+TURNS = [*QUICK, "partition.num_clients=4", "server.cohort_size=2"]
+RANKS = "lora.client_ranks=[1,4,2,3]"
+COMBINED = {
+    name: ["fedit", *TURNS, f"lora.aggregation={name}", *([RANKS] if one.own_ranks else [])]
+    for name, one in RULES.items()
+    if name != "average"
+} | {
+    "ffa-scaffold": ["scaffold", *TURNS, "lora.aggregation=ffa"],
+    "rolora-momentum": ["fedit", *TURNS, "lora.aggregation=rolora", "server.optimizer=momentum", "server.lr=0.5"],
+    "fedsvd-client": [*CLIENT, "lora.aggregation=fedsvd", "privacy.clipping=adaptive"],
+    "fedsb-masked": [*CLIENT, "lora.aggregation=fedsb", "privacy.noise_at=distributed"],
+    "fedask-dplora": ["dplora-example", *TURNS, "lora.aggregation=fedask"],
+    "hetlora-dplora": ["dplora-example", *TURNS, "lora.aggregation=hetlora", "lora.client_ranks={2: 0.5, 4: 0.5}"],
+    "flexlora-fedpit": ["fedpit", *TURNS, "lora.aggregation=flexlora"],
+}
+"""Runs under every rule for combining adapters, in which not every client is in every round."""
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +148,19 @@ def test_the_runs_that_are_compared_differ_from_one_another_and_from_another_see
     assert any('"kept": true' in line for line in results(in_process("fedpit"))["synthetic"].splitlines())
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@pytest.mark.parametrize("name", [*PRIVATE, *COMBINED])
 def test_private_runs_are_the_same_on_actors(backend: Backend, in_process: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    method, *settings = PRIVATE[name]
+    method, *settings = {**PRIVATE, **COMBINED}[name]
     run(small(method, *RAY, *settings, out=tmp_path / "run"), display=False, backend=first(backend, 2))
     assert results(tmp_path / "run") == results(in_process(method, *settings))
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@pytest.mark.parametrize("name", [*PRIVATE, *COMBINED])
 def test_private_runs_that_are_resumed_end_like_undisturbed_ones(
     backend: Backend, in_process: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
     """After the second round of three: the noise, the bound and the server's memory of the third build on those before."""
-    method, *settings = PRIVATE[name]
+    method, *settings = {**PRIVATE, **COMBINED}[name]
     undisturbed, out = in_process(method, *settings), tmp_path / "run"
     shutil.copytree(undisturbed, out)
     shutil.rmtree(out / "state" / "round-00003")

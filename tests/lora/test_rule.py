@@ -45,10 +45,13 @@ def test_every_choice_is_a_rule_and_starts_trains_and_releases_all_of_an_adapter
     layout = Layout(("q.lora_A.weight", "q.lora_B.weight"), ((2, 5), (5, 2)))
     for name in CHOICES["lora.aggregation"]:
         rule = lora_rule(str(name))
-        tensors = rule.start(layout, 3)
-        assert rule.release(tensors).shape == (layout.num_parameters,)
-        assert rule.trainable(layout) <= set(layout.names)
-        assert set(rule.upload(tensors["adapter"], tensors["adapter"])) == set(tensors)
+        between = Layout((*layout.names, "q.lora_R.weight"), (*layout.shapes, (2, 2)))
+        own = between if rule.between else layout
+        tensors = rule.start(own, 3)
+        assert rule.release(tensors)["adapter"].shape == (own.num_parameters,)
+        assert rule.trainable(own, None) <= set(own.names)
+        assert rule.trainable(own, 0) <= rule.trainable(own, None)
+        assert set(rule.upload(tensors["adapter"], tensors["adapter"])) == {"adapter"} <= set(tensors)
 
 
 @pytest.mark.parametrize("chunks", [[[0, 1, 2]], [[0], [1, 2]]])

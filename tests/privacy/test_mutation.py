@@ -47,11 +47,18 @@ def nothing_to_evaluate(work: Sequence[tuple[Vector, Job]]) -> list[list[Any]]:
 
 
 def audited(
-    config: Config, plan: CanaryPlan, mechanism: Mechanism, *, first: Vector, last: Vector, notes: Mapping[int, Any] | None = None
+    config: Config,
+    plan: CanaryPlan,
+    mechanism: Mechanism,
+    *,
+    first: Vector,
+    last: Vector,
+    notes: Mapping[int, Any] | None = None,
+    frozen: Any = None,
 ) -> dict[str, Any]:
     """The bound on epsilon beside the ledger's epsilon, as at the end of a run."""
     ledger = ledger_of(mechanism, mechanism.num_rounds)
-    run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate, notes=notes or {})
+    run = Audited(config, members=(), nonmembers=(), first=first, last=last, evaluate=nothing_to_evaluate, notes=notes or {}, frozen=frozen)
     found = final_audit(plan, run, tokenizer=None, ledger=ledger, mechanism=mechanism)
     assert found is not None
     one_run: dict[str, Any] = found["one_run"]

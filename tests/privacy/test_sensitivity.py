@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from raysim.config import CHOICES, load
 from raysim.data.records import Record
 from raysim.data.tokens import Example
+from raysim.lora.spec import RULES
 from raysim.methods.call import ClientCall
 from raysim.methods.registry import method_of
 from raysim.model.base_model import load_base_model
@@ -315,6 +316,12 @@ CASES = {
     ("dplora-literal", "literal", "average"): ["method.name=dplora", "dplora.mode=literal", "privacy.noise_multiplier=0"],
 }
 """(method, kind of mechanism, aggregation) -> the overrides of a round without noise."""
+CLIENT_RULES = ("average", "ffa", "rolora", "fedsvd", "fedsb")
+"""The LoRA rules under which a client is protected: see `test_rules`, where an adversary sends by each of them."""
+CASES |= {("fedit", "client", rule): [*CASES["fedit", "client", "average"], f"lora.aggregation={rule}"] for rule in CLIENT_RULES}
+CASES |= {
+    ("dplora-example", "example", rule): [*CASES["dplora-example", "example", "average"], f"lora.aggregation={rule}"] for rule in RULES
+}
 
 TESTED_ELSEWHERE = ("synthesis",)
 """Private self-generation bounds next-token distributions and not gradients; its tests stand with it."""

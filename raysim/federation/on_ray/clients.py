@@ -26,7 +26,7 @@ with uncollected():
     from raysim.federation.server import ServerState
     from raysim.federation.setup import Experiment
     from raysim.federation.worker import Worker
-    from raysim.lora.layout import Vector
+    from raysim.lora.layout import Released
     from raysim.measure.evaluate import Job
     from raysim.methods.call import ClientState
     from raysim.model.base_model import BaseModel
@@ -60,7 +60,7 @@ class ClientActor:
         return_freed_memory()
         return (part, outcomes, *new_states)
 
-    def run_job(self, base: BaseModel, lora: LoraConfig, adapter: Vector, job: Job) -> list[Any]:
+    def run_job(self, base: BaseModel, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`."""
         results = self._on(base).run_job(lora, adapter, job)
         return_freed_memory()
@@ -157,7 +157,7 @@ class RayClients:
         """See `loop.Clients`."""
         self._states = {k: ray.put(state) for k, state in states.items()}
 
-    def evaluate(self, work: Sequence[tuple[Vector, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
+    def evaluate(self, work: Sequence[tuple[Released, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
         """See `loop.Clients`."""
         adapters = {id(adapter): ray.put(adapter) for adapter, _ in work}
         results: list[list[Any]] = [[] for _ in work]
@@ -185,6 +185,12 @@ class RayServer:
         with _plain_errors():
             new_state, record = ray.get(self._actor.step.remote(self._assignment_ref, state, round, len(late), *parts, *late))
         return new_state, record
+
+    def relay(self, round: Round, parts: Sequence[Any]) -> Round:
+        """See `loop.Server`."""
+        with _plain_errors():
+            relayed: Round = ray.get(self._actor.relay.remote(self._assignment_ref, round, *parts))
+        return relayed
 
 
 def share(value: Any) -> Any:

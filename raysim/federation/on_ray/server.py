@@ -22,6 +22,10 @@ class ServerActor:
         sent, too_late = ([part for part in some if part is not None] for some in (in_time, late))
         return LocalServer(assignment).step(state, round, sent, too_late)
 
+    def relay(self, assignment: Assignment, round: Round, *parts: Any) -> Round:
+        """See `LocalServer.relay`."""
+        return LocalServer(assignment).relay(round, [part for part in parts if part is not None])
+
     def pid(self) -> int:
         """This actor's process id."""
         return os.getpid()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from raysim.lora.layout import Layout, Upload, Vector, initial_adapter
-from raysim.lora.rule import LoraRule
+from raysim.lora.rule import LoraRule, Setting
 
 
 def start(layout: Layout, seed: int) -> dict[str, Vector]:
@@ -16,9 +16,14 @@ def start(layout: Layout, seed: int) -> dict[str, Vector]:
     return {"adapter": initial_adapter(layout, seed=seed)}
 
 
-def trainable(layout: Layout) -> frozenset[str]:
+def trainable(layout: Layout, turn: int | None) -> frozenset[str]:
     """Both factors."""
     return frozenset(layout.names)
+
+
+def factor(layout: Layout, name: str) -> frozenset[str]:
+    """The names of all A, all B or all R."""
+    return frozenset(one for one in layout.names if f".lora_{name}." in one)
 
 
 def upload(trained: Vector, given: Vector) -> dict[str, Vector]:
@@ -34,14 +39,28 @@ def merge(uploads: Sequence[Upload], weights: Sequence[float]) -> Vector:
     return np.asarray(total / sum(weights), dtype=np.float32)
 
 
-def release(tensors: Mapping[str, Vector]) -> Vector:
+def release(tensors: Mapping[str, Vector]) -> dict[str, Vector]:
     """The adapter as the server keeps it."""
-    return tensors["adapter"]
+    return {"adapter": tensors["adapter"]}
 
 
 def sensitivity(clip_norm: float) -> float:
-    """One client adds or takes away one update of at most that norm: `clipping.clip_and_sum` sees to it."""
+    """One client adds or takes away one update of at most that norm: `clipping.clip_and_sum` sees to it, for all entries that travel together."""
     return clip_norm
 
 
-RULE = LoraRule(form="sum", start=start, trainable=trainable, upload=upload, merge=merge, release=release, sensitivity=sensitivity)
+def sent(tensors: Mapping[str, Vector], rank: int, setting: Setting) -> dict[str, Vector]:
+    """Both factors."""
+    return {"adapter": tensors["adapter"]}
+
+
+RULE = LoraRule(
+    form="sum",
+    start=start,
+    trainable=trainable,
+    upload=upload,
+    merge=merge,
+    release=release,
+    sensitivity=sensitivity,
+    sent=sent,
+)
