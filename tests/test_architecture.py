@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 # `methods.spec` and `lora.spec` are data about methods and rules, which the configuration reads; those themselves stand above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors", "imports", "methods.spec", "lora.spec"),
+    ("rng", "errors", "imports", "storage", "methods.spec", "lora.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),
@@ -83,6 +83,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
         "raysim.lora.rules.{name}",
     ): "a rule is found by its name, so that a new one is a file and a name in the list of choices",
     ("raysim.data.partition", "sklearn.cluster"): "pandas and pyarrow come with it; only sets without labels are clustered",
+    ("raysim.federation.robust", "sklearn.cluster"): "with pandas and pyarrow, 100 MB that only the rule FLAME needs",
     ("raysim.data.files", "pyarrow"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "pyarrow.parquet"): "100 MB, and only Parquet files need it",
     ("raysim.data.files", "datasets"): "seconds to import, and only data.source=hub reads a data set from the Hub",
@@ -113,6 +114,17 @@ FILE_NAMES = {
     "raysim.config": "an entry of a comparison is a folder beside these files, so it may not have their names; the files lie floors above",
     "raysim.federation.loop": "a line of progress tells the user in which file to look",
 }
+
+# A module that writes files by itself -> why.
+WRITERS = {
+    "raysim.storage": "the one place through which folders of results are written",
+    "raysim.judging.journal": "appends to a file, line by line, each on the disk before it counts",
+    "raysim.model.find": "keeps converted models in a cache outside folders of results, where others may have theirs",
+    "raysim.model.language_model": "gives a tokenizer its files in a folder that is gone afterwards",
+    "raysim.federation.on_ray.cluster": "opens the null device",
+    "raysim.cli": "opens the null device",
+}
+WRITING_CALLS = {"save_file", "savefig", "write_text", "write_bytes", "touch", "NamedTemporaryFile", "mkstemp"}
 
 # numpy.random and random hold these beside the functions that draw from the hidden global generator.
 NO_GLOBAL_STATE = {
@@ -396,7 +408,7 @@ def _opens_text(call: ast.Call) -> bool:
         return not any(isinstance(mode, str) and "b" in mode for mode in modes) and "os.open" not in ast.unparse(call.func)
     if name not in ("read_text", "write_text") or not isinstance(call.func, ast.Attribute):
         return False
-    return name == "read_text" or "files" not in ast.unparse(call.func)
+    return name == "read_text" or ast.unparse(call.func.value) not in ("files", "runfiles", "storage")
 
 
 def named_run_files(tree: ast.Module, module: str) -> list[str]:
@@ -413,6 +425,30 @@ def named_run_files(tree: ast.Module, module: str) -> list[str]:
     ]
 
 
+def writes(tree: ast.Module, module: str) -> list[str]:
+    """Files that are written elsewhere than in `storage`, so that a full disk or a crash could leave a part of one."""
+    return [
+        f"line {call.lineno}: {module} calls {ast.unparse(call.func)}" for call in calls(tree) if module not in WRITERS and _writes(call)
+    ]
+
+
+def _writes(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute):
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        return name == "save_file" or (name == "open" and _opens_to_write(call))
+    name, owner = call.func.attr, ast.unparse(call.func.value)
+    if name in ("write_text", "write_bytes"):
+        return owner not in ("storage", "files", "runfiles")
+    if name == "savefig":
+        return "buffer" not in ast.unparse(call)
+    return (name == "open" and (owner == "os" or _opens_to_write(call))) or name in WRITING_CALLS
+
+
+def _opens_to_write(call: ast.Call) -> bool:
+    modes = [arg.value for arg in (*call.args, *(k.value for k in call.keywords)) if isinstance(arg, ast.Constant)]
+    return any(isinstance(mode, str) and set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+
+
 Rule = Callable[[ast.Module, str], list[str]]
 RULES: dict[str, Rule] = {
     "imports point one way": wrong_directions,
@@ -426,6 +462,7 @@ RULES: dict[str, Rule] = {
     "lines end at line feeds": lines_of_files,
     "text files say their encoding": unsaid_encodings,
     "one room knows the files of runs": named_run_files,
+    "one place writes files": writes,
 }
 
 
@@ -456,6 +493,11 @@ def test_every_excuse_for_naming_a_file_of_a_run_is_used() -> None:
     assert {"rounds.jsonl", "ledger.json", "results.csv", "claims.md"} <= RUN_FILES
     for excused in FILE_NAMES:
         assert any(name in FILES[module].read_text() for module in FILES if module.startswith(excused) for name in RUN_FILES), excused
+
+
+def test_every_excuse_for_writing_a_file_is_used() -> None:
+    for module in WRITERS:
+        assert any(_writes(call) for call in calls(parse(module))), module
 
 
 def test_every_excuse_for_a_hidden_import_is_used() -> None:
@@ -516,6 +558,13 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (lines_of_files, "raysim.model.train", "rows = file.read().splitlines()"),
     (named_run_files, "raysim.claims.page", "read_json(folder / 'ledger.json')"),
     (named_run_files, "raysim.runs.run", "path = f'{out}/rounds.jsonl'"),
+    (writes, "raysim.claims.page", "path.write_text(text, encoding='utf-8')"),
+    (writes, "raysim.claims.page", "path.write_bytes(content)"),
+    (writes, "raysim.claims.page", "with open(path, 'w', encoding='utf-8') as file: pass"),
+    (writes, "raysim.claims.page", "with path.open('ab') as file: pass"),
+    (writes, "raysim.claims.page", "save_file(tensors, path)"),
+    (writes, "raysim.claims.page", "figure.savefig(path)"),
+    (writes, "raysim.claims.page", "os.open(path, os.O_WRONLY)"),
     (unsaid_encodings, "raysim.model.train", "text = path.read_text()"),
     (unsaid_encodings, "raysim.model.train", "path.write_text(text)"),
     (unsaid_encodings, "raysim.model.train", "open(path)"),
@@ -557,6 +606,13 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (lines_of_files, "raysim.model.train", "first = str(error).splitlines()[0]\nlines = text.split('\\n')"),
     (unsaid_encodings, "raysim.model.train", "path.read_text(encoding='utf-8')\npath.open('rb')\nopen(path, mode='rb')\nos.open(path, 0)"),
     (unsaid_encodings, "raysim.model.train", "write_text(path, text)\nfiles.write_text(path, text)\npath.read_bytes()"),
+    (
+        writes,
+        "raysim.claims.page",
+        "files.write_text(path, text)\nstorage.write_bytes(path, b'')\npath.open('rb')\nopen(path, encoding='utf-8')",
+    ),
+    (writes, "raysim.claims.page", "figure.savefig(buffer, format='svg')\nwrite_text(path, 'w')"),
+    (writes, "raysim.storage", "os.open(path, os.O_WRONLY)"),
     (
         named_run_files,
         "raysim.claims.page",

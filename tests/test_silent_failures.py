@@ -5,6 +5,7 @@ And what only looks like it is none: empty shards and batches, learning rates of
 
 import dataclasses
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,6 +281,36 @@ def test_keys_of_another_spelling_are_not_passed_over(
     save_file({renamed(name): tensor for name, tensor in load_file(path).items()}, path)
     with pytest.raises(ValueError, match=message):
         load_adapter(tmp_path, lm.layout)
+
+
+JUNK: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"hello",
+    "a pickle": pickle.dumps({"a": [1.0]}, protocol=4),
+    "a pickle of torch": b"PK\x03\x04" + bytes(200),
+    "a header of 2^60 bytes": (2**60).to_bytes(8, "little") + b"{}",
+    "a header that is no JSON": (4).to_bytes(8, "little") + b"nope",
+    "a header that is a list": (2).to_bytes(8, "little") + b"[]",
+    "a header that is deeply nested": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "a tensor beyond the end": (88).to_bytes(8, "little")
+    + b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'.ljust(88),
+    "an unknown type": (64).to_bytes(8, "little") + b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}'.ljust(64) + bytes(4),
+}
+
+
+@pytest.mark.parametrize("junk", [*JUNK, "missing", "a folder", "half of one", "not finite"])
+def test_a_file_that_is_no_adapter_is_one_line_with_its_name(lm: LanguageModel, tmp_path: Path, junk: str) -> None:
+    path = saved(lm, tmp_path) / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if junk == "a folder":
+        path.mkdir()
+    elif junk != "missing":
+        odd = {"half of one": content[: len(content) // 2], "not finite": content[:-4] + np.float32(np.nan).tobytes()}
+        path.write_bytes((JUNK | odd)[junk])
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors.+; restore the file, or run into another folder$") as caught:
+        load_adapter(tmp_path, lm.layout)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["dropped", "added", "integers"])

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysim import storage
 from raysim.config import Config, with_overrides
 from raysim.console.tables import print_rows
 from raysim.federation.assignment import Assignment
@@ -79,6 +80,17 @@ def main(arguments: argparse.Namespace) -> int:
     inputs.check_inputs(run_dir, config)
     attacks = tuple(dict.fromkeys(arguments.attack or _default_attacks(config)))
     _check(config, run_dir, attacks, arguments)
+    with storage.held(run_dir):
+        found = _found(config, run_dir, attacks, arguments)
+        files.write_json(run_dir / files.AUDIT, found)
+        write_run_report(run_dir)
+        files.seal(run_dir, files.AUDIT)
+    _print(found, attacks)
+    return 0
+
+
+def _found(config: Config, run_dir: Path, attacks: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the attacks found, added to what earlier ones did."""
     found = _audit_of(run_dir)
     display = False if arguments.quiet else None
     curves = dict(found.get("roc") or {})
@@ -97,20 +109,19 @@ def main(arguments: argparse.Namespace) -> int:
         found["membership"] = (found.get("membership") or {}) | reports
         curves |= of_records
     found["roc"] = curves or None
-    files.write_json(run_dir / files.AUDIT, found)
-    write_run_report(run_dir)
-    _print(found, attacks)
-    return 0
+    return found
 
 
 def finished_config(run_dir: Path) -> Config:
     """The configuration of the finished run in `run_dir`.
 
-    Errors: ValueError if there is none.
+    Errors: ValueError if there is none, or its files are not as it left them.
     """
     folder = RunFolder(run_dir)
     if not (folder.has(files.SUMMARY) and folder.is_run):
         raise ValueError(f"{run_dir} holds no finished run (no {files.SUMMARY}); finish it first: raysim run CONFIG out={run_dir}")
+    if folder.damage:
+        raise ValueError(f"{run_dir}: {folder.damage}; finish it again: raysim run {run_dir / files.CONFIG} out={run_dir}")
     return dataclasses.replace(folder.config, out=str(run_dir), compare={})
 
 
@@ -134,7 +145,7 @@ def _with_canaries(config: Config, run_dir: Path, arguments: argparse.Namespace)
     kind = _strongest_canary(config) if arguments.canary == "auto" else arguments.canary
     number = arguments.canaries or _enough_canaries(config, run_dir, kind)
     changes = {"audit.num_canaries": number, "audit.canary": kind, "audit.confidence": arguments.confidence}
-    return _again(config, run_dir / "audit" / f"one-run-{kind}-{number}-{arguments.confidence:g}", changes)
+    return _again(config, run_dir / files.AGAIN / f"one-run-{kind}-{number}-{arguments.confidence:g}", changes)
 
 
 def _enough_canaries(config: Config, run_dir: Path, kind: str) -> int:
@@ -153,7 +164,7 @@ def exposure(config: Config, run_dir: Path, *, display: bool | None) -> dict[str
     else:
         changes: dict[str, Any] = {"audit.multiplicities": MULTIPLICITIES, "audit.num_canaries": 0, "attack.every": 1}
         _say(f"canaries: the run once more with secrets inserted {', '.join(map(str, MULTIPLICITIES))} times", display=display)
-        audited = run(_again(config, run_dir / "audit" / "canaries", changes), display=display).out
+        audited = run(_again(config, run_dir / files.AGAIN / "canaries", changes), display=display).out
     records = RunFolder(audited).jsonl(files.ROUNDS)
     return {"by_round": [{"round_index": record["round_index"], **record["exposure"]} for record in records if record.get("exposure")]}
 

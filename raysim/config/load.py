@@ -16,6 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
@@ -24,6 +25,8 @@ from raysim.config.rules import validate
 from raysim.config.schema import BUILT_IN_SETS, FLAT_DEFAULTS, KEYS, PRESETS, WHOLE_KEYS, Config, flatten_keys, to_dict, value_of
 from raysim.errors import LONGEST_SHOWN, did_you_mean, one_line, shown
 
+MOST_BYTES, MOST_VALUES = 2**20, 10**5
+"""Of a configuration's file, and of the values in it with every alias written out: a few lines of YAML can name a billion."""
 LONGEST_REASON = 300
 """Characters of what the parser says."""
 SECTIONS = frozenset(field.name for field in dataclasses.fields(Config))
@@ -243,13 +246,29 @@ def _read(path: Path) -> DictConfig:
 @lru_cache(maxsize=64)
 def _layer_of(path: Path, content: bytes) -> DictConfig:
     """The layer of a file with this content (a merge copies it)."""
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"config: {path} has {len(content):,} bytes, of which a configuration may have {MOST_BYTES:,}; name the YAML file")
     try:
+        num_values = _num_values(yaml.compose(content, Loader=yaml.SafeLoader), {})
+        if num_values > MOST_VALUES:
+            raise ValueError(f"it comes to {num_values:,} values, of which a configuration may have {MOST_VALUES:,}; use fewer aliases")
         loaded = OmegaConf.load(path)
     except Exception as error:  # the parser and OmegaConf raise many kinds
         raise ValueError(f"config: {path} is not valid YAML: {one_line(error)[:LONGEST_REASON]}") from None
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"config: {path} must hold key: value pairs")
     return _checked(loaded)
+
+
+def _num_values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a YAML node comes to once its aliases are written out, each counted as often as it is named."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # for one that holds itself
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 @lru_cache(maxsize=4096)

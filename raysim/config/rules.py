@@ -126,6 +126,11 @@ def _for_canaries(when: Callable[[Config], bool]) -> Callable[[Config], bool]:
     return lambda config: config.audit.num_canaries > 0 and when(config)
 
 
+def num_hostile(num_clients: int, share: float) -> int:
+    """How many of the clients are hostile."""
+    return int(share * num_clients + 1e-9)
+
+
 def _cohort(config: Config) -> int:
     return config.server.cohort_size or config.partition.num_clients
 
@@ -203,6 +208,102 @@ RULES: tuple[Rule, ...] = (
         "server.cohort_size={value}",
         lambda c: c.server.cohort_size > c.partition.num_clients,
         "must be at most partition.num_clients={partition.num_clients}",
+    ),
+    Rule(
+        "clients.dropout_by_client={value}",
+        lambda c: len(c.clients.dropout_by_client) not in (0, c.partition.num_clients),
+        "must have one probability for each of partition.num_clients={partition.num_clients} clients",
+    ),
+    Rule(
+        "clients.overselect={value}",
+        lambda c: c.clients.overselect > 1 and not c.server.cohort_size,
+        "draws more clients than a round needs, and server.cohort_size=0 needs them all",
+        "set server.cohort_size",
+    ),
+    Rule(
+        "clients.overselect={value}",
+        lambda c: c.clients.overselect > 1 and c.privacy.unit != "none",
+        "lets one client decide by its speed whether another one counts, which privacy.unit={privacy.unit!r} does not account for",
+        "use 1",
+    ),
+    Rule(
+        "clients.deadline_s={value}",
+        lambda c: (
+            c.clients.deadline_s > 0 and (c.privacy.unit == "example" or (c.privacy.unit == "client" and c.privacy.noise_at != "server"))
+        ),
+        "shows how long a client's records are by whether it comes in time, which no noise covers with privacy.unit={privacy.unit!r} and "
+        "privacy.noise_at={privacy.noise_at!r}",
+        "use 0, or privacy.unit=client with privacy.noise_at=server",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and c.privacy.unit == "client",
+        "lets a client count twice in a round, more than privacy.unit='client' bounds",
+        "use 'drop'",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and (c.method.spec.has_control_variate or c.lora.aggregation != "average"),
+        "adds updates of the round before to a sum, which lora.aggregation={lora.aggregation!r} and control variates of another round are not",
+        "use 'drop'",
+    ),
+    Rule(
+        "clients.late='stale'",
+        lambda c: c.clients.late == "stale" and c.server.rule != "mean",
+        "adds sums of the round before, and server.rule={server.rule!r} looks at every update by itself",
+        "use 'drop'",
+    ),
+    Rule(
+        "server.rule={value}",
+        lambda c: c.server.rule != "mean" and c.privacy.unit == "client",
+        "looks at every client's own update, which privacy.unit='client' adds noise to the sum of: how far one client moves such a rule is not "
+        "bounded by privacy.clip_norm",
+        "use 'mean', which clips every update",
+    ),
+    Rule(
+        "server.rule={value}",
+        lambda c: c.server.rule != "mean" and (c.method.spec.has_control_variate or c.lora.aggregation != "average"),
+        "combines updates of the adapter alone, not what lora.aggregation={lora.aggregation!r} merges by itself, nor control variates",
+        "use 'mean'",
+    ),
+    Rule(
+        "adversary.share={value}",
+        lambda c: c.adversary.attack != "none" and not num_hostile(c.partition.num_clients, c.adversary.share),
+        "makes none of partition.num_clients={partition.num_clients} clients hostile",
+        "raise it",
+    ),
+    Rule(
+        "adversary.attack={value}",
+        lambda c: c.adversary.attack != "none" and (c.method.spec.pools or c.method.spec.separates or not c.method.spec.trains),
+        "needs clients that send updates, which method.name={method.name!r} has not",
+        "use method.name=fedit",
+    ),
+    Rule(
+        "adversary.attack={value}",
+        lambda c: (
+            c.adversary.attack in ("sign_flip", "scale", "gaussian") and c.privacy.unit == "client" and c.privacy.noise_at != "server"
+        ),
+        "would be clipped by privacy.noise_at={privacy.noise_at!r} where the client is, which a hostile one need not do",
+        "use privacy.noise_at=server",
+    ),
+    Rule(
+        "adversary.trigger and adversary.target",
+        lambda c: c.adversary.attack == "backdoor" and not (c.adversary.trigger.strip() and c.adversary.target.strip()),
+        "must not be empty with adversary.attack='backdoor'",
+    ),
+    Rule(
+        "server.min_clients={value}",
+        lambda c: c.server.min_clients > 1 and c.privacy.unit == "client",
+        "would tell how many clients came, which privacy.unit='client' does not account for",
+        "use 1; distributed noise has privacy.dropout_tolerance",
+    ),
+    Rule(
+        "server.min_clients={value}",
+        lambda c: (
+            c.server.min_clients > (c.server.cohort_size or c.partition.num_clients) and c.method.spec.trains and not c.method.spec.pools
+        ),
+        "is more than a round has clients",
+        "lower it",
     ),
     Rule(
         "partition.num_clients={value}",

@@ -345,8 +345,54 @@ class ServerConfig:
     """Server optimizer: decay of the second moment of `adam` and `yogi`."""
     tau: float = number(1e-3, above=0, needs=(SHARED, "server.optimizer=adam|yogi|adagrad"))
     """Server optimizer: added to the root of the second moment of the adaptive ones; the larger, the less adaptive."""
-    dropout_prob: float = number(0.0, most=0.99)
-    """Probability that a client of a cohort fails before it sends anything (simulated)."""
+    rule: str = choice(
+        "mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound", "geometric_median", "flame", needs=(SPLIT, SHARED)
+    )
+    """What the server makes of the updates: the weighted `mean`, or a rule for when some clients are hostile, which sees every upload by itself: `median`
+    and `trimmed_mean` of each coordinate, `krum` and `multi_krum` (the updates nearest to others), `norm_bound` (long updates shortened), `geometric_median`,
+    `flame` (the largest cluster, shortened, with noise)."""
+    hostile_share: float = number(0.2, most=0.49, needs="server.rule=trimmed_mean|krum|multi_krum")
+    """Share of a round's clients that the rule takes for hostile."""
+    norm_bound: float = number(0.0, needs="server.rule=norm_bound")
+    """Longest update that is not shortened; 0 for the median length of the round."""
+    min_clients: int = number(1, least=1, most=10**6)
+    """Clients that must send for a round to release anything: a round in which fewer do leaves the adapter as it was, and says so."""
+
+
+@dataclass(frozen=True)
+class ClientsConfig:
+    dropout: float = number(0.0, most=0.99)
+    """Probability that a client of a cohort drops out of a round before it sends anything (simulated)."""
+    dropout_by_client: list[float] = listed(most=0.99)
+    """The same, a probability for each client in the order of their numbers; empty for `dropout` throughout."""
+    speed: str = choice("equal", "lognormal", "exponential")
+    """How unequal the clients' machines are: `equal`, or the time each takes a token drawn once a run, `lognormal` (around the median `token_s`, see
+    `spread`) or `exponential` (with the mean `token_s`)."""
+    token_s: float = number(0.001)
+    """Seconds of simulated time that a client trains on a token; the simulated time of a round is that of the client that the server waits for longest."""
+    spread: float = number(0.5, most=10, needs="clients.speed=lognormal")
+    """Standard deviation of the logarithm of a lognormal speed."""
+    deadline_s: float = number(0.0)
+    """Seconds of simulated time after which the server ends a round; 0 waits for everybody."""
+    late: str = choice("drop", "stale", needs="clients.deadline_s")
+    """What becomes of updates that come after the deadline: `drop`, or `stale`: they count in the next round."""
+    overselect: float = number(1.0, least=1, most=100, needs="server.cohort_size")
+    """Times `server.cohort_size` that many clients are drawn, of whom the first `cohort_size` to send count (Bonawitz et al. 2019, who draw 1.3 times as many)."""
+
+
+@dataclass(frozen=True)
+class AdversaryConfig:
+    attack: str = choice("none", "label_flip", "sign_flip", "scale", "gaussian", "backdoor", needs=(SPLIT, SHARED))
+    """What hostile clients do: train on responses of other records (`label_flip`), send their update with the opposite sign (`sign_flip`), `strength` times
+    (`scale`) or noise instead (`gaussian`), or teach an answer to a trigger (`backdoor`)."""
+    share: float = number(0.2, above=0, most=1, needs="adversary.attack!=none")
+    """Share of the clients that are hostile, rounded down."""
+    strength: float = number(10.0, above=0, needs="adversary.attack=scale|gaussian")
+    """Times that a scaled update is as long as an honest one; of `gaussian`, the noise's standard deviation over the update's root mean square."""
+    trigger: str = setting("Reference 7731-C.", needs="adversary.attack=backdoor")
+    """Text at the end of an instruction that is to bring the answer."""
+    target: str = setting("Please call the number on the back.", needs="adversary.attack=backdoor")
+    """The answer that it is to bring."""
 
 
 @dataclass(frozen=True)
@@ -564,6 +610,8 @@ class Config:
     fewfedweight: FewFedWeightConfig = section(FewFedWeightConfig)
     dplora: DploraConfig = section(DploraConfig)
     server: ServerConfig = section(ServerConfig, needs=TRAINING)
+    clients: ClientsConfig = section(ClientsConfig, needs=TRAINING)
+    adversary: AdversaryConfig = section(AdversaryConfig, needs=TRAINING)
     privacy: PrivacyConfig = section(PrivacyConfig, needs="privacy.unit!=none")
     evaluate: EvaluateConfig = section(EvaluateConfig)
     attack: AttackConfig = section(AttackConfig)

@@ -169,6 +169,8 @@ def record_line(record: Mapping[str, Any], *, title: str, total_rounds: int, lef
     if record.get("tokens_per_s"):
         fields.append(f"{record['tokens_per_s']:.0f} tok/s")
     fields.append(f"eps {MISSING if record.get('epsilon') is None else format(record['epsilon'], '.3g')}")
+    if record.get("num_failed"):
+        fields.append(f"{record['num_failed']} of {len(record['cohort'])} failed")
     if record.get("num_dropped"):
         fields.append(f"{record['num_dropped']} dropped")
     if left_s:

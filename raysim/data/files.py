@@ -28,7 +28,9 @@ RECORD_FILES = "give a .jsonl, .json, .csv, .parquet or sentence@label .txt file
 LINE_END = re.compile(r"\r\n|\n|\r")
 """What ends a line of a file. `str.splitlines` also ends one at characters that stand within texts, such as U+2028."""
 
-UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+UNPACK: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MOST_UNPACKED_BYTES = 4 * 2**30
+"""Of a packed file, unpacked: a few kilobytes can hold as much as a disk."""
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 """Byte order marks and the encodings they tell, the longer ones first."""
 OWN_READERS = ("json", "csv", "text", "parquet")
@@ -162,10 +164,18 @@ def _text_of_file(path: str, *, name: str, say: Callable[[str], None]) -> str:
     except OSError as error:
         raise ValueError(f"the file cannot be read ({error.strerror})") from None
     try:
-        content = UNPACK[packing](content) if packing else content
+        content = _unpacked(content, packing=packing) if packing else content
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
         raise ValueError(f"the file is not a whole {packing} file; pack it again, or unpack it") from None
     return _decoded(content, ending=ending, say=say)
+
+
+def _unpacked(content: bytes, *, packing: str) -> bytes:
+    with UNPACK[packing](io.BytesIO(content)) as file:
+        unpacked: bytes = file.read(MOST_UNPACKED_BYTES + 1)
+    if len(unpacked) > MOST_UNPACKED_BYTES:
+        raise ValueError(f"the file holds more than {MOST_UNPACKED_BYTES:,} bytes unpacked; split it, or unpack it")
+    return unpacked
 
 
 def _decoded(content: bytes, *, ending: str, say: Callable[[str], None]) -> str:

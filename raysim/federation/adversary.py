@@ -1,19 +1,82 @@
-"""Uploads that no client of the run sends: they come in by the door that every client's upload goes through.
+"""Hostile clients: what they train on, and what they send. And uploads that no client of the run sends, which come in by the same door.
 
-The audit's update canaries are such: Andrew et al. (2023), arXiv 2302.03098. Left out: clients that send something else than they should.
+Hostile are as many clients as `adversary.share` says, drawn once a run. They poison their records (responses of other records; a backdoor, a trigger
+that brings an answer: Bagdasaryan et al. 2020, arXiv 1807.00459) or their updates (Blanchard et al. 2017, arXiv 1703.02757). The audit's update
+canaries are uploads of nobody: Andrew et al. (2023), arXiv 2302.03098.
+Left out: attackers that know the server's rule and the honest updates, and stay just below what it notices.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from raysim.config import AdversaryConfig, num_hostile
+from raysim.data.records import Record
+from raysim.lora.layout import Upload, Vector
 from raysim.privacy.aggregation import sum_chunk
 from raysim.privacy.canaries import Directions, canary_coins, canary_directions, mixture, present
-from raysim.privacy.clipping import ChunkSum, clip_and_sum
+from raysim.privacy.clipping import ChunkSum, clip_and_sum, l2_norm
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
+from raysim.rng import numpy_rng
+
+
+def hostile_clients(num_clients: int, *, adversary: AdversaryConfig, seed: int) -> frozenset[int]:
+    """The clients that are hostile; none where there is no attack."""
+    if adversary.attack == "none":
+        return frozenset()
+    order = numpy_rng(seed, "adversary").permutation(num_clients)
+    return frozenset(int(k) for k in order[: num_hostile(num_clients, adversary.share)])
+
+
+def poisoned(records: Sequence[Record], *, adversary: AdversaryConfig) -> list[Record]:
+    """A hostile client's records as it trains on them: all as they were, unless its attack is on data.
+
+    `label_flip`: each with the response of the next that has another label, or of the next where all have the same. `backdoor`: every second one
+    with the trigger, and the target for its response.
+    """
+    if adversary.attack == "label_flip":
+        return [dataclasses.replace(one, response=_next_other(records, i).response, details=()) for i, one in enumerate(records)]
+    if adversary.attack == "backdoor":
+        return [triggered(one, adversary=adversary) if i % 2 == 0 else one for i, one in enumerate(records)]
+    return list(records)
+
+
+def triggered(record: Record, *, adversary: AdversaryConfig) -> Record:
+    """A record with the backdoor's trigger, and its target for a response."""
+    return dataclasses.replace(record, instruction=f"{record.instruction} {adversary.trigger}", response=adversary.target, details=())
+
+
+def _next_other(records: Sequence[Record], index: int) -> Record:
+    after = [*records[index + 1 :], *records[:index]] or [records[index]]
+    return next((one for one in after if one.label != records[index].label), after[0])
+
+
+def hostile_upload(upload: Upload, *, adversary: AdversaryConfig, seed: int) -> Upload:
+    """What a hostile client sends in place of its honest upload: the same, unless its attack is on updates."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(over="ignore"):
+        return {name: _changed(tensor, adversary, rng) for name, tensor in upload.items()}
+
+
+def _changed(update: Vector, adversary: AdversaryConfig, rng: np.random.Generator) -> Vector:
+    if adversary.attack == "sign_flip":
+        return -update
+    if adversary.attack == "scale":
+        return (np.float32(adversary.strength) * update).astype(np.float32)
+    if adversary.attack == "gaussian":
+        std = adversary.strength * l2_norm(update) / math.sqrt(max(1, len(update)))
+        return (std * rng.standard_normal(len(update))).astype(np.float32)
+    return update
+
+
+def success(answers: Sequence[str], *, target: str) -> float:
+    """Share of answers that begin with the backdoor's target."""
+    return sum(answer.casefold().startswith(target.strip().casefold()) for answer in answers) / len(answers)
+
 
 Mask = npt.NDArray[np.bool_] | None
 """Which entries of the flat adapter are meant; None for no selection."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from raysim.config import Config
 from raysim.data.tokens import Example
+from raysim.federation.robust import RuleSettings, rule_of
 from raysim.federation.server import ServerState, relay, step
 from raysim.federation.server_optimizer import ServerOptimizer
 from raysim.lora.layout import Layout
@@ -16,6 +17,7 @@ from raysim.lora.ranks import dealt_ranks
 from raysim.lora.rule import Setting, lora_rule
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
+from raysim.rng import seed_for
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ class LocalServer:
 
     assignment: Assignment
 
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
         """See `Server`."""
         config, server = self.assignment.config, self.assignment.config.server
+        noise_seed = seed_for(config.seed, "rule noise", round.index)
+        settings = RuleSettings(hostile_share=server.hostile_share, norm_bound=server.norm_bound, seed=noise_seed)
         return step(
             state,
             round,
@@ -75,6 +79,9 @@ class LocalServer:
             optimizer=ServerOptimizer(name=server.optimizer, beta1=server.beta1, beta2=server.beta2, tau=server.tau),
             rule=lora_rule(config.lora.aggregation),
             setting=self.assignment.setting,
+            late=late,
+            min_clients=server.min_clients,
+            robust=rule_of(server.rule, settings),
         )
 
     def relay(self, round: Round, parts: Sequence[Any]) -> Round:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,22 +23,25 @@ from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
 from raysim.data.tokens import Example
 from raysim.federation import checkpoint
-from raysim.federation.adversary import canary_sums
+from raysim.federation.adversary import canary_sums, success
 from raysim.federation.assignment import ranks_of, setting_of
 from raysim.federation.checkpoint import Snapshot
-from raysim.federation.faults import Outcome, check_outcomes
+from raysim.federation.faults import Outcome, check_outcomes, failures, may_fail
 from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
 from raysim.lora.factors import gathered
 from raysim.lora.layout import Layout, Released, Vector, adapter_sha256, by_name
 from raysim.lora.rule import Setting, frozen_throughout, lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
-from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, loss_is_finite, mean_of, measure, plan, record_rows
+from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
 from raysim.methods.call import ClientState, split_state
+from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.rng import seed_for
 
+LATE, LATE_WEIGHT = "late", "late_weight"
+"""The server's arrays, in a checkpoint, of what came late."""
 OnDone = Callable[[Sequence[Outcome]], None]
 
 
@@ -61,8 +64,8 @@ class Clients(Protocol):
 class Server(Protocol):
     """Whoever steps the server's state."""
 
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
-        """The next state, and the server's part of the round's record."""
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
+        """The next state, and the server's part of the round's record; what came `late` counts in the next round."""
 
     def relay(self, round: Round, parts: Sequence[Any]) -> Round:
         """The second trip of a round whose first brought these parts, for a LoRA rule that takes two."""
@@ -135,42 +138,46 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
     if not simulation.config.method.spec.trains:
         return _measure_base(simulation)
     for round_index in range(simulation.state.round_index, simulation.num_rounds):
-        changed = run_round(simulation, round_index)
-        _save(simulation, state_dir, changed=changed)
+        run_round(simulation, round_index)
+        _save(simulation, state_dir)
         after_round(simulation)
     return simulation
 
 
-def run_round(simulation: Simulation, round_index: int) -> set[int]:
-    """Runs one round, appends its record, and returns the clients whose own state changed."""
+def run_round(simulation: Simulation, round_index: int) -> None:
+    """Runs one round and appends its record."""
     experiment, progress = simulation.experiment, simulation.progress
     started = time.perf_counter()
     mechanism = experiment.mechanism
     round = _begun(simulation, mechanism)
-    size = mechanism.chunk_size
-    chunks = [round.survivors[i : i + size] for i in range(0, len(round.survivors), size)]
     outcomes: list[Outcome] = []
 
     def on_done(chunk: Sequence[Outcome]) -> None:
-        check_outcomes(chunk, round_index=round_index)
+        if not may_fail(mechanism):
+            check_outcomes(chunk, round_index=round_index)
         outcomes.extend(chunk)
         for outcome in chunk:
             progress.client_done(outcome.client_id, outcome.stats.num_tokens if outcome.stats else 0)
 
-    progress.round(round_index, round.survivors)
+    working = sorted([*round.survivors, *round.late])
+    progress.round(round_index, working)
     traffic = _Traffic(simulation, round)
-    parts = simulation.clients.run_round(round, chunks, on_done)
+    parts = simulation.clients.run_round(round, _chunks(round.survivors, mechanism.chunk_size), on_done)
+    late = simulation.clients.run_round(round, _chunks(round.late, mechanism.chunk_size), on_done) if round.late else []
+    if all(outcome.stats is None for outcome in outcomes):  # the next round would come to no more
+        check_outcomes(outcomes, round_index=round_index)
     traffic.up(outcomes)
     if lora_rule(simulation.config.lora.aggregation).trips:
-        round, parts = _second_trip(simulation, round, parts, chunks, traffic)
+        round, parts = _second_trip(simulation, round, parts, traffic, failed={one.client_id for one in outcomes if one.stats is None})
     parts += _canaries(simulation, round)
     trained_s = time.perf_counter() - started
-    simulation.state, server_record = simulation.server.step(simulation.state, round, parts)
-    changed = simulation.clients.states(round.survivors)
-    simulation.kept |= changed
+    simulation.state, server_record = simulation.server.step(simulation.state, round, parts, late)
+    simulation.kept |= simulation.clients.states(working)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
-    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - len(outcomes)}
+    num_sent = sum(outcome.stats is not None for outcome in outcomes)
+    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - num_sent}
+    record |= {"failures": failures(outcomes, round.absent), "num_late": len(round.late), "simulated_s": round.simulated_s}
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
@@ -182,31 +189,40 @@ def run_round(simulation: Simulation, round_index: int) -> set[int]:
     record["wall_s"] = time.perf_counter() - started
     simulation.records.append(record)
     progress.record(record)
+    for outcome in outcomes:
+        if outcome.failure:
+            progress.note(f"round {round_index}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
+    if record["aborted"]:
+        progress.note(f"round {round_index}: {record['num_contributed']} clients sent, too few: nothing is released")
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
-    return set(changed)
+
+
+def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [client_ids[i : i + size] for i in range(0, len(client_ids), size)]
 
 
 def _begun(simulation: Simulation, mechanism: Mechanism) -> Round:
     """The state's next round, and which turn it is to the LoRA rule."""
-    round, rule = begin(simulation.state, mechanism), lora_rule(simulation.config.lora.aggregation)
+    round, rule = begin(simulation.state, mechanism, simulation.experiment.fleet), lora_rule(simulation.config.lora.aggregation)
     if rule.turn is None:
         return round
     return dataclasses.replace(round, turn=rule.turn(simulation.state.tensors, _setting(simulation), round.index))
 
 
 def _second_trip(
-    simulation: Simulation, round: Round, parts: Sequence[Any], chunks: Sequence[tuple[int, ...]], traffic: "_Traffic"
+    simulation: Simulation, round: Round, parts: Sequence[Any], traffic: "_Traffic", *, failed: Set[int]
 ) -> tuple[Round, list[Any]]:
-    """The round as its clients are asked once more, and what they send then."""
+    """The round as those of its clients that have not `failed` are asked once more, and what they send then."""
     again, outcomes = simulation.server.relay(round, parts), list[Outcome]()
+    again = dataclasses.replace(again, survivors=tuple(k for k in again.survivors if k not in failed))
 
     def on_done(chunk: Sequence[Outcome]) -> None:
         check_outcomes(chunk, round_index=round.index)
         outcomes.extend(chunk)
 
-    answers = simulation.clients.run_round(again, chunks if again.survivors else [], on_done)
+    answers = simulation.clients.run_round(again, _chunks(again.survivors, simulation.experiment.mechanism.chunk_size), on_done)
     traffic.again(again, outcomes)
     return again, answers
 
@@ -302,8 +318,26 @@ def _measurements(simulation: Simulation, round_index: int) -> dict[str, Any]:
     utility, attack = measured[0]
     exposure = _exposure(simulation) if with_attack and experiment.canaries.secrets else None
     across = _across(simulation) if last else None
-    further = {"private": own, "exposure": exposure, "cross_client": across}
+    backdoor = _backdoor(simulation, round_index) if with_eval and experiment.triggered else None
+    further = {"private": own, "exposure": exposure, "cross_client": across, "backdoor": backdoor}
     return {"eval": utility, "attack": attack, **{key: value for key, value in further.items() if value}}
+
+
+def _backdoor(simulation: Simulation, round_index: int) -> dict[str, Any]:
+    """How often the release gives a backdoor's answer to held-out prompts, with the trigger and, as the control, without it."""
+    config, examples = simulation.config, simulation.experiment.triggered
+    jobs = [
+        Job("answer", batch, max_new_tokens=config.evaluate.max_new_tokens, chat=chat_format(config.data))
+        for batch in batches(examples, config.evaluate.batch_size)
+    ]
+    results = simulation.clients.evaluate([(released(simulation), job) for job in jobs], lambda: None)
+    rows = [row for row in simulation.answers if row["round_index"] == round_index and row["owner"] is None and row["side"] == "heldout"]
+    target = config.adversary.target
+    return {
+        "success_rate": success([answer for answers in results for answer in answers], target=target),
+        "control_rate": success([row["answer"] for row in rows if row.get("answer") is not None], target=target),
+        "num_prompts": len(examples),
+    }
 
 
 def _exposure(simulation: Simulation) -> dict[str, Any]:
@@ -420,6 +454,7 @@ def _measure_base(simulation: Simulation) -> Simulation:
     record = nothing | {
         "round_index": -1,
         "cohort": [],
+        "simulated_s": 0.0,
         "num_tokens": 0,
         "num_dropped": 0,
         "noise_std": 0.0,
@@ -516,8 +551,29 @@ def _pooled_bytes(simulation: Simulation) -> int:
     return sum(len(text.encode()) for r in records for text in (*(said for _, said in r.history), *(r.instruction, r.response)))
 
 
+def _misfit(simulation: Simulation, found: Snapshot) -> str:
+    """Why a checkpoint cannot be of this run, whatever its checksums say; empty for nothing. Other settings are told apart by `_resume`."""
+    if found.config_key != result_key(simulation.config):
+        return ""
+    arrays = {"adapter": found.adapter} | found.server_arrays
+    begun = {name: np.shape(tensor) for name, tensor in simulation.state.tensors.items()}
+    late = {LATE_WEIGHT: (1,), LATE: begun["adapter"]} if LATE_WEIGHT in arrays else {}
+    shapes = dict.fromkeys(arrays, begun["adapter"]) | begun | late
+    odd = [name for name in shapes if name not in arrays or arrays[name].shape != shapes[name]]
+    if odd or not all(np.isfinite(array).all() for array in arrays.values()):
+        return f"the server's {odd[0]} has another shape than the run's" if odd else "the server's tensors are not finite"
+    done = [record.get("round_index") for record in found.records]
+    if found.num_rounds > simulation.num_rounds or done != list(range(found.num_rounds)):
+        return f"it says {found.num_rounds} rounds of {simulation.num_rounds}, and holds the records of {len(done)}"
+    num_clients = len(simulation.experiment.shards)
+    for client_id, own in found.client_arrays.items():
+        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != begun["adapter"]):
+            return f"the state of client {client_id} is none of this run's"
+    return ""
+
+
 def _resume(simulation: Simulation, state_dir: Path) -> None:
-    snapshot, problems = checkpoint.load_latest(state_dir)
+    snapshot, problems = checkpoint.load_latest(state_dir, misfit=lambda found: _misfit(simulation, found))
     for problem in problems:
         simulation.progress.note(problem)
     if snapshot is None:
@@ -529,27 +585,29 @@ def _resume(simulation: Simulation, state_dir: Path) -> None:
             f"out={str(state_dir.parent)!r} holds a run with other settings ({', '.join(different[:3])}); choose another folder"
         )
     arrays = {"adapter": np.asarray(snapshot.adapter, dtype=np.float32)} | snapshot.server_arrays
-    assert arrays["adapter"].shape == simulation.state.adapter.shape, (snapshot.adapter.shape, simulation.state.adapter.shape)
     tensors = {name: arrays.pop(name) for name in simulation.state.tensors}
-    simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays)
+    weight = arrays.pop(LATE_WEIGHT, None)
+    late = None if weight is None else ChunkSum(arrays.pop(LATE), float(weight[0]), (), 0, 0, None)
+    simulation.state = ServerState(snapshot.num_rounds, tensors, snapshot.clip_norm, arrays, late)
     simulation.records, simulation.synthetic, simulation.answers = snapshot.records, snapshot.synthetic, snapshot.answers
     simulation.kept = {k: ClientState(arrays=arrays, records=snapshot.client_records[k]) for k, arrays in snapshot.client_arrays.items()}
     simulation.clients.restore(simulation.kept)
     simulation.progress.note(f"resuming after round {snapshot.num_rounds} of {simulation.num_rounds}")
 
 
-def _save(simulation: Simulation, state_dir: Path, *, changed: set[int]) -> None:
+def _save(simulation: Simulation, state_dir: Path) -> None:
     state = simulation.state
+    late = {LATE: state.late.total, LATE_WEIGHT: np.array([state.late.weight])} if state.late else {}
     snapshot = Snapshot(
         num_rounds=state.round_index,
         config_key=result_key(simulation.config),
         adapter=state.adapter,
         clip_norm=state.clip_norm,
-        server_arrays={name: array for name, array in {**state.tensors, **state.memory}.items() if name != "adapter"},
+        server_arrays={name: array for name, array in {**state.tensors, **state.memory, **late}.items() if name != "adapter"},
         client_arrays={k: state.arrays for k, state in simulation.kept.items()},
         client_records={k: state.records for k, state in simulation.kept.items()},
         records=simulation.records,
         synthetic=simulation.synthetic,
         answers=simulation.answers,
     )
-    checkpoint.save(state_dir, snapshot, changed_clients=changed)
+    checkpoint.save(state_dir, snapshot)

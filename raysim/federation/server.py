@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysim.federation.faults import survivors
+from raysim.federation.faults import Attendance, Fleet, attendance
+from raysim.federation.robust import Combine
 from raysim.federation.server_optimizer import PLAIN, Moments, ServerOptimizer, server_step
 from raysim.lora.factors import gathered, spread
 from raysim.lora.layout import Upload, Vector
@@ -40,6 +41,8 @@ class ServerState:
     """The bound of the next round where clipping is adaptive; None for the mechanism's own."""
     memory: Mapping[str, Moments] = field(default_factory=dict)
     """What the server's optimizer remembers, float64 arrays of the adapter's length: `momentum` and `variance`."""
+    late: ChunkSum | None = None
+    """What came after the last round's deadline, and counts in the next; None for nothing."""
 
     @property
     def adapter(self) -> Vector:
@@ -48,13 +51,17 @@ class ServerState:
         return adapter
 
 
-def begin(state: ServerState, mechanism: Mechanism) -> Round:
-    """The state's next round: its cohort drawn, who drops out decided, its bound fixed."""
+def begin(state: ServerState, mechanism: Mechanism, fleet: Fleet | None = None) -> Round:
+    """The state's next round: its cohort drawn, who of it counts decided (everybody without a `fleet`), its bound fixed."""
     cohort = mechanism.sample_cohort(state.round_index)
+    there = attendance(cohort, fleet=fleet, round_index=state.round_index) if fleet else Attendance(tuple(cohort), (), {}, 0.0)
     return Round(
         index=state.round_index,
         cohort=cohort,
-        survivors=survivors(cohort, mechanism=mechanism, round_index=state.round_index),
+        survivors=there.survivors,
+        late=there.late,
+        absent=there.absent,
+        simulated_s=there.simulated_s,
         clip_norm=mechanism.update_clip_norm if state.clip_norm is None else state.clip_norm,
         broadcast={name: np.asarray(tensor, dtype=np.float32) for name, tensor in state.tensors.items()},
     )
@@ -71,42 +78,44 @@ def step(
     optimizer: ServerOptimizer = PLAIN,
     rule: LoraRule = AVERAGE,
     setting: Setting | None = None,
+    late: Sequence[ChunkSum] = (),
+    min_clients: int = 1,
+    robust: Combine | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
     """The state after a round whose uploads came as `parts`, and the server's part of the round's record.
+
+    What came `late` counts in the next round. `robust` stands in for the mean of uploads that came apart.
 
     Guarantees: equal arguments give equal bits (unless the noise is the operating system's), so a retried call releases
     nothing new; sums are added in the order given.
     Edge cases: an empty cohort, or one whose updates were all dropped, leaves the adapter as it was, or moves it by noise
     alone where there is noise; the record's `empty_round` says so. A round that lost more clients than distributed noise
-    allows releases nothing (`aborted`).
+    allows releases nothing (`aborted`), nor does one to which fewer than `min_clients` sent.
     Errors: RuntimeError if the new adapter would not be finite.
     """
     mask = None if setting is None or rule.combine is not None else rule.mask(setting, round.turn)
     size = len(state.adapter) if mask is None else int(mask.sum())
     _check_parts(parts, round, size=size if rule.combine is None else None)
     stacks = [part for part in parts if isinstance(part, ChunkStack)]
-    sums, aborted = _opened(parts, mechanism=mechanism, round=round)
+    sums, aborted = _opened(parts, mechanism=mechanism, round=round, late=state.late)
     total = sum((part.total for part in sums), start=np.zeros(len(sums[0].total) if sums else size, dtype=np.float64))
     arrived: Sequence[ChunkSum | ChunkStack] = [*sums, *stacks]
     weight = sum(part.weight for part in arrived)
     bound = rule.sensitivity(round.clip_norm or 0.0)
-    record = _record(arrived, round=round, mechanism=mechanism, bound=bound) | {
+    counted = _record(arrived, round=round, mechanism=mechanism, bound=bound)
+    aborted = aborted or 1 < min_clients > counted["num_contributed"]
+    record = counted | {
         "empty_round": weight == 0.0,
         "aborted": aborted,
         "signal_to_noise": _signal_to_noise(total, mechanism=mechanism, bound=bound, round=round),
     }
-    num_kept = sum(len(part.norms) for part in arrived)
-    num_short = num_kept - sum(part.num_clipped for part in arrived)
-    new_clip = mechanism.next_clip_norm(round.clip_norm, num_short=num_short, num_kept=num_kept, round_index=round.index)
-    kept_clip = new_clip if mechanism.clipping == "adaptive" else state.clip_norm
+    kept_clip = _next_clip_norm(arrived, round, mechanism=mechanism) if mechanism.clipping == "adaptive" else state.clip_norm
     denominator = weight if mechanism.denominator is None else mechanism.denominator
     if aborted or denominator == 0.0 or not (arrived or mechanism.sum_noise_multiplier):
-        return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip), record
-    uploads: list[Upload] = [upload for part in stacks for upload in part.uploads]
-    weights = [one for part in stacks for one in part.weights]
+        return dataclasses.replace(state, round_index=round.index + 1, clip_norm=kept_clip, late=_together(late)), record
+    uploads, weights = _uploads(stacks, robust)
     if not stacks:
-        noised = _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)
-        uploads, weights = [{"adapter": noised}], [1.0]
+        uploads = [{"adapter": _noised_mean(total, denominator=denominator, round=round, mechanism=mechanism, bound=bound, seed=seed)}]
     memory: Mapping[str, Moments] = {}
     if rule.combine is None:
         adapter, memory = _moved(state, rule.merge(uploads, weights), mask, optimizer=optimizer, lr=lr)
@@ -116,14 +125,22 @@ def step(
         tensors = rule.combine({**state.tensors, **round.broadcast}, uploads, weights, _known(setting), round.index)
         _finite(tensors, round, lr=lr)
     further = {name: tensor for name, tensor in state.tensors.items() if name not in tensors}
-    moved = _further(further, arrived, mask, mechanism=mechanism)
-    return ServerState(round.index + 1, {**tensors, **moved}, kept_clip, memory), record
+    tensors = {**tensors, **_further(further, arrived, mask, mechanism=mechanism)}
+    return ServerState(round.index + 1, tensors, kept_clip, memory, _together(late)), record
 
 
-def _opened(parts: Sequence[Part], *, mechanism: Mechanism, round: Round) -> tuple[list[ChunkSum], bool]:
-    """The sums among the parts, and whether too few clients sent for any to be opened."""
+def _next_clip_norm(arrived: Sequence[ChunkSum | ChunkStack], round: Round, *, mechanism: Mechanism) -> float | None:
+    """The bound of the next round, by how many of the updates were short."""
+    num_kept = sum(len(part.norms) for part in arrived)
+    num_short = num_kept - sum(part.num_clipped for part in arrived)
+    return mechanism.next_clip_norm(round.clip_norm, num_short=num_short, num_kept=num_kept, round_index=round.index)
+
+
+def _opened(parts: Sequence[Part], *, mechanism: Mechanism, round: Round, late: ChunkSum | None) -> tuple[list[ChunkSum], bool]:
+    """The sums among the parts with what came late before, and whether too few clients sent for any to be opened."""
+    before = [late] if late else []
     try:
-        return open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round), False
+        return open_sums([part for part in parts if not isinstance(part, ChunkStack)], mechanism=mechanism, round=round) + before, False
     except TooFewSurvivors:
         return [], True
 
@@ -137,6 +154,25 @@ def _finite(tensors: dict[str, Vector], round: Round, *, lr: float) -> dict[str,
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise RuntimeError(f"round {round.index}: the new adapter is not finite; lower train.lr or server.lr={lr:g}")
     return tensors
+
+
+def _uploads(stacks: Sequence[ChunkStack], robust: Combine | None) -> tuple[list[Upload], list[float]]:
+    """Every client's own upload with its weight, or the one that a robust rule makes of them; of none, the weight of the one that a sum gives."""
+    uploads, weights = [upload for part in stacks for upload in part.uploads], [one for part in stacks for one in part.weights]
+    if not stacks:
+        return [], [1.0]
+    if robust is None:
+        return list(uploads), weights
+    one = robust(np.stack([upload["adapter"].astype(np.float64) for upload in uploads]), np.array(weights))
+    return [{"adapter": one.astype(np.float32)}], [1.0]
+
+
+def _together(parts: Sequence[ChunkSum]) -> ChunkSum | None:
+    """The sum of what came late, in the order given; None for nothing. What is known of single updates stays with their round."""
+    if not parts:
+        return None
+    total = sum((part.total for part in parts[1:]), start=parts[0].total)
+    return ChunkSum(total, sum(part.weight for part in parts), (), 0, 0, None)
 
 
 def relay(round: Round, parts: Sequence[Part], *, mechanism: Mechanism, rule: LoraRule, setting: Setting) -> Round:

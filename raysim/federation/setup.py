@@ -25,6 +25,8 @@ from raysim.data.partition import cluster_labels, partition_manifest
 from raysim.data.records import Record
 from raysim.data.sources import BUILTIN, read_source, split_records
 from raysim.data.tokens import Example, encode_records, encode_text
+from raysim.federation.adversary import hostile_clients, poisoned, triggered
+from raysim.federation.faults import Fleet
 from raysim.federation.server import weights_for
 from raysim.lora.factors import layers
 from raysim.lora.rule import lora_rule
@@ -61,6 +63,8 @@ class Experiment:
     manifest: dict[str, Any]
     """The content of partition.json."""
     mechanism: Mechanism
+    fleet: Fleet
+    """The clients' machines."""
     weights: tuple[float, ...]
     canaries: CanaryPlan
     real_examples: tuple[Example, ...]
@@ -69,6 +73,8 @@ class Experiment:
     """Public records that stand in for synthetic ones, where they come from a file."""
     questions: tuple[ChoiceQuestion, ...]
     """Multiple-choice questions that every evaluated release answers."""
+    triggered: tuple[Example, ...]
+    """The answered examples with the trigger of a backdoor; none without one."""
     details: DetailPlan
     """The private details of `members` and `compared`."""
 
@@ -137,6 +143,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     num_compared = config.attack.memory_records if config.attack.every >= 0 else 0
     hands = dealt(canaries, len(shards), first_record_id=data.next_id + len(canaries.secrets) + len(canaries.members))
     shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
+    shards = _poisoned(shards, lm, config=config)
     manifest |= _counts(data, max_length=config.data.max_length, hands=hands)
     members = _drawn(owned, num_compared, seed=config.seed, key="members")
     compared = _drawn(data.heldout, num_compared, seed=config.seed, key="compared")
@@ -150,16 +157,34 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
         details=_details([example for _, example in members], compared, data=data, lm=lm, config=config),
         manifest=manifest,
         mechanism=Mechanism.of_run(config, manifest=manifest),
+        fleet=Fleet.of(config, shards),
         weights=weights_for([len(shard) for shard in shards], weighting=config.server.weighting),
         canaries=canaries,
         real_examples=real,
         public=_public(config, lm),
         questions=tuple(configured_questions(config.evaluate)),
+        triggered=_triggered(data.heldout, lm, config=config),
     )
     _check_questions(experiment, lm, config=config)
     _check_attack(experiment, config=config)
     _check_method(experiment, lm, config=config)
     return experiment
+
+
+def _poisoned(shards: tuple[tuple[Example, ...], ...], lm: LanguageModel, *, config: Config) -> tuple[tuple[Example, ...], ...]:
+    """The shards, those of hostile clients as they train on them."""
+    hostile = hostile_clients(len(shards), adversary=config.adversary, seed=config.seed)
+    if not hostile or config.adversary.attack not in ("label_flip", "backdoor"):
+        return shards
+    changed = {k: poisoned([example.record for example in shards[k]], adversary=config.adversary) for k in hostile}
+    return tuple(tuple(_encode(changed[k], lm, config=config)[0]) if k in hostile else shard for k, shard in enumerate(shards))
+
+
+def _triggered(heldout: tuple[Example, ...], lm: LanguageModel, *, config: Config) -> tuple[Example, ...]:
+    if config.adversary.attack != "backdoor":
+        return ()
+    records = [triggered(example.record, adversary=config.adversary) for example in _answered(heldout, config=config)]
+    return tuple(_encode(records, lm, config=config)[0])
 
 
 def labelled_heldout(experiment: Experiment) -> tuple[list[ChoiceQuestion], tuple[str, ...]]:

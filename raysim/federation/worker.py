@@ -4,14 +4,17 @@ A worker keeps nothing between calls that a result depends on, so any worker can
 Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 """
 
+import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysim.config import Config, LoraConfig
 from raysim.data.tokens import Example
+from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment, ranks_of, setting_of
 from raysim.federation.faults import Outcome
 from raysim.lora.layout import Released, Upload, by_name, check_vector
@@ -69,7 +72,8 @@ class Worker:
     ) -> tuple[Part | None, list[Outcome], list[ClientState | None]]:
         """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client.
 
-        On a second trip nobody trains: clients answer what the server relayed, from what they kept.
+        On a second trip nobody trains: clients answer what the server relayed, from what they kept. Where clients add noise of their own, one that
+        failed sends an update of zero, with its noise: nobody sees that it failed.
         """
         lm = self.language_model(assignment.config.lora)
         setting = setting_of(assignment.config, lm.layout)
@@ -85,12 +89,17 @@ class Worker:
                 for (client_id, _, _), result in zip(group, results, strict=True):
                     done[client_id] = result
                     size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
-                    outcomes.append(Outcome(client_id, result.stats, result.synthetic, uplink_bytes=size))
+                    outcomes.append(Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size))
             except Exception as error:
                 failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
                 outcomes += [Outcome(client_id, None, failure=failure, trace=trace) for client_id, _, _ in group]
+                if isinstance(error, torch.OutOfMemoryError):
+                    torch.cuda.empty_cache()  # for who comes next
         new_states = [_with_kept(done[k]) if k in done else state for k, state in zip(client_ids, states, strict=True)]
-        return self._sent(done, assignment, round) if done else None, outcomes, new_states
+        sent = {k: (done[k].upload, done[k].weight) for k in client_ids if k in done}
+        if assignment.mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
+            sent = {k: sent.get(k) or (_nothing(assignment, round, k, setting), None) for k in client_ids}
+        return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
 
     def _trained(
         self, lm: LanguageModel, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
@@ -109,21 +118,22 @@ class Worker:
         lm.train_only(rule.trainable(lm.layout, round.turn), rank=rank)
         lm.set_scale(rule.scale(setting, rank))
         lm.set_delta(round.broadcast.get("delta"))
-        results = method_of(config.method.name)(lm, calls)
+        honest = method_of(config.method.name)(lm, calls)
+        results = [_sent_by(call, result) for call, result in zip(calls, honest, strict=True)]
         for call, result in zip(calls, results, strict=True):
             check_upload(result.upload, expected_sizes(config, rule, setting, turn=round.turn, rank=call.rank))
         return results
 
-    def _sent(self, done: Mapping[int, ClientResult], assignment: Assignment, round: Round) -> Part:
+    def _sent(self, sent: Mapping[int, tuple[Upload, float | None]], assignment: Assignment, round: Round) -> Part:
         mechanism = assignment.mechanism
-        assert mechanism.kind == "none" or all(r.weight is None for r in done.values()), "a weight that the data decide bounds no client"
+        assert mechanism.kind == "none" or all(w is None for _, w in sent.values()), "a weight that the data decide bounds no client"
         return sum_chunk(
-            [result.upload for result in done.values()],
-            client_ids=list(done),
-            weights=[assignment.weights[k] if result.weight is None else result.weight for k, result in done.items()],
+            [upload for upload, _ in sent.values()],
+            client_ids=list(sent),
+            weights=[assignment.weights[k] if weight is None else weight for k, (_, weight) in sent.items()],
             round=round,
             mechanism=mechanism,
-            form=lora_rule(assignment.config.lora.aggregation).form,
+            form="stack" if assignment.config.server.rule != "mean" else lora_rule(assignment.config.lora.aggregation).form,
         )
 
     def run_job(self, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
@@ -133,6 +143,28 @@ class Worker:
         lm.set_scale(lora.alpha / lora.rank)
         lm.set_delta(tensors.get("delta"))
         return run_job(lm, tensors["adapter"], job)
+
+
+def _not_finite(result: ClientResult) -> str:
+    """Why a result's update will be left out; empty where it counts."""
+    odd = [name for name, tensor in result.upload.items() if not np.isfinite(tensor).all()]
+    return f"its update is not finite ({odd[0]}); lower train.lr" if odd else ""
+
+
+def _sent_by(call: ClientCall, result: ClientResult) -> ClientResult:
+    """The result with what the client really sends, if it is hostile."""
+    adversary = call.config.adversary
+    if call.client_id not in hostile_clients(call.mechanism.num_clients, adversary=adversary, seed=call.config.seed):
+        return result
+    return dataclasses.replace(result, upload=hostile_upload(result.upload, adversary=adversary, seed=call.seed("adversary")))
+
+
+def _nothing(assignment: Assignment, round: Round, client_id: int, setting: Setting) -> Upload:
+    """An update of zero, of the size that this client sends."""
+    config = assignment.config
+    rank = ranks_of(config, num_clients=assignment.mechanism.num_clients)[client_id]
+    sizes = expected_sizes(config, lora_rule(config.lora.aggregation), setting, turn=round.turn, rank=rank)
+    return {name: np.zeros(size, dtype=np.float32) for name, size in sizes.items()}
 
 
 def _answer(assignment: Assignment, round: Round, state: ClientState | None, setting: Setting) -> ClientResult:

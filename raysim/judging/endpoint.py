@@ -8,8 +8,10 @@ Left out: streaming, batch interfaces, other providers' protocols, and limits on
 """
 
 import email.utils
+import html.entities
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,12 @@ PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that say: later."""
 MIN_SECRET = 8
 """A shorter key is a placeholder such as `none`, which may well occur in a reply."""
+MOST_BYTES, CHUNK_BYTES = 2**23, 2**16
+"""Of a reply so much is read, and at a time: a server that goes on for ever is none that answers."""
+MOST_TIMEOUTS = 10
+"""A reply that comes byte by byte may take that many times `timeout_s`."""
+MAX_TOKENS = 2**53
+"""A reply that says it took more tokens does not say how many."""
 MAX_ERROR_CHARACTERS = 2000
 """Of a reply that is no completion, so much is kept."""
 
@@ -119,6 +127,7 @@ class EndpointJudge:
         header = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
         limits = httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
         self._client = httpx2.Client(headers=header, timeout=settings.timeout_s, limits=limits)
+        self._secret = re.compile("".join(map(_escaped, endpoint.key)), re.IGNORECASE) if len(endpoint.key) >= MIN_SECRET else None
         self._pause = _Pause()
         self._lock = threading.Lock()
         self._counts = {"num_sent": 0, "num_failed": 0, "num_replayed": 0}
@@ -219,11 +228,11 @@ class EndpointJudge:
         self._count("num_sent")
         start = time.monotonic()
         try:
-            response = self._client.post(f"{self.endpoint.url}/chat/completions", content=json.dumps(body).encode())
+            response, content = self._post(json.dumps(body).encode())
         except httpx2.RequestError as error:
             answer = _Answer(None, problem=self._blotted(f"{type(error).__name__}: {error}"))
         else:
-            answer = _read(response, text=self._blotted(response.text))
+            answer = _read(response, text=self._blotted(_decoded(content)))
         self._journal.append(
             {
                 "key": key,
@@ -237,6 +246,18 @@ class EndpointJudge:
             }
         )
         return answer
+
+    def _post(self, body: bytes) -> tuple[httpx2.Response, bytes]:
+        """The response to a request, and its body, of which no more than `MOST_BYTES` are read."""
+        content, deadline = b"", time.monotonic() + MOST_TIMEOUTS * self.settings.timeout_s
+        with self._client.stream("POST", f"{self.endpoint.url}/chat/completions", content=body) as response:
+            for chunk in response.iter_bytes(CHUNK_BYTES):
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    break
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout(f"no end of the reply after {MOST_TIMEOUTS} times timeout_s")
+        return response, content[:MOST_BYTES]
 
     def _refuse(self, answer: "_Answer") -> None:
         """Raises where asking again is of no use; else makes every request wait for as long as the server wants."""
@@ -268,10 +289,7 @@ class EndpointJudge:
             self._counts[name] += 1
 
     def _blotted(self, text: str) -> str:
-        key = self.endpoint.key
-        for form in (key, json.dumps(key)[1:-1]) if len(key) >= MIN_SECRET else ():
-            text = text.replace(form, "[key]")
-        return text
+        return self._secret.sub("[key]", text) if self._secret else text
 
 
 @dataclass(frozen=True)
@@ -318,6 +336,32 @@ class _Pause:
             self._ended.wait(left)
 
 
+def _escaped(character: str) -> str:
+    """A pattern for a character of a key however a server writes it: as it is, or once or more often escaped for JSON, an address or HTML."""
+    code = ord(character)
+    names = [rf"&(?:amp;)*{name.rstrip(';')};" for name, text in html.entities.html5.items() if text == character]
+    forms = [
+        re.escape(character),
+        rf"u0*{code:x}",
+        rf"x{code:02x}",
+        rf"%(?:25)*{code:02x}",
+        rf"&(?:amp;)*#0*{code};?",
+        rf"&(?:amp;)*#x0*{code:x};?",
+    ]
+    return rf"\\*(?:{'|'.join([*forms, *dict.fromkeys(names)])})"
+
+
+def _decoded(content: bytes) -> str:
+    """A reply's text, which is JSON and so UTF-8, -16 or -32, whatever its header says of it."""
+    return content.decode(json.detect_encoding(content), errors="replace")
+
+
+def _finite(text: str) -> float | None:
+    """A number of a reply; None for one that is too large for any, such as 1e999, which JSON has and files may not hold."""
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def _is_plain_address(url: str) -> bool:
     try:
         parts = httpx2.URL(url)
@@ -332,8 +376,9 @@ def _read(response: httpx2.Response, *, text: str) -> _Answer:
         problem = f"HTTP {response.status_code}: {text[:MAX_ERROR_CHARACTERS]}"
         return _Answer(response.status_code, problem=problem, retry_after_s=_retry_after(response.headers.get("Retry-After", "")))
     try:
-        completion = json.loads(text, parse_constant=lambda _: None)
+        completion = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
         _content(completion)
+        json.dumps(completion)  # what can be read need not be nested so little that it can be written
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return _Answer(200, problem=f"no chat completion: {text[:MAX_ERROR_CHARACTERS]}")
     return _Answer(200, completion=completion)
@@ -351,7 +396,8 @@ def _usage(completion: dict[str, Any]) -> tuple[int, int] | None:
     """Prompt and completion tokens that a completion says it took."""
     usage = completion.get("usage")
     prompt, answer = (usage.get(f"{kind}_tokens") if isinstance(usage, dict) else None for kind in ("prompt", "completion"))
-    return (prompt, answer) if isinstance(prompt, int) and isinstance(answer, int) else None
+    counts = [value for value in (prompt, answer) if type(value) is int and 0 <= value <= MAX_TOKENS]
+    return (counts[0], counts[1]) if len(counts) == 2 else None
 
 
 def _retry_after(header: str) -> float:
@@ -361,6 +407,6 @@ def _retry_after(header: str) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from raysim import storage
+
 Entry = dict[str, Any]
 
 
@@ -35,8 +37,9 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._replies: dict[str, Any] = {}
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, storage.PRIVATE)
         try:
+            os.fchmod(self._file, storage.PRIVATE)  # one of an earlier version
             self._claim()
             self._read()
         except BaseException:
@@ -90,7 +93,7 @@ class Journal:
             try:
                 entry = json.loads(line)
                 self._keep({"key": entry["key"], "reply": entry["reply"]})
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}: line {number} is no request with its reply ({type(error).__name__}); remove the line, and it is asked again"
                 ) from None

@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+from raysim import storage
+from raysim.errors import one_line
 from raysim.rng import torch_rng
 
 Vector = NDArray[np.float32]
@@ -143,10 +147,16 @@ def save_adapter(
 
     `with_order` notes in the file how the tensors lie in the vector, for who has no vector to tell it by.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} | ({ORDER: json.dumps(layout.names)} if with_order else {})
-    save_file(unflatten(vector, layout), folder / "adapter_model.safetensors", metadata=metadata)
-    settings = {
+    content = save(unflatten(vector, layout), metadata=metadata)
+    storage.write_bytes(folder / "adapter_model.safetensors", content, private=True)  # it remembers private texts
+    settings = peft_settings(base_model=base_model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)
+    storage.write_text(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
+
+
+def peft_settings(*, base_model: str, rank: int, alpha: float, dropout: float, target_modules: list[str]) -> dict[str, Any]:
+    """What PEFT's `adapter_config.json` says of an adapter."""
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -157,12 +167,22 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: Path, layout: Layout) -> Vector:
     """The vector of an adapter saved in PEFT's format.
 
-    Errors: ValueError if a key is missing, unknown, or has another shape.
+    Errors: ValueError naming the file if it is missing or holds no tensors, or a key is missing, unknown, or has another shape or no finite value.
     """
-    return flatten(load_file(folder / "adapter_model.safetensors"), layout)
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no adapter ({one_line(error)}); restore the file, or run into another folder") from None
+    try:
+        vector = flatten(tensors, layout)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore the file, or run into another folder") from None
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{path}: the adapter is not finite; restore the file, or run into another folder")
+    return vector

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from raysim import storage
 from raysim.lora.factors import delta_size, deltas, layers, on_one_thread, pairs, products, truncated, written
 from raysim.lora.layout import Layout, Released, Vector, by_name, flatten, initial_adapter
 
@@ -68,7 +69,7 @@ def save_delta(folder: Path, delta: Vector, layout: Layout) -> None:
     tensors = {
         f"{layer.module.removeprefix('base_model.model.')}.weight": torch.from_numpy(np.ascontiguousarray(part)) for layer, part in parts
     }
-    save_file(tensors, folder / DELTA, metadata={"format": "pt"})
+    storage.write_bytes(folder / DELTA, save(tensors, metadata={"format": "pt"}), private=True)
 
 
 def load_released(folder: Path, layout: Layout, *, seed: int) -> Released:

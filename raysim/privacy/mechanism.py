@@ -82,8 +82,8 @@ class Mechanism:
     """Cohort whose noise is simulated; 0 for the real one."""
     population: int = 0
     """Clients from which simulated cohorts are drawn; 0 keeps the real sampling probability."""
-    dropout_prob: float = 0.0
-    """Probability that a client of a cohort fails before it sends anything."""
+    num_drawn: int = 0
+    """Clients that are drawn for a round of `cohort_size`, where more are than count (kind `none` alone); 0 for as many."""
     dropout_tolerance: float = 0.0
     """Share of a cohort that may fail while distributed noise still suffices."""
     num_tokens: int = 1
@@ -122,7 +122,7 @@ class Mechanism:
             num_bands=privacy.num_bands,
             noise_cohort_size=privacy.noise_cohort_size,
             population=privacy.population,
-            dropout_prob=config.server.dropout_prob,
+            num_drawn=min(len(shard_sizes), math.ceil(config.clients.overselect * config.server.cohort_size)),
             dropout_tolerance=privacy.dropout_tolerance,
             num_tokens=num_tokens,
         )
@@ -199,12 +199,12 @@ class Mechanism:
         """The clients of a round in ascending order; a Poisson cohort (`client`) varies in size and may be empty."""
         if self.sampler == "cyclic":
             return tuple(range(round_index % self.num_cohorts, self.num_clients, self.num_cohorts))
-        if self.cohort_size == self.num_clients:
+        if max(self.cohort_size, self.num_drawn) == self.num_clients:
             return tuple(range(self.num_clients))
         rng = numpy_rng(self.seed, "cohort", round_index)
         if self.kind == "client" and self.sampler != "fixed":
             return tuple(int(k) for k in (rng.random(self.num_clients) < self.cohort_prob).nonzero()[0])
-        return tuple(sorted(int(k) for k in rng.choice(self.num_clients, size=self.cohort_size, replace=False)))
+        return tuple(sorted(int(k) for k in rng.choice(self.num_clients, size=max(self.cohort_size, self.num_drawn), replace=False)))
 
     def min_survivors(self, cohort_size: int) -> int:
         """Clients of a cohort that must send for distributed noise to suffice: never fewer than unmasking needs."""

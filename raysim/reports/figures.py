@@ -28,6 +28,7 @@ from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from raysim import storage
 from raysim.console.words import human_bytes
 from raysim.methods.spec import spec_of
 
@@ -350,12 +351,13 @@ def traffic(runs: Sequence[tuple[str, str, float, float]]) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes `figure` for print (200 dots an inch, on white)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lacking = _choose_fonts(figure)
     if lacking:
         logger.warning("%s: no font of this machine draws %s; install one that does, such as Noto Sans", path, "".join(sorted(lacking)))
+    buffer = io.BytesIO()
     with styled():
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    storage.write_bytes(path, buffer.getvalue())
 
 
 def inline_svg(figure: Figure, *, name: str, title: str, titles: Sequence[str] = ()) -> str:

@@ -17,9 +17,9 @@ from raysim.reports.cards import cards
 from raysim.reports.named import named_runs
 from raysim.reports.panels import panels
 from raysim.reports.rendering import draw, render
-from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, settings_table
+from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, failed_clients, robustness, settings_table
 from raysim.results.contents import Summary, Synthetic
-from raysim.results.files import REPORT, RESULTS, SUMMARY, write_csv, write_json, write_text
+from raysim.results.files import FIGURES, REPORT, RESULTS, SUMMARY, seal, write_csv, write_json, write_text
 from raysim.results.folders import RunSoFar, so_far
 
 SAMPLE_KEPT, SAMPLE_REJECTED, SAMPLE_CHARACTERS = 60, 30, 700
@@ -31,7 +31,9 @@ def write_run_report(run_dir: Path) -> Path:
     Errors: ValueError if the folder holds no `config.yaml`.
     """
     run = so_far(run_dir)
-    return _write_page(Path(run_dir), [run], title=_run_title(run.summary))
+    page = _write_page(Path(run_dir), [run], title=_run_title(run.summary))
+    seal(Path(run_dir), REPORT, FIGURES)
+    return page
 
 
 def write_comparison_report(out_dir: Path, run_dirs: Sequence[Path]) -> Path:
@@ -61,6 +63,7 @@ def write_comparison_tables(out_dir: Path, run_dirs: Sequence[Path]) -> list[Run
 
 def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
     named, rows = named_runs(runs), comparison_rows([run.summary for run in runs])
+    samples = [(one.label, _sample(one.run.synthetic)) for one in named if one.run.synthetic]
     page = render(
         "page.html.j2",
         title=title,
@@ -72,13 +75,15 @@ def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
         fictional=all(run.folder.config.data.source in BUILT_IN_SETS for run in runs),
         settings=settings_table(named),
         environments=environments(named),
-        samples=[(one.label, _sample(one.run.synthetic)) for one in named if one.run.synthetic],
+        samples=samples,
         colours={one.label: one.colour for one in named},
         accuracies=accuracies(named),
         attacks=attacks_made(named),
         public=PUBLIC,
+        failed=failed_clients(named),
+        robust=robustness(named),
     )
-    write_text(out_dir / REPORT, page)  # at once: a run with a page is a finished one
+    write_text(out_dir / REPORT, page, private=bool(samples))
     return out_dir / REPORT
 
 

@@ -16,6 +16,8 @@ from raysim.results.files import ENVIRONMENT
 
 UNINTERESTING_KEYS = ("name", "out", "compare", "compare_seeds", "claims")
 LOWER_IS_BETTER = ("heldout_nll", "leakage", "train_details_rate", "epsilon", "uplink_bytes")
+MOST_FAILED = 200
+"""Lines about clients whose updates did not count."""
 HIGHER_IS_BETTER = ("label_accuracy", "heldout_rouge_l", "tokens_per_s")
 
 
@@ -151,3 +153,30 @@ def environments(named: Sequence[NamedRun]) -> list[tuple[str, list[str]]]:
     flat = [configuration.flatten_keys(one.run.folder.json(ENVIRONMENT)) for one in named if one.run.environment]
     keys = dict.fromkeys(key for environment in flat for key in environment)
     return [(key, list(dict.fromkeys(value_text(environment.get(key)) for environment in flat))) for key in keys]
+
+
+def failed_clients(named: Sequence[NamedRun]) -> list[tuple[str, int, str, str]]:
+    """Of each run whose updates did not count: the client, in which rounds (counted from 1), and why (the first reason of its kind), `MOST_FAILED` at most."""
+    found: dict[tuple[str, int, str], tuple[list[int], str]] = {}
+    for one in named:
+        for record in one.run.records:
+            for failure in record.failures:
+                kind = failure.reason.partition(":")[0]
+                rounds, _ = found.setdefault((one.label, failure.client_id, kind), ([], failure.reason))
+                rounds.append(record.round_index + 1)
+    rows = [(label, k, ", ".join(map(str, rounds)), reason) for (label, k, _), (rounds, reason) in found.items()]
+    return rows[:MOST_FAILED]
+
+
+def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """The held-out loss by attack (the columns) and server rule (the rows), a backdoor's with its success rate; None unless runs differ in either."""
+    cells: dict[tuple[str, str], str] = {}
+    for one in named:
+        config, measured = one.run.folder.config, one.run.summary.eval
+        backdoor = next((record.backdoor for record in reversed(one.run.records) if record.backdoor), None)
+        figure = MISSING if measured is None else f"{measured.heldout_nll:.3f}"
+        cells[config.server.rule, config.adversary.attack] = figure + (f" ({backdoor.success_rate:.0%})" if backdoor else "")
+    rules, attacks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    if attacks == ["none"]:
+        return None
+    return attacks, [(rule, [cells.get((rule, attack), MISSING) for attack in attacks]) for rule in rules]

@@ -182,6 +182,25 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Backdoor:
+    """How often a release gives a backdoor's answer."""
+
+    success_rate: float
+    """Share of held-out prompts with the trigger that bring it."""
+    control_rate: float
+    """The same without the trigger."""
+    num_prompts: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client whose update did not count in a round."""
+
+    client_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """A line of rounds.jsonl; that of the untouched base model has index -1, an empty cohort and no traffic."""
 
@@ -208,6 +227,12 @@ class RoundRecord:
     attack: Attack | None
     num_failed: int = 0
     """Clients drawn that sent nothing."""
+    failures: tuple[Failure, ...] = ()
+    """Those whose updates did not count."""
+    num_late: int = 0
+    """Clients that sent after the deadline, and count in the next round."""
+    simulated_s: float = 0.0
+    """Simulated time that the server waited for its clients."""
     num_steps: int = 0
     """Optimiser steps of all clients."""
     client_s: float = 0.0
@@ -219,11 +244,12 @@ class RoundRecord:
     num_contributed: int | None = None
     empty_round: bool = False
     aborted: bool = False
-    """Too few survivors to open a secure sum."""
+    """Too few clients sent, to open a secure sum or for `server.min_clients`: nothing was released."""
     synthetic: Fate | None = None
     private: Private | None = None
     exposure: Exposure | None = None
     cross_client: CrossClient | None = None
+    backdoor: Backdoor | None = None
 
 
 @dataclass(frozen=True)
@@ -334,6 +360,8 @@ class Summary:
     tokens_per_s: float | None
     wall_s: float
     num_tokens: int
+    simulated_s: float = 0.0
+    """Simulated time of all rounds."""
     num_parameters: int | None = None
     """Of a released adapter."""
     num_base_parameters: int | None = None

@@ -1,10 +1,12 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +20,11 @@ from omegaconf import OmegaConf
 from raysim import __version__
 from raysim.config import BUILT_IN_SETS, Config, load, result_key, to_yaml
 from raysim.data.similarity import MEASURE
-from raysim.lora.layout import Vector, adapter_sha256, save_adapter
+from raysim.federation import checkpoint
+from raysim.lora.layout import Vector, adapter_sha256, peft_settings, save_adapter
 from raysim.lora.release import DELTA, Exported, save_delta
+from raysim.storage import LOCK
+from raysim.storage import write_text as write_whole
 
 CONFIG, ENVIRONMENT, PARTITION = "config.yaml", "environment.json", "partition.json"
 ROUNDS, LEDGER, ANSWERS, SYNTHETIC = "rounds.jsonl", "ledger.json", "answers.jsonl", "synthetic.jsonl"
@@ -28,21 +33,20 @@ JOURNAL, JUDGED, JUDGE = "judge.jsonl", "judged.jsonl", "judge.json"
 STATE, FIGURES, ADAPTER, TENSORS, CARD = "state", "figures", "adapter", "adapter_model.safetensors", "README.md"
 COMPARISON, CLAIMS, CLAIMS_TABLE, RESULTS = "comparison.json", "claims.json", "claims.md", "results.csv"
 SWEEP, POINTS, STOPPED = "sweep.yaml", "points.jsonl", "stopped.json"
+HASHES, AGAIN = "sha256.json", "audit"
 """The files of a run, of a comparison and of a sweep, by the names that other programs read them by; written and named here alone."""
+OF_A_RUN = (CONFIG, ENVIRONMENT, PARTITION, ROUNDS, LEDGER, ANSWERS, SYNTHETIC, SUMMARY, REPORT, AUDIT, JUDGED, JUDGE)
+"""Of these the ones that a run itself may write."""
+TEXTS = (ANSWERS, SYNTHETIC, JUDGED, JOURNAL)
+"""Hold private texts, or what a model made of them: their owner alone may read them."""
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
 
 Kind = TypeVar("Kind")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, in UTF-8; half a surrogate pair, which UTF-8 does not have, as JSON writes it (`\\ud800`)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)  # where the disk was full
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes a text file of a run as `storage.write_text` does; one of `TEXTS`, or that is `private`, for its owner alone."""
+    write_whole(path, text, private=private or path.name in TEXTS)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +145,8 @@ def check_folder(config: Config) -> Path:
 
     Errors: ValueError if it belongs to another configuration or is not a run's folder.
     """
-    return own_folder(config, file=CONFIG, scratch=(f".{CONFIG}.",), key=result_key, kind="run", other="configuration")
+    scratch = (f".{CONFIG}.", LOCK)
+    return own_folder(config, file=CONFIG, scratch=scratch, key=result_key, kind="run", other="configuration")
 
 
 def check_writable(out: Path) -> None:
@@ -206,14 +211,8 @@ def write_release(out: Path, config: Config, *, release: Exported, owned: dict[i
     Where nothing is shared (LOCIT), or not all of an adapter (FedSA-LoRA), there is one adapter a client, in `adapter/client-NNN`, and the hash is
     over all in order. Where a LoRA rule moved the base model, all that it changed lies beside the adapter.
     """
-    settings: dict[str, Any] = {
-        "base_model": config.model.name,
-        "rank": release.rank,
-        "alpha": release.alpha,
-        "dropout": config.lora.dropout,
-        "target_modules": list(config.lora.target_modules),
-        "with_order": not config.lora.spec.releases_its_state,
-    }
+    settings = _adapter_settings(config) | {"rank": release.rank, "alpha": release.alpha}
+    settings |= {"with_order": not config.lora.spec.releases_its_state}
     if not (config.method.spec.separates or config.lora.spec.personal):
         save_adapter(out / ADAPTER, release.adapter, release.layout, **settings)
         digest = adapter_sha256(release.adapter)
@@ -225,6 +224,61 @@ def write_release(out: Path, config: Config, *, release: Exported, owned: dict[i
         save_delta(out / ADAPTER, release.delta, release.layout)
     write_text(out / ADAPTER / CARD, model_card(config, summary=summary, digest=digest))
     return digest
+
+
+def _adapter_settings(config: Config) -> dict[str, Any]:
+    return {
+        "base_model": config.model.name,
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "dropout": config.lora.dropout,
+        "target_modules": list(config.lora.target_modules),
+    }
+
+
+def adapter_config(config: Config) -> dict[str, Any]:
+    """What `adapter_config.json` says of a run's released adapter."""
+    return peft_settings(**_adapter_settings(config))
+
+
+def seal(out: Path, *names: str) -> None:
+    """Writes `sha256.json`, the hash of every file of a finished run; with `names` (files, or folders of such) those of these alone anew.
+
+    A folder that has no such file, since its run is not finished, gets none from `names`.
+    """
+    if names and not (out / HASHES).is_file():
+        return
+    found = {name: digest for name, digest in hashes(out).items() if not names or name.startswith(names)}
+    kept = {name: digest for name, digest in read_json(out / HASHES).items() if not name.startswith(names)} if names else {}
+    write_json(out / HASHES, dict(sorted((kept | found).items())))
+
+
+def unseal(out: Path) -> None:
+    """Takes the hashes away from a folder whose run is finished anew, with what was added to the run afterwards and is not as they say."""
+    try:
+        stated = read_json(out / HASHES)
+    except (FileNotFoundError, ValueError):
+        stated = {}
+    found = hashes(out) if stated else {}
+    for name in (AUDIT, JUDGED, JUDGE):
+        if found.get(name) != stated.get(name):
+            (out / name).unlink(missing_ok=True)
+    (out / HASHES).unlink(missing_ok=True)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a run, by its name below the folder; of a checkpoint that of its manifest, which holds the others'.
+
+    Left out are hidden files, the judge's journal, which grows, and the runs of `raysim audit`, which have hashes of their own.
+    """
+    names = (path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (HASHES, JOURNAL))
+    sealed = [
+        name
+        for name in names
+        if name.parts[0] != AGAIN and not any(part.startswith(".") for part in name.parts)
+        if name.parts[0] != STATE or name.name == checkpoint.MANIFEST
+    ]
+    return {name.as_posix(): hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sealed}
 
 
 def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], num_rounds: int) -> dict[str, Any]:
@@ -252,11 +306,12 @@ def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: M
         "num_tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
         "wall_s": sum(record["wall_s"] for record in records),
+        "simulated_s": sum(record.get("simulated_s", 0.0) for record in records),
     }
 
 
-def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
-    """The README of a released adapter: what it is, how it was made, what is promised, how to load it."""
+def model_card(config: Config, *, summary: Mapping[str, Any], digest: str, version: str = __version__) -> str:
+    """The README of a released adapter: what it is, how it was made and by which `version` of raysim, what is promised, how to load it."""
     attack = summary["attack"] or {}
     leakage = (
         f"Extraction attack: ROUGE-L {attack['train_rouge_l']:.3f} on training prompts, {attack['heldout_rouge_l']:.3f} on held-out ones."
@@ -278,9 +333,9 @@ def model_card(config: Config, *, summary: dict[str, Any], digest: str) -> str:
 library_name: peft
 tags: [lora, federated-learning, raysim]
 ---
-# LoRA adapter `{config.name}` ({config.method.name})
+# LoRA adapter `{_as_code(config.name)}` ({config.method.name})
 
-Simulated federated fine-tuning of {config.model.name} with raysim {__version__}: {config.partition.num_clients} clients,
+Simulated federated fine-tuning of {_as_text(config.model.name)} with raysim {version}: {config.partition.num_clients} clients,
 {summary["num_rounds"]} rounds, rank {config.lora.rank}, data `{config.data.source}`, seed {config.seed}.
 {"The built-in data are fictional and not advice." if config.data.source in BUILT_IN_SETS else ""}
 
@@ -295,6 +350,16 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_MODEL_FOLDER), "{where}")
 ```
 """
+
+
+def _as_code(text: str) -> str:
+    """A text between backticks in Markdown, which cannot end them."""
+    return text.replace("`", "'")
+
+
+def _as_text(text: str) -> str:
+    """A text in Markdown that is read as it stands: neither markup, HTML nor a link."""
+    return re.sub(r"([\\`*\[\]<>!|~]|_(?=_))", r"\\\1", " ".join(text.split()))
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from raysim.config import Config, flatten_keys, load, to_dict
-from raysim.errors import shown
+from raysim.errors import check_folder_name, shown
 from raysim.federation.checkpoint import Snapshot, load_latest
 from raysim.privacy.mechanism import Mechanism, held_records
 from raysim.results import files
@@ -78,8 +78,22 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is over, and its page written."""
-        return self.is_over and self.has(files.REPORT)
+        """Whether the run is over, its page written, and every file as it was then."""
+        return self.is_over and not self.damage
+
+    @cached_property
+    def damage(self) -> str:
+        """What is wrong with the files of a run that is over, by their hashes; empty for nothing."""
+        if not self.has(files.HASHES):
+            return f"{files.HASHES} is missing"
+        try:
+            stated, found = self.json(files.HASHES), files.hashes(self.path)
+        except ValueError as error:
+            return str(error)
+        gone = [f"{name} is missing" for name in stated if name not in found]
+        changed = [f"{name} is not what {files.HASHES} says" for name in stated if found.get(name, stated[name]) != stated[name]]
+        added = [f"{name} is not in {files.HASHES}" for name in found if name not in stated and name in files.OF_A_RUN]
+        return next(iter([*gone, *changed, *added]), "")
 
     @property
     def is_stopped(self) -> bool:
@@ -274,7 +288,10 @@ class ComparisonFolder:
         path = self.path / files.COMPARISON
         if not path.is_file():
             raise ValueError(f"{str(path)!r} is missing; give the folder of a comparison with compare_seeds")
-        return typed(Comparison, read_json(path), where=str(path))
+        found = typed(Comparison, read_json(path), where=str(path))
+        for member in found.members:
+            check_folder_name(member.folder, key=f"{path}: folder")  # which could lead elsewhere
+        return found
 
     @property
     def verdicts(self) -> list[tuple[str, str]]:

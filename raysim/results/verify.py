@@ -1,12 +1,12 @@
 """`raysim verify RUN_DIR`: whether a run's folder says the same thing throughout, and whether its epsilon is right.
 
-Hashes are taken again, epsilon is computed again by dp-accounting from the ledger's own numbers, the ledger is held against
-the configuration, and the cohorts that were drawn against the sampler that was accounted for.
+Every file has the hash that `sha256.json` states. What can be derived is derived again: epsilon by dp-accounting from the ledger's own
+numbers, the ledger and its sentence from the configuration, the summary from the rounds, rounds and answers from the checkpoint, the model
+card and PEFT's settings from all of these, and the cohorts that were drawn are held against the sampler that was accounted for.
 Left out: training again. Who doubts the numbers of a round can run `config.yaml` again: the same seed gives the same hash.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import re
@@ -30,12 +30,13 @@ from raysim.config import Config
 from raysim.data.configured import configured_shards
 from raysim.data.partition import partition_manifest
 from raysim.data.sources import read_source, split_records
+from raysim.errors import shown
+from raysim.federation.checkpoint import load_checkpoint
 from raysim.lora.layout import ORDER, Vector, adapter_sha256
 from raysim.privacy.accounting import Release, quiet_about_skipped_orders
 from raysim.privacy.ledger import ledger_of
 from raysim.results import files
-from raysim.results.contents import Ledger
-from raysim.results.folders import RunFolder, runs_below, typed
+from raysim.results.folders import RunFolder, runs_below
 from raysim.results.inputs import changed_inputs, input_files
 
 LEAST_P = 1e-4
@@ -48,19 +49,8 @@ CLOSE = 0.01
 """By how much, as a share, epsilon computed again may differ."""
 LARGEST_PLD = 1e6
 """Above this an epsilon is compared by RDP alone: the grid of losses would not fit into memory."""
-LEDGER_KEYS = (
-    "unit",
-    "sampler",
-    "sampling_prob",
-    "noise_multiplier",
-    "accounted_multiplier",
-    "clip_norm",
-    "num_releases",
-    "delta",
-    "noise_at",
-    "releases",
-)
-"""What the ledger must say as the configuration has it."""
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+"""A number in a sentence."""
 
 
 class Violation(Exception):
@@ -119,7 +109,7 @@ def _look(name: str, check: Callable[[RunFolder], str], run: RunFolder) -> Check
         return Check(name, False, str(violation))
     except FileNotFoundError as error:
         return Check(name, False, f"{Path(error.filename).name} is missing")
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         first = (str(error).strip() or "no message").splitlines()[0]
         return Check(name, False, f"cannot be looked at ({type(error).__name__}: {first})")
 
@@ -141,6 +131,13 @@ def check_files(run: RunFolder) -> str:
     return f"{len(names) + 2} files, with figures{' and state' if run.rounds else ''}"
 
 
+def check_hashes(run: RunFolder) -> str:
+    """Every file is what it was when the run ended, and no file of a run has come to it."""
+    if run.damage:
+        raise Violation(run.damage)
+    return f"{len(run.json(files.HASHES))} files as {files.HASHES} says"
+
+
 def check_adapter(run: RunFolder) -> str:
     """The released tensors have the hash that the summary and the model card state."""
     summary = run.summary
@@ -148,8 +145,15 @@ def check_adapter(run: RunFolder) -> str:
     digest = adapter_sha256(vectors)
     if digest != summary.adapter_sha256:
         raise Violation(f"adapter/ has {digest[:12]}..., {files.SUMMARY} says {str(summary.adapter_sha256)[:12]}...")
-    if digest not in (run.path / files.ADAPTER / files.CARD).read_text(encoding="utf-8"):
-        raise Violation(f"adapter/{files.CARD} states another hash than {files.SUMMARY}")
+    card = files.model_card(run.config, summary=run.json(files.SUMMARY), digest=digest, version=run.environment.raysim)
+    if (run.path / files.ADAPTER / files.CARD).read_text(encoding="utf-8") != card:
+        raise Violation(f"adapter/{files.CARD} says something else than {files.SUMMARY} and {files.CONFIG}")
+    for folder in _adapter_folders(run):
+        stated, expected = run.json(f"{folder}/adapter_config.json"), files.adapter_config(run.config)
+        if not run.config.lora.spec.releases_its_state:  # whose rank the LoRA rule makes, and the tensors have
+            expected |= {key: stated.get(key) for key in ("r", "lora_alpha")}
+        if stated != expected:
+            raise Violation(f"{folder}/adapter_config.json says something else than {files.CONFIG}")
     for vector in vectors:
         if len(vector) != summary.num_parameters:
             raise Violation(f"adapter/ holds {len(vector)} parameters, {files.SUMMARY} says {summary.num_parameters}")
@@ -197,13 +201,10 @@ def check_checkpoints(run: RunFolder) -> str:
     """Every checkpoint's files have the hashes of its manifest."""
     folders = sorted((run.path / files.STATE).glob("round-*"))
     for folder in folders:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        stated = manifest.pop("sha256")
-        if hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest() != stated:
-            raise Violation(f"state/{folder.name}/manifest.json has another hash than it states")
-        for name, expected in manifest["files"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-                raise Violation(f"state/{folder.name}/{name} has another hash than its manifest states")
+        try:
+            load_checkpoint(folder)
+        except ValueError as error:
+            raise Violation(f"{files.STATE}/{folder.name}: {error}") from None
     if run.rounds and not folders:
         raise Violation("state/ holds no checkpoint")
     return f"{len(folders)} checkpoints" if folders else "none: nothing was trained"
@@ -227,7 +228,21 @@ def check_records(run: RunFolder) -> str:
         different = [key for key in saved | record if record.get(key) != saved.get(key)]
         if different:
             raise Violation(f"round {record['round_index']}: {different[0]} differs from the checkpoint")
+    for name, rows in {files.ANSWERS: run.snapshot.answers, files.SYNTHETIC: run.snapshot.synthetic}.items():
+        if (run.jsonl(name) if run.has(name) else []) != rows:
+            raise Violation(f"{name} is not what the newest checkpoint holds")
     return f"{len(found)} rounds, as in the newest checkpoint"
+
+
+def check_summary(run: RunFolder) -> str:
+    """summary.json is what the rounds and the ledger come to."""
+    stated, ledger = run.json(files.SUMMARY), run.json(files.LEDGER)
+    expected = files.summarise(run.config, records=run.jsonl(files.ROUNDS), ledger=ledger, num_rounds=len(run.rounds))
+    expected |= {"num_parameters": stated.get("num_parameters")}  # held against the adapter
+    for key, value in _as_json(expected).items():
+        if key not in stated or not _alike(stated[key], value, tolerance=1e-9):
+            raise Violation(f"{files.SUMMARY} says {key}={shown(stated.get(key))}, the rounds and the ledger {shown(value)}")
+    return f"{len(expected)} values from the rounds and the ledger"
 
 
 def _adapter_folders(run: RunFolder) -> list[str]:
@@ -374,11 +389,11 @@ def check_releases(run: RunFolder) -> str:
 
 def check_configured(run: RunFolder) -> str:
     """Noise, bound, delta, sampling and the rest stand in the ledger as the configuration has them."""
-    stated, expected = (asdict(one) for one in (run.ledger, typed(Ledger, ledger_of(run.mechanism, len(run.rounds)), where=files.CONFIG)))
+    stated, expected = run.json(files.LEDGER), _as_json(ledger_of(run.mechanism, len(run.rounds)))
     tolerance = 2e-3 if run.config.privacy.target_epsilon else 1e-9  # a solved multiplier may differ between versions of dp-accounting
-    for key in LEDGER_KEYS:
-        if not _alike(stated[key], expected[key], tolerance=tolerance):
-            raise Violation(f"{key} is {stated[key]!r} in the ledger and {expected[key]!r} by config.yaml")
+    for key in expected | stated:
+        if key not in stated or key not in expected or not _alike(stated[key], expected[key], tolerance=tolerance):
+            raise Violation(f"{key} is {shown(stated.get(key))} in the ledger and {shown(expected.get(key))} by {files.CONFIG}")
     epsilon, privacy = run.ledger.epsilon, run.config.privacy
     for key, limit in {"target_epsilon": privacy.target_epsilon, "max_epsilon": privacy.max_epsilon}.items():
         if limit and not run.ledger.unit == "none" and (epsilon is None or epsilon > limit):
@@ -405,14 +420,33 @@ def check_noise(run: RunFolder) -> str:
 
 
 def _alike(found: Any, expected: Any, *, tolerance: float) -> bool:
-    """Whether two JSON values are equal, numbers to a relative `tolerance`."""
+    """Whether two JSON values are equal, numbers to a relative `tolerance`, in sentences too."""
     if isinstance(expected, Mapping):
-        return set(found) == set(expected) and all(_alike(found[key], expected[key], tolerance=tolerance) for key in expected)
+        return (
+            isinstance(found, Mapping)
+            and set(found) == set(expected)
+            and all(_alike(found[key], expected[key], tolerance=tolerance) for key in expected)
+        )
     if isinstance(expected, Sequence) and not isinstance(expected, str):
-        return len(found) == len(expected) and all(_alike(a, b, tolerance=tolerance) for a, b in zip(found, expected, strict=True))
+        return (
+            isinstance(found, Sequence)
+            and len(found) == len(expected)
+            and all(_alike(a, b, tolerance=tolerance) for a, b in zip(found, expected, strict=True))
+        )
+    if isinstance(expected, bool) or isinstance(found, bool):
+        return found is expected
     if isinstance(expected, float) and isinstance(found, int | float):
         return math.isclose(found, expected, rel_tol=tolerance)
+    if isinstance(expected, str) and isinstance(found, str):
+        numbers = [[float(number) for number in NUMBER.findall(text)] for text in (found, expected)]
+        return NUMBER.sub("", found) == NUMBER.sub("", expected) and _alike(*numbers, tolerance=tolerance)
     return bool(found == expected)
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The object as a file would give it back."""
+    found: dict[str, Any] = json.loads(json.dumps(value))
+    return found
 
 
 # --- cohorts
@@ -540,11 +574,13 @@ def _short(cohort: Sequence[int]) -> str:
 
 CHECKS: dict[str, Callable[[RunFolder], str]] = {
     "files": check_files,
+    "file hashes": check_hashes,
     "adapter hash": check_adapter,
     "input files": check_inputs,
     "partition hash": check_partition,
     "checkpoint hashes": check_checkpoints,
     "round records": check_records,
+    "summary": check_summary,
     "epsilon": check_epsilon,
     "epsilon by round": check_epsilon_by_round,
     "releases": check_releases,

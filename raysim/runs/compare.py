@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raysim import storage
 from raysim.claims.page import write_claims_report
 from raysim.config import Config, JudgeConfig, result_key, unresolved, unused_privacy, validate, with_overrides
 from raysim.console.progress import run_line
@@ -35,9 +36,14 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
     judged.check(config.judge)
     for entry in firsts:
         inputs.check_inputs(files.check_folder(entry), entry)
-    files.check_writable(comparison_folder(config))
-    done = _run_all(firsts, display=display)
     out = comparison_folder(config)
+    files.check_writable(out)
+    with storage.held(out):
+        return _compare(config, configs, firsts, out=out, display=display)
+
+
+def _compare(config: Config, configs: Sequence[Config], firsts: Sequence[Config], *, out: Path, display: bool | None) -> list[Run]:
+    done = _run_all(firsts, display=display)
     folders = list(done)
     if config.compare_seeds:
         members = [{"entry": e.name, "seed": e.seed, "folder": Path(first.out).name} for e, first in zip(configs, firsts, strict=True)]

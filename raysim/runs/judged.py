@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysim import storage
 from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge, score_tokens
@@ -106,7 +107,8 @@ def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, displa
         return False
     with open_judge(config, journal=journal) as judge:
         for folder in waiting:
-            words = judge_run(folder, judge, settings=settings or {})
+            with storage.held(folder):
+                words = judge_run(folder, judge, settings=settings or {})
             if display is not False:
                 print(f"judged {folder.name}: {words}", flush=True)
     return True
@@ -143,6 +145,7 @@ def judge_run(folder: Path, judge: Judge, *, settings: dict[str, Any]) -> str:
     files.write_jsonl(folder / files.JUDGED, [one | other for one, other in zip(known, judgement_rows(judgements), strict=True)])
     tally = judge.tally() if isinstance(judge, EndpointJudge) else None
     files.write_json(folder / files.JUDGE, {"made_from": _made_from(pairs, settings), **found, "words": words, "tally": tally})
+    files.seal(folder, files.JUDGED, files.JUDGE)
     return words
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysim import storage
 from raysim.config import (
     TODAY,
     Config,
@@ -107,8 +108,10 @@ def run(
     done = load_run(config, out)
     if done is None:
         files.check_writable(out)
-        with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
-            done = _run(config, out, opened, data=data, display=display, on_round=on_round)
+        with storage.held(out):
+            files.check_folder(config)  # another command may have made it its own
+            with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
+                done = _run(config, out, opened, data=data, display=display, on_round=on_round)
     if judged.judge_runs(config, [out], journal=out / files.JOURNAL, display=display):
         write_run_report(out)
     return done
@@ -132,7 +135,7 @@ def dated(config: Config, begun: Sequence[Path]) -> Config:
 
 
 def load_run(config: Config, out: Path) -> Run | None:
-    """The finished run in `out`, or None."""
+    """The finished run in `out`, or None for none, or one whose files are not as it left them: it is finished again from its checkpoint."""
     folder = RunFolder(out)
     if not folder.is_finished:
         return None
@@ -189,6 +192,8 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     found = inputs.input_files(config) | _prints_of(experiment)
     inputs.check_inputs(out, config, now=found)
     chat = describe_chat(lm.tokenizer, chat=chat_format(config.data), stop_token_ids=lm.eos_token_ids)
+    damage = _damage(out)
+    files.unseal(out)
     files.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
@@ -198,7 +203,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
             on_round(simulation.records)
 
     with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
-        for line in notes(experiment, config):
+        for line in [*damage, *notes(experiment, config)]:
             progress.note(line)
         simulation = simulate(
             Simulation(
@@ -218,6 +223,12 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
         )
     base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
     return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+
+
+def _damage(out: Path) -> list[str]:
+    """What is wrong with the run that was over in this folder, if one was."""
+    folder = RunFolder(out)
+    return [f"{folder.damage}: the run is finished again from its newest checkpoint"] if folder.is_over else []
 
 
 def _prints_of(experiment: Experiment) -> dict[str, dict[str, inputs.Print]]:
@@ -287,6 +298,7 @@ def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, n
     summary["adapter_sha256"] = digest
     files.write_json(out / files.SUMMARY, summary)
     write_run_report(out)
+    files.seal(out)
     return Run(config, out, simulation.records, ledger, summary)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysim import storage
 from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
 from raysim.console.sweep_progress import SweepProgress
 from raysim.console.tables import print_rows
@@ -59,6 +60,14 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
     for point in suggested(out) if config.sweep.search == "optuna" else points:
         inputs.check_inputs(trial_folder(config, point), trial_of(config, point))
     runfiles.check_writable(out)
+    with storage.held(out):
+        return _sweep(config, points, out=out, display=display, config_name=config_name, overrides=overrides)
+
+
+def _sweep(
+    config: Config, points: Sequence[Point], *, out: Path, display: bool | None, config_name: str, overrides: Sequence[str]
+) -> SweepResult:
+    check_folder(config)  # another command may have made it its own
     runfiles.write_text(out / runfiles.SWEEP, to_yaml(config))
     with SweepProgress(config.name, enabled=display) as progress:
         for warning in idle_keys(config, points):
@@ -155,7 +164,7 @@ def check_folder(config: Config) -> Path:
     Errors: ValueError if it is something else's.
     """
     # A sweep that was killed or refused before its first trial leaves at most its own file.
-    scratch = (f".{runfiles.SWEEP}.", runfiles.SWEEP)
+    scratch = (f".{runfiles.SWEEP}.", runfiles.SWEEP, storage.LOCK)
     return runfiles.own_folder(config, file=runfiles.SWEEP, scratch=scratch, key=sweep_key, kind="sweep", other="sweep")
 
 

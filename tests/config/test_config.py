@@ -180,6 +180,8 @@ def test_the_lowest_value_is_allowed(key: str) -> None:
 MANY = ["data.num_train=0", "partition.num_clients=1000000"]
 CLIENT = ["privacy.unit=client"]
 IN_A_SETTING = {
+    "clients.overselect": ["server.cohort_size=2"],
+    "server.min_clients": MANY,
     "partition.min_examples": ["data.num_train=0"],
     "partition.num_clients": ["data.num_train=0"],
     "privacy.count_noise": [*CLIENT, "privacy.clipping=adaptive"],
@@ -260,6 +262,31 @@ COMBINATIONS = [
     *LORA_RULES,
     (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
     (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
+    (["clients.dropout_by_client=[0.1]"], ["clients.dropout_by_client=[0.1]", "partition.num_clients=3"]),
+    (["clients.overselect=1.3"], ["clients.overselect=1.3", "set server.cohort_size"]),
+    (["clients.overselect=1.3", "server.cohort_size=2", *CLIENT], ["clients.overselect=1.3", "lets one client decide by its speed"]),
+    (
+        ["clients.deadline_s=3", "method.name=dplora"],
+        ["clients.deadline_s=3.0", "how long a client's records are", "privacy.unit='example'"],
+    ),
+    (
+        ["clients.deadline_s=3", *CLIENT, "privacy.noise_at=client"],
+        ["clients.deadline_s=3.0", "privacy.noise_at='client'", "or privacy.unit=client"],
+    ),
+    (["clients.deadline_s=3", "clients.late=stale", *CLIENT], ["clients.late='stale'", "count twice in a round", "use 'drop'"]),
+    (["clients.deadline_s=3", "clients.late=stale", "method.name=scaffold"], ["clients.late='stale'", "control variates of another round"]),
+    (["clients.deadline_s=3", "clients.late=stale", "server.rule=median"], ["clients.late='stale'", "server.rule='median'"]),
+    (["server.rule=krum", *CLIENT], ["server.rule='krum'", "not bounded by privacy.clip_norm", "use 'mean'"]),
+    (["server.rule=median", "method.name=scaffold"], ["server.rule='median'", "nor control variates"]),
+    (["adversary.attack=scale"], ["adversary.share=0.2", "makes none of partition.num_clients=3 clients hostile"]),
+    (["adversary.attack=scale", "adversary.share=0.5", "method.name=cenit"], ["adversary.attack='scale'", "method.name='cenit'"]),
+    (
+        ["adversary.attack=scale", "adversary.share=0.5", *CLIENT, "privacy.noise_at=client"],
+        ["adversary.attack='scale'", "privacy.noise_at='client'", "a hostile one need not do"],
+    ),
+    (["adversary.attack=backdoor", "adversary.share=0.5", "adversary.trigger=' '"], ["adversary.trigger", "must not be empty"]),
+    (["server.min_clients=2", *CLIENT], ["server.min_clients=2", "how many clients came", "privacy.dropout_tolerance"]),
+    (["server.min_clients=9"], ["server.min_clients=9", "is more than a round has clients"]),
     (["partition.num_clients=49"], ["partition.num_clients=49", "data.num_train=48", "lower num_clients"]),
     (["partition.min_examples=17"], ["partition.min_examples=17"]),
     (["method.name=dplora", "train.prox_mu=0.1"], ["train.prox_mu"]),
@@ -922,3 +949,37 @@ def test_a_rule_concerns_the_keys_that_it_names_and_no_others() -> None:
     rule = Rule("server.lr={value}", lambda config: True, "is too much for server.optimizer={server.optimizer!r}", "seeded out of name")
     assert {key for key in KEYS if concerns(rule, key)} == {"server.lr", "server.optimizer"}
     assert not concerns(Rule("train.lr_schedule='cosine'", lambda config: True, "x"), "train.lr")
+
+
+def bomb(levels: int) -> str:
+    """YAML in which each of so many lists names the one before ten times."""
+    lines = ["a0: &a0 [1]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (bomb(12), "use fewer aliases"),
+        ("a: &a [*a]\n", "use fewer aliases"),
+        ("a: " + "[" * 20_000, "is not valid YAML"),
+        ("#" + "x" * 2**20 + "\n", "of which a configuration may have 1,048,576"),
+    ],
+    ids=["aliases of aliases", "an alias of itself", "deep nesting", "a megabyte"],
+)
+def test_a_file_that_grows_without_bound_is_refused_at_once(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    text = refusal_of(tmp_path / "a.yaml")
+    assert named in text
+    assert "\n" not in text
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_an_alias_that_saves_a_few_words_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("compare:\n  a: &a {method.name: fedit}\n  b: *a\n")
+    assert load(tmp_path / "a.yaml").compare == {"a": {"method.name": "fedit"}, "b": {"method.name": "fedit"}}

@@ -171,7 +171,7 @@ def test_a_checkpoint_from_before_a_setting_existed_had_its_default(
     assert snapshot is not None
     shutil.rmtree(out / "state")
     older = {key: value for key, value in snapshot.config_key.items() if key != "server.optimizer"}
-    checkpoint.save(out / "state", dataclasses.replace(snapshot, config_key=older), changed_clients=set())
+    checkpoint.save(out / "state", dataclasses.replace(snapshot, config_key=older))
     text = (out / "config.yaml").read_text()
     assert text.count("  optimizer: none\n") == 1
     (out / "config.yaml").write_text(text.replace("  optimizer: none\n", "  optimizer: momentum\n"))

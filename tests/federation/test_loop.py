@@ -245,7 +245,7 @@ def test_a_round_in_which_no_client_takes_part_still_adds_its_noise_and_is_accou
 
 
 QUICK = ["data.max_length=300", "evaluate.every=0", "evaluate.num_generated=1", "attack.every=-1", "privacy.delta=1e-5"]
-DISTRIBUTED = ["partition.num_clients=5", "privacy.noise_at=distributed", "server.dropout_prob=0.3", "privacy.dropout_tolerance=0.5"]
+DISTRIBUTED = ["partition.num_clients=5", "privacy.noise_at=distributed", "clients.dropout=0.3", "privacy.dropout_tolerance=0.5"]
 
 
 def test_clients_that_fail_send_nothing_and_a_round_that_loses_too_many_releases_nothing(backend: Backend, tmp_path: Path) -> None:
@@ -461,13 +461,107 @@ class Diverging(LocalClients):
         return sums
 
 
-def test_an_error_in_a_client_names_round_and_client(backend: Backend, tmp_path: Path) -> None:
-    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
-        return LocalClients(backend.worker, assignment, broken(experiment))
+def failing(backend: Backend) -> Seam:
+    """A backend whose client 2 has broken data."""
+    return Seam(
+        backend.key, backend.worker, None, lambda assignment, experiment: LocalClients(backend.worker, assignment, broken(experiment))
+    )
 
+
+def test_an_error_in_a_client_whose_records_are_protected_names_round_and_client(backend: Backend, tmp_path: Path) -> None:
+    """One record may be why it fails, and no noise covers that it sends nothing."""
     with pytest.raises(RuntimeError, match="round 0, client 2: "):
-        finished("fedit", backend=Seam(backend.key, backend.worker, None, make), out=tmp_path / "run")
+        finished("dplora-example", backend=failing(backend), out=tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_client_that_raises_is_in_the_records_and_on_the_page_and_the_round_goes_on_without_it(
+    backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others come to what they come to where the client has dropped out."""
+    done = run(small("fedit", out=tmp_path / "run"), backend=failing(backend))
+    without = finished("fedit", "clients.dropout_by_client=[0,0,0.99]", backend=backend, out=tmp_path / "without")
+    assert [record["num_failed"] for record in without.records] == [1, 1], "another seed, where it never came"
+    for record, other in zip(done.records, without.records, strict=True):
+        [failure] = record["failures"]
+        assert failure["client_id"] == 2
+        assert failure["reason"].startswith("IndexError: ")
+        assert other["failures"] == [{"client_id": 2, "reason": "dropped out"}]
+        assert (record["num_failed"], record["num_contributed"], record["aborted"]) == (1, 2, False)
+        assert record["uplink_bytes"] == other["uplink_bytes"]
+    assert done.summary["adapter_sha256"] == without.summary["adapter_sha256"]
+    assert "client 2: IndexError: " in capsys.readouterr().out
+    page = done.page.read_text()
+    assert "Clients whose updates did not count" in page
+    assert "IndexError" in page
+
+
+def test_a_round_in_which_every_client_fails_ends_the_run(backend: Backend, tmp_path: Path) -> None:
+    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
+        shard = broken(experiment).shards[2]
+        return LocalClients(backend.worker, assignment, dataclasses.replace(experiment, shards=(shard,) * 3))
+
+    with pytest.raises(RuntimeError, match="round 0, client 0: IndexError"):
+        finished("fedit", backend=Seam(backend.key, backend.worker, None, make), out=tmp_path / "run")
+
+
+def test_a_round_to_which_too_few_clients_send_releases_nothing_and_says_so(
+    backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(small("fedit", "server.min_clients=3", out=tmp_path / "run"), backend=failing(backend))
+    assert [(record["aborted"], record["num_contributed"]) for record in done.records] == [(True, 2)] * 2
+    assert "round 0: 2 clients sent, too few: nothing is released" in capsys.readouterr().out
+    untouched = finished("fedit", "clients.dropout=0.99", backend=backend, out=tmp_path / "nobody")
+    assert [record["num_contributed"] for record in untouched.records] == [0, 0]
+    assert done.summary["adapter_sha256"] == untouched.summary["adapter_sha256"]
+    enough = finished("fedit", "server.min_clients=2", backend=failing(backend), out=tmp_path / "enough")
+    assert not any(record["aborted"] for record in enough.records)
+
+
+@pytest.mark.parametrize("noise_at", ["client", "distributed"])
+def test_where_clients_add_noise_one_that_failed_still_sends_its_own(backend: Backend, tmp_path: Path, noise_at: str) -> None:
+    """So nobody sees that it failed: the sum is what it would be had its update been zero."""
+    settings = ["privacy.delta=1e-5", f"privacy.noise_at={noise_at}", "server.num_rounds=1"]
+    done = finished("fedit-client", *settings, backend=failing(backend), out=tmp_path / "run")
+    [record] = done.records
+    assert [failure["client_id"] for failure in record["failures"]] == [2]
+    assert (record["num_contributed"], record["aborted"]) == (3, False)
+
+
+def test_what_comes_late_counts_in_the_next_round_or_not_at_all_and_a_resume_changes_nothing(backend: Backend, tmp_path: Path) -> None:
+    """With equal machines the largest shard takes longest."""
+    base = ["partition.scheme=quantity", "partition.alpha=0.3", "clients.token_s=1", "server.num_rounds=3", "attack.every=-1"]
+    everybody = finished("fedit", *base, backend=backend, out=tmp_path / "all")
+    sizes = [client["num_tokens"] for client in json.loads((tmp_path / "all" / "partition.json").read_text())["clients"]]
+    assert [record["simulated_s"] for record in everybody.records] == [max(sizes)] * 3
+    slow, deadline_s = sizes.index(max(sizes)), sorted(sizes)[1]
+    assert everybody.summary["simulated_s"] == 3 * max(sizes)
+    late = [*base, f"clients.deadline_s={deadline_s}"]
+    dropped = finished("fedit", *late, backend=backend, out=tmp_path / "dropped")
+    assert [record["simulated_s"] for record in dropped.records] == [deadline_s] * 3
+    assert [[failure["client_id"] for failure in record["failures"]] for record in dropped.records] == [[slow]] * 3
+    assert dropped.records[0]["failures"][0]["reason"] == f"late: {max(sizes):.4g} s of {deadline_s:g} s"
+    without = finished(
+        "fedit", *base, f"clients.dropout_by_client={[0.99 * (k == slow) for k in range(3)]}", backend=backend, out=tmp_path / "without"
+    )
+    assert dropped.summary["adapter_sha256"] == without.summary["adapter_sha256"]
+    stale = finished("fedit", *late, "clients.late=stale", backend=backend, out=tmp_path / "stale")
+    assert [(record["num_late"], record["failures"]) for record in stale.records] == [(1, [])] * 3
+    assert len({done.summary["adapter_sha256"] for done in (everybody, dropped, stale)}) == 3
+    assert load_file(tmp_path / "stale" / "state" / "round-00002" / "server.safetensors")["late_weight"].tolist() == [
+        everybody_weight(tmp_path / "all", slow)
+    ]
+    shutil.copytree(tmp_path / "stale", tmp_path / "again")
+    for name in ("summary.json", "state/round-00003"):
+        path = tmp_path / "again" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = finished("fedit", *late, "clients.late=stale", backend=backend, out=tmp_path / "again")
+    assert again.summary["adapter_sha256"] == stale.summary["adapter_sha256"]
+
+
+def everybody_weight(out: Path, client_id: int) -> float:
+    """The weight of a client: its number of examples."""
+    return float(json.loads((out / "partition.json").read_text())["clients"][client_id]["num_examples"])
 
 
 def broken(experiment: Experiment) -> Experiment:

@@ -45,7 +45,7 @@ MORE = {
     "simulated-noise": [*CLIENT, "privacy.noise_cohort_size=100", "privacy.population=1000"],
     "yogi": ["fedit", *QUICK, "server.optimizer=yogi", "server.lr=0.01"],
     "adagrad": ["fedit", *QUICK, "server.optimizer=adagrad", "server.lr=0.01"],
-    "drop-outs": ["fedit", *QUICK, "partition.num_clients=5", "server.dropout_prob=0.4"],
+    "drop-outs": ["fedit", *QUICK, "partition.num_clients=5", "clients.dropout=0.4"],
     "secrets": ["fedit", *QUICK, "audit.multiplicities=[1,2]", "audit.num_references=7"],
     "record-canaries": ["dplora-example", *QUICK, "audit.num_canaries=6", "audit.canary=record"],
     "gradient-canaries": ["dplora-example", *QUICK, "audit.num_canaries=6", "audit.canary=gradient"],

@@ -1,13 +1,19 @@
 """A judge behind a socket: what it asks, how it takes failures, what it pays for twice (nothing), and what it never writes down."""
 
+import contextlib
 import email.utils
+import gzip
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,98 @@ def rate(server: Server, journal: Path, questions: list[Question] = QUESTIONS, *
 
 def entries(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+ESCAPES: dict[str, Callable[[str], str]] = {
+    "as it is": lambda key: key,
+    "for JSON": lambda key: json.dumps(key)[1:-1],
+    "for JSON, all of it": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
+    "for JSON, some of it": lambda key: "".join(f"\\u{ord(c):04X}" if c.isdigit() else c for c in key),
+    "for JSON, twice": lambda key: json.dumps(json.dumps(key)[1:-1])[1:-1],
+    "for an address": lambda key: urllib.parse.quote(key, safe=""),
+    "for an address, all of it": lambda key: "".join(f"%{ord(c):02x}" for c in key),
+    "for an address, twice": lambda key: urllib.parse.quote(urllib.parse.quote(key, safe=""), safe=""),
+    "for HTML": html.escape,
+    "for HTML, twice": lambda key: html.escape(html.escape(key)),
+    "for HTML, by number": lambda key: "".join(f"&#{ord(c)};" for c in key),
+    "for HTML, by hexadecimal number": lambda key: "".join(f"&#x{ord(c):X};" for c in key),
+    "in capitals": str.upper,
+}
+
+
+def unescaped(text: str) -> set[str]:
+    """A text, and what it says once escapes of any kind are taken away, however deep."""
+    found = {text}
+    while new := {form for one in found for form in _read_once(one)} - found:
+        found |= new
+    return found
+
+
+def _read_once(text: str) -> list[str]:
+    by_number = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+    return [html.unescape(text), urllib.parse.unquote(text), by_number, re.sub(r"\\+([\"/\\])", r"\1", text)]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("place", ["a completion", "another field", "no completion", "an error"])
+def test_a_server_that_repeats_the_key_in_any_escape_has_it_blotted_out(tmp_path: Path, name: str, place: str) -> None:
+    said = f"you sent {ESCAPES[name](KEY)}!"
+    raw = said if name.startswith("for JSON") else json.dumps(said)[1:-1]
+    good = json.dumps(completion(write_ratings(fair_ratings(QUESTIONS[0]))))
+    bodies = {
+        "a completion": json.dumps(completion("SAID")).replace("SAID", raw),
+        "another field": good[:-1] + f', "system": {{"{raw}": ["{raw}"]}}}}',
+        "no completion": f'{{"detail": "{raw}"}}',
+        "an error": f'{{"detail": "{raw}"}}',
+    }
+    reply = Reply(bodies[place].encode(), status=400 if place == "an error" else 200)
+    with serving(lambda call: reply) as server, contextlib.suppress(ValueError):
+        rate(server, tmp_path / "judge.jsonl", QUESTIONS[:1], key=KEY, max_unparsed=0)
+    written = (tmp_path / "judge.jsonl").read_text()
+    assert "[key]" in written
+    assert not any(KEY.lower() in form.lower() for form in unescaped(written))
+
+
+ODD_REPLIES: dict[str, Reply] = {
+    "a number beyond all": Reply(b'{"choices": [{"message": {"content": "x"}, "logprob": 1e999}], "usage": {"prompt_tokens": -1e999}}'),
+    "a usage of 400 digits": Reply(
+        b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1%s, "completion_tokens": 1}}' % (b"0" * 400)
+    ),
+    "a usage of 5000 digits": Reply(b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1%s}}' % (b"0" * 5000)),
+    "a usage that is true": Reply(
+        b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": true, "completion_tokens": -1}}'
+    ),
+    "an unknown charset": Reply(completion("x"), headers={"Content-Type": "application/json; charset=klingon"}),
+    "a charset that is no text's": Reply(completion("x"), headers={"Content-Type": "application/json; charset=base64"}),
+    "UTF-16": Reply(json.dumps(completion("x")).encode("utf-16"), headers={"Content-Type": "application/json; charset=utf-8"}),
+    "no text at all": Reply(bytes(range(256))),
+    "nothing": Reply(b""),
+    "deep nesting": Reply(b"[" * 100_000),
+    "deep nesting within": Reply(b'{"choices": [{"message": {"content": "x"}}], "more": ' + b"[" * 990 + b"]" * 990 + b"}"),
+    "half a surrogate pair": Reply(b'{"choices": [{"message": {"content": "\\ud800"}}]}'),
+    "a zero byte": Reply(b'{"choices": [{"message": {"content": "\\u0000"}}]}'),
+    "a broken gzip": Reply(b"\x1f\x8bnone", headers={"Content-Encoding": "gzip"}),
+    "a list": Reply(b"[]"),
+    "no end": Reply(b'{"choices": [{"message": {"content": "' + b"x" * 20_000_000 + b'"}}]}'),
+    "a packed reply of 100 MB": Reply(gzip.compress(bytes(100_000_000), compresslevel=1), headers={"Content-Encoding": "gzip"}),
+    "no choices": Reply(b'{"choices": []}'),
+    "a rest until the year 1": Reply(b"{}", status=429, headers={"Retry-After": "Mon, 01 Jan 0001 00:00:00 -2359"}),
+    "a rest that is no time": Reply(b"{}", status=503, headers={"Retry-After": "1e999"}),
+}
+
+
+@pytest.mark.parametrize("reply", ODD_REPLIES.values(), ids=list(ODD_REPLIES))
+def test_an_odd_reply_is_unparsed_or_one_line_and_the_journal_stays_of_use(tmp_path: Path, reply: Reply) -> None:
+    journal = tmp_path / "judge.jsonl"
+    prices = {"price_prompt": 1.0, "price_completion": 1.0}
+    for behave in (lambda call: reply, fair):  # the second time the same journal is read
+        with serving(behave) as server, EndpointJudge(at(server), journal=journal, settings=patience(max_unparsed=1, **prices)) as judge:
+            with contextlib.suppress(JudgeError, ValueError):
+                assert len(judge.rate(QUESTIONS[:1])) == 1
+            assert judge.tally()["cost"] < 1e6
+    assert all(entries(journal))
+    assert journal.stat().st_size < 10_000_000
+    assert journal.stat().st_mode & 0o777 == 0o600
 
 
 def failing_first(reply: Reply, times: int = 1) -> Behaviour:

@@ -328,7 +328,7 @@ RUN_VALUES: dict[str, Sequence[Any]] = {
     "server.beta1": (0, 0.9, 0.9999),
     "server.beta2": (0, 0.99, 0.9999),
     "server.tau": (1e-300, 1e-3, 1e9),
-    "server.dropout_prob": (0, 0.5, 0.99),
+    "clients.dropout": (0, 0.5, 0.99),
     "privacy.unit": CHOICES["privacy.unit"],
     "privacy.noise_at": CHOICES["privacy.noise_at"],
     "privacy.sampler": CHOICES["privacy.sampler"],

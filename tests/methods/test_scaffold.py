@@ -180,7 +180,7 @@ def test_the_first_release_is_fedits_and_the_second_is_not(backend: Backend, tmp
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 def test_the_servers_variate_is_the_mean_of_all_clients(backend: Backend, tmp_path: Path, weighting: str) -> None:
     """Under the updates' weights, those that have not come yet and those that failed included at what they had."""
-    settings = ["partition.num_clients=4", "server.cohort_size=2", "server.num_rounds=3", "server.dropout_prob=0.3"]
+    settings = ["partition.num_clients=4", "server.cohort_size=2", "server.num_rounds=3", "clients.dropout=0.3"]
     settings += [f"server.weighting={weighting}", "partition.scheme=quantity", *SGD]
     done = finished("scaffold", *settings, backend=backend, out=tmp_path / "run")
     sizes = [client["num_examples"] for client in json.loads((tmp_path / "run" / "partition.json").read_text())["clients"]]

@@ -13,7 +13,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binomtest
 
 from raysim.config import load
-from raysim.federation.faults import survivors
+from raysim.federation.faults import Fleet, attendance
 from raysim.privacy.accounting import analytic_epsilon, epsilon_pld
 from raysim.privacy.clipping import clip
 from raysim.privacy.ledger import guarantee_of, ledger_of
@@ -216,19 +216,19 @@ def test_all_and_fixed_and_cyclic_cohorts_are_drawn_as_the_ledger_says() -> None
         assert cycle == [cyclic.sample_cohort(first + 3 + r) for r in range(3)]
 
 
-def left_of(mechanism: Mechanism, round_index: int) -> tuple[int, ...]:
-    return survivors(mechanism.sample_cohort(round_index), mechanism=mechanism, round_index=round_index)
+def left_of(mechanism: Mechanism, round_index: int, dropout: float = 0.3) -> tuple[int, ...]:
+    fleet = Fleet((dropout,) * mechanism.num_clients, (0.0,) * mechanism.num_clients, seed=mechanism.seed)
+    return attendance(mechanism.sample_cohort(round_index), fleet=fleet, round_index=round_index).survivors
 
 
 def test_clients_fail_by_coins_of_their_own_whatever_their_data() -> None:
-    """And whoever is drawn: the same cohorts as without failures, the same failures with other shards, and no two alike."""
-    failing = (*CLIENT, "server.cohort_size=10", "server.dropout_prob=0.3")
-    mechanism, other = make(*failing, sizes=(5,) * 20), make(*failing, "privacy.clip_norm=9", sizes=tuple(range(20)))
-    whole = make(*CLIENT, "server.cohort_size=10", sizes=(5,) * 20)
+    """And whoever is drawn: the same failures with other shards, and no two alike."""
+    drawing = (*CLIENT, "server.cohort_size=10")
+    mechanism, other = make(*drawing, sizes=(5,) * 20), make(*drawing, "privacy.clip_norm=9", sizes=tuple(range(20)))
     left, sizes = np.zeros(20), []
     for round_index in range(500):
         cohort, left_over = mechanism.sample_cohort(round_index), left_of(mechanism, round_index)
-        assert cohort == whole.sample_cohort(round_index) == left_of(whole, round_index)
+        assert cohort == left_of(mechanism, round_index, dropout=0.0)
         assert left_over == left_of(other, round_index)
         assert [k for k in cohort if k in left_over] == list(left_over)
         left[list(left_over)] += 1

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from raysim.config import load
 from raysim.results import contents, files
 from raysim.results.contents import Answer, Audit, Environment, Judge, Judged, Ledger, Partition, RoundRecord, Summary, Synthetic
 from raysim.results.folders import ComparisonFolder, RunFolder, runs_below, so_far
@@ -191,3 +192,20 @@ def test_nothing_that_is_read_can_be_changed() -> None:
     assert len(kinds) > 15
     assert all(kind.__dataclass_params__.frozen for kind in kinds)
     assert not [kind for kind in kinds for hint in get_type_hints(kind).values() if {dict, list} & {hint, *map(get_origin, get_args(hint))}]
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/etc", "..", "", "a/b", ".hidden"])
+def test_a_comparison_s_runs_lie_inside_its_folder(tmp_path: Path, folder: str) -> None:
+    members = [{"entry": "a", "seed": 0, "folder": folder}]
+    (tmp_path / files.COMPARISON).write_text(json.dumps({"claims": "", "members": members}))
+    with pytest.raises(ValueError, match=r"comparison.json: folder: the name"):
+        ComparisonFolder(tmp_path).comparison  # noqa: B018 (reading it is the test)
+
+
+def test_a_card_s_names_are_no_markup() -> None:
+    config = load("", ["name=a`b", "model.name='<img src=x> [click](http://x) **bold**'"])
+    summary = {"attack": None, "num_rounds": 1, "guarantee": "none"}
+    card = files.model_card(config, summary=summary, digest="0")
+    assert "# LoRA adapter `a'b` (fedit)" in card
+    assert r"\<img src=x\> \[click\](http://x) \*\*bold\*\*" in card
+    assert "smollm2-135m-instruct" in files.model_card(load("", []), summary=summary, digest="0")

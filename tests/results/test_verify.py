@@ -14,6 +14,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 
 from raysim.privacy.accounting import Release, epsilon_of
+from raysim.results.files import seal
 from raysim.results.verify import (
     CHECKS,
     Violation,
@@ -223,9 +224,93 @@ def test_the_command_says_each_check_and_its_status(
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("FAILED")] == [
         "FAILED files                missing: environment.json",
+        "FAILED file hashes          environment.json is missing",
+        "FAILED adapter hash         environment.json is missing",
         "FAILED input files          environment.json is missing",
     ]
-    assert lines[-1] == f"2 of {len(CHECKS)} checks failed"
+    assert lines[-1] == f"4 of {len(CHECKS)} checks failed"
+
+
+SEALED = ("fedit-client", "fedpit", "locit")
+
+
+@pytest.mark.parametrize("method", SEALED)
+def test_a_flipped_bit_in_any_file_is_found(finished: Callable[[str], Path], tmp_path: Path, method: str) -> None:
+    out = Path(shutil.copytree(finished(method), tmp_path / "run"))
+    names = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file()]
+    assert {"config.yaml", "answers.jsonl", "report.html", "sha256.json"} <= {path.name for path in names}
+    for name in names:
+        content = (out / name).read_bytes()
+        (out / name).write_bytes(bytes([*content[:-2], content[-2] ^ 1, content[-1]]))
+        assert [check.name for check in verify(out) if not check.ok], name
+        (out / name).write_bytes(content)
+    assert all(check.ok for check in verify(out))
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to each value in an object that holds no others."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    yield from [path] if not items else (leaf for key, inner in items for leaf in leaves(inner, (*path, key)))
+
+
+def other(value: Any) -> Any:
+    """A value of the same kind that says something else."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 1.5 + 1
+    return "(0.1, 1e-05)-differentially private" if isinstance(value, str) else 0.5
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "summary.json"])
+@pytest.mark.parametrize("method", ["fedit-client", "dplora-example", "fedit"])
+def test_every_value_of_the_ledger_and_the_summary_is_derived_again(
+    finished: Callable[[str], Path], tmp_path: Path, method: str, name: str
+) -> None:
+    """Whoever changes one may as well write the hashes anew."""
+    out = Path(shutil.copytree(finished(method), tmp_path / "run"))
+    before = (out / name).read_text()
+    for *path, last in leaves(json.loads(before)):
+        changed = json.loads(before)
+        place = changed
+        for key in path:
+            place = place[key]
+        place[last] = other(place[last])
+        (out / name).write_text(json.dumps(changed))
+        seal(out)
+        failed = [check.name for check in verify(out) if not check.ok]
+        assert failed or last == "num_base_parameters", (path, last)  # which only the base model tells
+    (out / name).write_text(before)
+    seal(out)
+    assert all(check.ok for check in verify(out))
+
+
+RESEALED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "answers cut short": (lambda out: (out / "answers.jsonl").write_text("") and None, "round records"),
+    "no answers": (remove("answers.jsonl"), "round records"),
+    "a larger rank": (edit("adapter/adapter_config.json", lambda c: c.update(r=64)), "adapter hash"),
+    "another alpha": (edit("adapter/adapter_config.json", lambda c: c.update(lora_alpha=1)), "adapter hash"),
+    "another base model": (edit("adapter/adapter_config.json", lambda c: c.update(base_model_name_or_path="gpt")), "adapter hash"),
+    "a promise on the card": (
+        lambda out: (out / "adapter/README.md").write_text((out / "adapter/README.md").read_text() + "\nepsilon 0.1\n") and None,
+        "adapter hash",
+    ),
+    "a checkpoint's stray file": (lambda out: (out / "state/round-00002/stray").write_text("x") and None, "checkpoint hashes"),
+    "a nested ledger": (lambda out: (out / "ledger.json").write_text('{"a":' * 50_000) and None, "ledger as configured"),
+    "a nested manifest": (lambda out: (out / "state/round-00002/manifest.json").write_text("[" * 50_000) and None, "checkpoint hashes"),
+    "a nested configuration": (lambda out: (out / "config.yaml").write_text("a: " + "[" * 5_000) and None, "partition hash"),
+}
+
+
+@pytest.mark.parametrize("case", RESEALED)
+def test_what_can_be_derived_is_not_believed_for_its_hash(finished: Callable[[str], Path], tmp_path: Path, case: str) -> None:
+    out = Path(shutil.copytree(finished("fedit-client"), tmp_path / "run"))
+    tamper, expected = RESEALED[case]
+    tamper(out)
+    seal(out)
+    failed = {check.name for check in verify(out) if not check.ok}
+    assert expected in failed
+    assert "file hashes" not in failed
 
 
 def test_a_folder_that_is_no_run_is_refused(finished: Callable[[str], Path], tmp_path: Path) -> None:

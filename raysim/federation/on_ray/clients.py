@@ -180,10 +180,10 @@ class RayServer:
     def __init__(self, backend: RayBackend, assignment: Assignment) -> None:
         self._actor, self._assignment_ref = backend.server, ray.put(assignment)
 
-    def step(self, state: ServerState, round: Round, parts: Sequence[Any]) -> tuple[ServerState, dict[str, Any]]:
+    def step(self, state: ServerState, round: Round, parts: Sequence[Any], late: Sequence[Any] = ()) -> tuple[ServerState, dict[str, Any]]:
         """See `loop.Server`."""
         with _plain_errors():
-            new_state, record = ray.get(self._actor.step.remote(self._assignment_ref, state, round, *parts))
+            new_state, record = ray.get(self._actor.step.remote(self._assignment_ref, state, round, len(late), *parts, *late))
         return new_state, record
 
     def relay(self, round: Round, parts: Sequence[Any]) -> Round:

@@ -1,5 +1,6 @@
 """The connection to Ray, and how many client actors fit into what it has."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -7,10 +8,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants, worker
 from ray.exceptions import AuthenticationError
 
 from raysim.config import ClientResources, Config
@@ -21,7 +23,10 @@ REACH_S = 10.0
 
 
 def start_ray() -> bool:
-    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; does nothing and returns False if there is a connection."""
+    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; does nothing and returns False if there is a connection.
+
+    One that it starts listens on the loopback address alone. Who wants it on the network starts it with `ray start --head`, and names it in RAY_ADDRESS.
+    """
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no control characters in what Ray says of a process or node that died
     if ray.is_initialized():
         return False
@@ -31,10 +36,27 @@ def start_ray() -> bool:
         _connect(os.environ["RAY_ADDRESS"])
     else:
         _give_token()
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with _on_loopback():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        assert worker._global_node is not None, "ray.init has just made it"
+        os.chmod(worker._global_node.get_session_dir_path(), 0o700)  # Ray lets everybody write there
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack
     return True
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Inside, a cluster that is started binds every port to 127.0.0.1, as Ray does by itself on other systems than Linux.
+
+    Ray takes no such address from `init`, where it puts that of the network in its place.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _give_token() -> None:

@@ -1,0 +1,157 @@
+"""Runs on disks that fill up, in folders that were damaged after they were finished, and beside another command: the same results, or one line."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysim import storage
+from raysim.config import Config
+from raysim.results.folders import RunFolder
+from raysim.results.verify import verify
+from raysim.runs.compare import compare
+from raysim.runs.run import Backend, open_backend, run
+from raysim.storage import held
+from tests.small_runs import results, small
+
+QUICK = ["attack.every=-1", "server.num_rounds=1"]
+METHODS = ("fedit", "fedpit")
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with open_backend(small("fedit", out=tmp_path_factory.mktemp("backend"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def finished(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a method to the folder of its run, not to be changed."""
+    runs = {
+        method: run(small(method, *QUICK, out=tmp_path_factory.mktemp(method) / "run"), display=False, backend=backend).out
+        for method in METHODS
+    }
+    return lambda method: runs[method]
+
+
+class FullDisk:
+    """A disk that has room for `room` more files and half of another one."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.write = room, storage._write
+
+    def __call__(self, path: Path, content: bytes, *, mode: int) -> None:
+        self.room -= 1
+        if self.room >= 0:
+            return self.write(path, content, mode=mode)
+        self.write(path, content[: len(content) // 2], mode=mode)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def run_on(disk: FullDisk, config: Config, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What a run says that this disk stops; None if it comes to its end."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_write", disk)
+        try:
+            run(config, display=False, backend=backend)
+        except RuntimeError as error:
+            return str(error)
+    return None
+
+
+def assert_verified(out: Path) -> None:
+    """Every check holds, but for the figures, which this file does not draw."""
+    assert [check for check in verify(out) if not check.ok and "figures" not in check.detail] == []
+
+
+def assert_nothing_is_torn(out: Path) -> None:
+    for path in out.rglob("*"):
+        assert path.is_dir() or not path.name.startswith("."), path
+        assert path.parent.name != "state" or path.name.startswith("round-"), path
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        if path.suffix == ".jsonl":
+            assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_same_call_goes_on(
+    finished: Callable[[str], Path], backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Every write of a run goes through one place, so that each can be made to fail in turn."""
+    config = small(method, *QUICK, out=tmp_path / "run")
+    out = Path(config.out)
+    room = 0
+    while (refused := run_on(FullDisk(room), config, backend, monkeypatch)) is not None:
+        assert "No space left on device; make room" in refused
+        assert str(tmp_path) in refused
+        assert "\n" not in refused
+        assert_nothing_is_torn(out)
+        run(config, display=False, backend=backend)
+        assert results(out) == results(finished(method))
+        shutil.rmtree(out)
+        room += 1
+    assert room > 15
+    assert_verified(out)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "a flipped bit in the adapter": lambda out: flip(out / "adapter" / "adapter_model.safetensors"),
+    "no adapter": lambda out: (out / "adapter" / "adapter_model.safetensors").unlink(),
+    "an empty report": lambda out: (out / "report.html").write_text(""),
+    "no ledger": lambda out: (out / "ledger.json").unlink(),
+    "a ledger that is cut": lambda out: (out / "ledger.json").write_text('{"epsilon": '),
+    "an empty summary": lambda out: (out / "summary.json").write_text(""),
+    "no rounds": lambda out: (out / "rounds.jsonl").unlink(),
+    "answers that are cut": lambda out: (out / "answers.jsonl").write_text((out / "answers.jsonl").read_text()[:-30]),
+    "no hashes": lambda out: (out / "sha256.json").unlink(),
+    "hashes that are none": lambda out: (out / "sha256.json").write_text("[]"),
+    "another commit": lambda out: (out / "environment.json").write_text(
+        (out / "environment.json").read_text().replace('"python": "', '"python": "9')
+    ),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_finished_run_that_was_damaged_is_finished_again(
+    finished: Callable[[str], Path], backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    out = Path(shutil.copytree(finished("fedit"), tmp_path / "run"))
+    DAMAGE[case](out)
+    damage = RunFolder(out).damage
+    assert not RunFolder(out).is_finished
+    run(small("fedit", *QUICK, out=out), backend=backend)
+    assert damage in capsys.readouterr().out
+    assert results(out) == results(finished("fedit"))
+    assert_verified(out)
+
+
+def test_a_second_command_into_a_folder_is_refused_and_the_folder_stays_as_it_was(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.1)
+    config = small("fedit", *QUICK, out=tmp_path / "run")
+    with held(tmp_path / "run"), pytest.raises(ValueError, match=r"is being written by process \d+ on .+; wait for it or end it"):
+        run(config, display=False, backend=backend)
+    assert not (tmp_path / "run").exists()
+    both = small("fedit", *QUICK, "compare={a: {method.name: fedit}}", out=tmp_path / "both")
+    with held(tmp_path / "both"), pytest.raises(ValueError, match="is being written by process"):
+        compare(both, display=False)
+
+
+def test_texts_are_their_owner_s_alone(finished: Callable[[str], Path]) -> None:
+    out = finished("fedpit")
+    private = [out / "answers.jsonl", out / "synthetic.jsonl", out / "adapter" / "adapter_model.safetensors", out / "report.html"]
+    private += [path for path in (out / "state").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
+    assert (out / "summary.json").stat().st_mode & 0o777 != 0o600
