@@ -273,10 +273,12 @@ def recording_server() -> type:
         def __init__(self) -> None:
             self._calls: list[tuple[list[str], bytes]] = []
 
-        def step(self, assignment: Assignment, state: ServerState, round: Round, *parts: Any) -> tuple[ServerState, dict[str, Any]]:
+        def step(
+            self, assignment: Assignment, state: ServerState, round: Round, num_late: int, *parts: Any
+        ) -> tuple[ServerState, dict[str, Any]]:
             given = (assignment, state, round, *parts)
             self._calls.append(([type(value).__name__ for value in given], pickle.dumps(given, protocol=5)))
-            return super().step(assignment, state, round, *parts)
+            return super().step(assignment, state, round, num_late, *parts)
 
         def seen(self) -> list[tuple[list[str], bytes]]:
             return self._calls

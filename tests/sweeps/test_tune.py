@@ -26,6 +26,7 @@ from raysim.console.sweep_progress import SweepProgress
 from raysim.federation.setup import data_key, encode_data, prepare
 from raysim.federation.worker import Worker
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
+from raysim.results.files import HASHES, hashes
 from raysim.results.folders import RunFolder
 from raysim.runs.run import load_model, resolved, run
 from raysim.sweeps.space import support_points, trial_config
@@ -135,7 +136,9 @@ def test_points_that_come_to_one_run_share_it(tmp_path: Path) -> None:
 
 
 def test_tokenised_data_are_made_once_for_all_trials_that_can_share_them(tmp_path: Path) -> None:
-    config = decided(small_sweep(tmp_path / "out", "sweep.space={lora.rank: [2, 4], data.num_train: [6, 8], seed: [0, 1]}"))
+    config = decided(
+        small_sweep(tmp_path / "out", "attack.memory_records=0", "sweep.space={lora.rank: [2, 4], data.num_train: [6, 8], seed: [0, 1]}")
+    )
     points = planned(config)
     trials = [resolved(trial_config(config, point, out=tmp_path)) for point in points]
     base_refs = share_models(config, points)
@@ -379,7 +382,10 @@ def test_a_trials_status_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "stopped.json").write_text("{}")
     assert status(tmp_path) == "stopped"
     (tmp_path / "report.html").write_text("")
+    (tmp_path / HASHES).write_text(json.dumps(hashes(tmp_path)))
     assert status(tmp_path) == "done"
+    (tmp_path / "summary.json").write_text("[]")
+    assert status(tmp_path) == "stopped", "a run whose files changed is not finished"
 
 
 @dataclasses.dataclass(frozen=True)
