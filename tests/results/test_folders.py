@@ -48,7 +48,8 @@ def as_read(kind: Any, written: Any) -> Any:
     if not isinstance(written, dict) or not kinds:
         return written
     hints = get_type_hints(kinds[0])
-    return {one.name: as_read(hints[one.name], written.get(one.name, one.default)) for one in dataclasses.fields(kinds[0])}
+    absent = {one.name: list(one.default) if one.default == () else one.default for one in dataclasses.fields(kinds[0])}
+    return {name: as_read(hints[name], written.get(name, default)) for name, default in absent.items()}
 
 
 def plain(value: Any) -> Any:
