@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,9 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+Finish = Callable[[Sequence[str]], tuple[int, str]]
+
+
 @dataclass(frozen=True)
 class Fault:
     """A fault, what it strikes, and when: the share of the undisturbed run's time, or of its writes."""
@@ -172,7 +175,14 @@ def start(words: Sequence[str], *, room: int | None = None) -> subprocess.Popen[
     )
 
 
-def strike(fault: Fault, *, out: Path, usual_s: float, model: str) -> str:
+def finish(words: Sequence[str]) -> tuple[int, str]:
+    """The status of the finished command, and what it said of its failure."""
+    process = start(words)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, said.decode()
+
+
+def strike(fault: Fault, *, out: Path, usual_s: float, model: str, finish: Finish = finish) -> str:
     """Starts the run, lets the fault happen, and runs the same command until it ends well; what went wrong, or nothing."""
     words = arguments(fault, out=out, model=model)
     if fault.fault == "full disk":
@@ -181,13 +191,12 @@ def strike(fault: Fault, *, out: Path, usual_s: float, model: str) -> str:
         if process.returncode not in (0, 1) or b"Traceback" in said:
             return f"status {process.returncode}: {said[-200:]!r}"
     elif fault.fault == "bit in a finished run":
-        start(words).communicate(timeout=PATIENCE_S)
+        finish(words)
         flip(next(out.glob("adapter/**/*.safetensors")), fault.moment)
     else:
         disturb(fault, start(words), usual_s=usual_s, out=out)
-    again = start(words)
-    _, said = again.communicate(timeout=PATIENCE_S)
-    return "" if again.returncode == 0 else f"status {again.returncode}: {said[-200:]!r}"
+    status, said_again = finish(words)
+    return "" if status == 0 else f"status {status}: {said_again[-200:]!r}"
 
 
 def disturb(fault: Fault, process: subprocess.Popen[bytes], *, usual_s: float, out: Path) -> None:
@@ -238,6 +247,21 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+def undisturbed(fault: Fault, *, out: Path, model: str, finish: Finish = finish) -> tuple[dict[str, Any], float]:
+    """The results of the fault's run when nothing happens to it, and its seconds."""
+    began = time.monotonic()
+    status, said = finish(arguments(fault, out=out, model=model))
+    assert status == 0, said
+    return results(out), time.monotonic() - began
+
+
+def survived(fault: Fault, expected: tuple[dict[str, Any], float], *, out: Path, model: str, finish: Finish = finish) -> str:
+    """What differs from the undisturbed run after the fault, or what went wrong before; nothing if it survived."""
+    problem = strike(fault, out=out, usual_s=expected[1], model=model, finish=finish)
+    found = {} if problem else results(out)
+    return problem or next((f"{key} differs" for key in expected[0] if found.get(key) != expected[0][key]), "")
+
+
 def main() -> int:
     """Runs the campaign, prints and writes a line a fault, and returns 1 unless all survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,32 +272,26 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     given = parser.parse_args()
     chosen = [fault for fault in campaign(given.faults, seed=given.seed) if not given.only or fault.kind in given.only.split(",")]
-    rows, undisturbed = [], dict[str, tuple[dict[str, Any], float]]()
+    rows, expected = [], dict[str, tuple[dict[str, Any], float]]()
     with tempfile.TemporaryDirectory() as scratch:
         for fault in chosen:
-            if fault.kind not in undisturbed:
-                out, began = Path(scratch) / f"undisturbed-{fault.kind}", time.monotonic()
-                _, said = start(arguments(fault, out=out, model=given.model)).communicate(timeout=PATIENCE_S)
-                undisturbed[fault.kind] = (results(out), time.monotonic() - began)
-                assert undisturbed[fault.kind][0], said.decode()
-            expected, usual_s = undisturbed[fault.kind]
+            if fault.kind not in expected:
+                expected[fault.kind] = undisturbed(fault, out=Path(scratch) / f"undisturbed-{fault.kind}", model=given.model)
             out = Path(scratch) / f"fault-{fault.number}"
-            problem = strike(fault, out=out, usual_s=usual_s, model=given.model)
-            found = {} if problem else results(out)
-            problem = problem or next((f"{key} differs" for key in expected if found.get(key) != expected[key]), "")
+            problem = survived(fault, expected[fault.kind], out=out, model=given.model)
             rows.append(
                 {"number": fault.number, "run": fault.kind, "fault": fault.fault, "moment": round(fault.moment, 3), "problem": problem}
             )
             print(f"{fault.number:3d}  {fault.kind:<16} {fault.fault:<22} at {fault.moment:.2f}  {problem or 'survived'}", flush=True)
             shutil.rmtree(out, ignore_errors=True)
-    survived = sum(not row["problem"] for row in rows)
-    print(f"{survived} / {len(rows)} survived")
+    num_survived = sum(not row["problem"] for row in rows)
+    print(f"{num_survived} / {len(rows)} survived")
     where = environment()
     machine = {key: where[key] for key in ("commit", "processor", "num_cpus", "packages")} | {"python": platform.python_version()}
-    table = {"model": given.model, "seed": given.seed, "survived": survived, "total": len(rows), "faults": rows, "environment": machine}
+    table = {"model": given.model, "seed": given.seed, "survived": num_survived, "total": len(rows), "faults": rows, "environment": machine}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return 0 if survived == len(rows) else 1
+    return 0 if num_survived == len(rows) else 1
 
 
 if __name__ == "__main__":
