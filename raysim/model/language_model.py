@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from raysim.data.tokens import end_of_turn
 from raysim.lora.factors import delta_size, deltas, entries, layers
 from raysim.lora.layout import Layout, Vector, check_adapter
+from raysim.model.attention import use_short_attention
 from raysim.model.base_model import DTYPES, BaseModel, token_ids
 from raysim.model.find import quiet_transformers
 
@@ -276,6 +277,7 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
         )
     core.requires_grad_(False)
     core.eval()
+    use_short_attention(core, device=device)
     return core.to(device)  # type: ignore[no-any-return]  # transformers has no type here
 
 
