@@ -444,7 +444,7 @@ def _measure_base(simulation: Simulation) -> Simulation:
     with_attack = simulation.config.attack.every >= 0
     [(utility, attack)] = measure_adapters(
         simulation,
-        [(released(simulation), _plan(simulation, None, with_eval=True, with_attack=with_attack, exposed=True))],
+        [(released(simulation), _plan(simulation, None, with_eval=True, with_attack=with_attack))],
         owners=[None],
         round_index=-1,
     )
