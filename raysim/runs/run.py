@@ -24,7 +24,7 @@ from raysim.federation.assignment import Assignment, LocalServer
 from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import Clients, Server, Simulation, owned, released, simulate, start
 from raysim.federation.on_ray import clients as actors
-from raysim.federation.on_ray import cluster
+from raysim.federation.on_ray import cluster, metrics
 from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Worker
 from raysim.lora.release import exported
@@ -199,10 +199,11 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     def after_round(simulation: Simulation) -> None:
         ledger = ledger_of(experiment.mechanism, simulation.state.round_index)
         _write_progress(out, simulation, ledger=ledger)
+        tell(simulation.records)
         if on_round is not None:
             on_round(simulation.records)
 
-    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
+    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress, metrics.monitored(config.name) as tell:
         for line in [*damage, *notes(experiment, config)]:
             progress.note(line)
         simulation = simulate(
