@@ -1,6 +1,7 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from raysim.data.similarity import MEASURE
 from raysim.federation import checkpoint
 from raysim.lora.layout import Vector, adapter_sha256, peft_settings, save_adapter
 from raysim.lora.release import DELTA, Exported, save_delta
+from raysim.remote import is_url, origin
 from raysim.storage import LOCK
 from raysim.storage import write_text as write_whole
 
@@ -187,9 +189,15 @@ def own_folder(
     return out
 
 
+def write_config(path: Path, config: Config) -> None:
+    """Writes a configuration, its `out` as the user named it where that is in a bucket."""
+    place = origin(path.parent)
+    write_text(path, to_yaml(dataclasses.replace(config, out=place) if is_url(place) else config))
+
+
 def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any], chat: dict[str, Any]) -> None:
     """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds, and how conversations are written), partition.json."""
-    write_text(out / CONFIG, to_yaml(config))
+    write_config(out / CONFIG, config)
     write_json(out / ENVIRONMENT, environment() | {"inputs": inputs, "chat": chat})
     write_json(out / PARTITION, manifest)
 
