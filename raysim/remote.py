@@ -145,7 +145,7 @@ def _filesystem(url: str) -> Any:
 
     kind = url.partition(":")[0]
     try:
-        return fsspec.filesystem(kind, use_listings_cache=False, skip_instance_cache=True)
+        return fsspec.filesystem(kind, use_listings_cache=False)
     except ImportError:
         raise ValueError(f"{url!r} needs the package {PACKAGES[kind]}; run: pip install {PACKAGES[kind]}") from None
 

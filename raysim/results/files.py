@@ -95,9 +95,10 @@ def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dic
     return found
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, newline: str | None = None) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
 
@@ -137,9 +138,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequenc
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by its columns."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file by its columns.
+
+    Errors: ValueError naming the file if it is none, and the line if that has more cells than there are columns.
+    """
+    lines = csv.DictReader(io.StringIO(_read_text(path, newline=""), newline=""))
+    try:
+        rows = list(lines)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {lines.line_num} is no CSV ({error}); restore the file") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise ValueError(f"{path}: line {number} has more cells than there are columns; restore the file")
+    return rows
 
 
 def check_folder(config: Config) -> Path:
