@@ -40,6 +40,9 @@ bench: $(STAMP)
 cluster-test: $(STAMP)
 	$(BIN)/python -m tests.cluster_test
 
+sbom: $(STAMP)
+	$(BIN)/python -m tools.sbom $(ARGS)
+
 # Resolves the ranges of pyproject.toml anew; ARGS=--upgrade takes the newest versions that they allow.
 lock: $(STAMP)
 	$(BIN)/python -m tools.lock $(ARGS)
