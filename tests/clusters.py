@@ -38,6 +38,17 @@ class Node:
         """The ids of its processes, those whose command line begins with `named`."""
         return [pid for pid in _marked(self.mark) if _read(pid, "cmdline").startswith(named.encode())]
 
+    def raylet(self) -> int:
+        """The id of its raylet, whose end is the node's."""
+        (pid,) = [pid for pid in self.processes() if _read(pid, "cmdline").split(b"\0")[0].endswith(b"/raylet")]
+        return pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all of it: SIGSTOP pauses the node, SIGCONT lets it go on."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def kill(self) -> None:
         """Ends all of it at once, as a machine does that loses its power."""
         while pids := self.processes():
