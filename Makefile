@@ -3,6 +3,8 @@
 # make run ARGS="seed=1 lora.rank=8" OUT=runs/other      overrides of the config, and another output folder
 # make PYTHON=python3.12 ...                             another interpreter for .venv (3.11 or newer)
 # make INSTALLER=pip ...                                 pip instead of uv, which takes minutes instead of seconds
+# make cluster-test                                      a cluster of two nodes on this machine: a sweep as a job, one node dies
+# make sbom                                              what is installed, as a CycloneDX list: sbom.json
 # make lock                                              the lock files anew, from the ranges of pyproject.toml
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test lint format setup lock bench clean
+.PHONY: run test lint format setup lock bench clean cluster-test sbom
 
 run: $(STAMP)
 	$(BIN)/raysim compare configs/quickstart.yaml $(if $(OUT),out=$(OUT)) $(ARGS)
@@ -34,6 +36,12 @@ setup: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round_time.py $(ARGS)
 	$(BIN)/python benchmarks/generate.py $(ARGS)
+
+cluster-test: $(STAMP)
+	$(BIN)/python -m tests.cluster_test
+
+sbom: $(STAMP)
+	$(BIN)/python -m tools.sbom $(ARGS)
 
 # Resolves the ranges of pyproject.toml anew; ARGS=--upgrade takes the newest versions that they allow.
 lock: $(STAMP)

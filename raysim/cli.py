@@ -22,6 +22,7 @@ from raysim.config import Config, load
 from raysim.console.tables import print_comparison
 from raysim.errors import check_path, one_line, plain_errors
 from raysim.imports import uncollected
+from raysim.remote import copied, is_url, origin, worked_on
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
@@ -40,7 +41,7 @@ EPILOG = """examples:
   raysim configs privacy.noise_at                        what one key is, what it takes, and what it cannot be combined with
 
 Any key of the configuration can be set as key=value; `out=DIR` chooses the folder. The same command continues a run that
-was interrupted. RAY_ADDRESS names a cluster to run on; without it, Ray is started on this machine.
+was interrupted. `out=s3://BUCKET/DIR` keeps results in a bucket. RAY_ADDRESS names a cluster to run on; without it, Ray is started on this machine.
 """
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells the process of a submitted job about that job."""
@@ -69,9 +70,11 @@ def _main(given: Sequence[str]) -> int:
     heard: list[int] = []
     try:
         with _terminable(heard), plain_errors():
-            if "folder" in arguments:
-                _check_folder(arguments.folder)
-            return int(arguments.command(arguments))
+            if "folder" not in arguments:
+                return int(arguments.command(arguments))
+            _check_folder(arguments.folder)
+            with _reached(arguments) as arguments.folder:
+                return int(arguments.command(arguments))
     except ValueError as error:
         print(f"raysim: {one_line(error)}", file=sys.stderr)
         return 2
@@ -114,7 +117,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"raysim {__version__}")
-    parser.set_defaults(continues=False)
+    parser.set_defaults(continues=False, writes=True)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, text, example in (
         ("run", _run, "run one simulation and write its folder", "raysim run quickstart method.name=fedpit lora.rank=16 out=runs/mine"),
@@ -166,7 +169,7 @@ def _add_verify(commands: Any, chosen: str) -> None:
         from raysim.results import verify  # dp-accounting and scipy
 
         verify.add_arguments(command)
-        command.set_defaults(command=verify.main)
+        command.set_defaults(command=verify.main, writes=False)
 
 
 def _add_budget(commands: Any, chosen: str) -> None:
@@ -210,7 +213,7 @@ def _load(arguments: argparse.Namespace) -> Config:
         raise ValueError("config='' names no configuration; give a YAML file, or the name of a shipped one, such as quickstart")
     config = load(arguments.config, arguments.overrides)
     job = _job()
-    if "working_dir" in job.get("runtime_env", {}) and not Path(config.out).is_absolute():
+    if "working_dir" in job.get("runtime_env", {}) and not (is_url(config.out) or Path(config.out).is_absolute()):
         raise ValueError(
             f"out={config.out!r} is not an absolute path: a job's working directory is removed after the job;"
             " name a folder on storage that every node sees, such as out=/mnt/runs/mine"
@@ -237,6 +240,17 @@ def _check_folder(folder: str) -> None:
     check_path(folder, key="folder")
 
 
+@contextlib.contextmanager
+def _reached(arguments: argparse.Namespace) -> Iterator[str]:
+    """The folder of a command on this machine: itself, or a copy of one in a bucket, which goes back there if the command writes."""
+    if not is_url(arguments.folder):
+        yield arguments.folder
+        return
+    reach = worked_on if arguments.writes else copied
+    with reach(arguments.folder, key="folder") as copy:
+        yield str(copy)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     with uncollected():
@@ -246,7 +260,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     done = runner.run(config, display=False if arguments.quiet else None)
     print_comparison(comparison_rows([RunFolder(done.out).summary]))
-    print(f"{done.summary['guarantee']}\nadapter sha256: {done.summary['adapter_sha256']}\nreport: {done.page}")
+    print(f"{done.summary['guarantee']}\nadapter sha256: {done.summary['adapter_sha256']}\nreport: {origin(done.page)}")
     return 0
 
 
@@ -257,16 +271,16 @@ def _compare(arguments: argparse.Namespace) -> int:
         from raysim.reports.tables import comparison_rows
         from raysim.results import files
         from raysim.results.folders import RunFolder
-        from raysim.runs.compare import compare, comparison_folder  # as in _run
+        from raysim.runs.compare import compare  # as in _run
 
     runs = compare(config, display=False if arguments.quiet else None)
-    out = comparison_folder(config)
+    out = runs[0].out.parent
     if config.claims:
         print(claims_report.in_short(out))
-        print(f"claims: {out / files.CLAIMS_TABLE}")
+        print(f"claims: {origin(out / files.CLAIMS_TABLE)}")
     else:
         print_comparison(comparison_rows([RunFolder(folder).summary for folder in dict.fromkeys(run.out for run in runs)]))
-    print(f"report: {out / files.REPORT}")
+    print(f"report: {origin(out / files.REPORT)}")
     return 0
 
 
@@ -299,7 +313,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"{arguments.folder!r} is neither the folder of a run (no {files.ROUNDS}) nor of a comparison (no runs below it) or sweep"
         )
-    print(writers[kind](folder))
+    print(origin(writers[kind](folder)))
     return 0
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -37,6 +37,17 @@ class Node:
     def processes(self, *, named: str = "") -> list[int]:
         """The ids of its processes, those whose command line begins with `named`."""
         return [pid for pid in _marked(self.mark) if _read(pid, "cmdline").startswith(named.encode())]
+
+    def raylet(self) -> int:
+        """The id of its raylet, whose end is the node's."""
+        (pid,) = [pid for pid in self.processes() if _read(pid, "cmdline").split(b"\0")[0].endswith(b"/raylet")]
+        return pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all of it: SIGSTOP pauses the node, SIGCONT lets it go on."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         """Ends all of it at once, as a machine does that loses its power."""
@@ -85,8 +96,51 @@ class Cluster:
             return ""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Where a node runs: a network of its own, or that of this process."""
+
+    address: str = ""
+    """Its IP address; empty for that which Ray finds."""
+    enter: tuple[str, ...] = ()
+    """What comes before a command that is to run there."""
+
+
+HERE = Machine()
+
+
 @contextlib.contextmanager
-def cluster(*, num_cpus: int) -> Iterator[Cluster]:
+def another_machine(network: str) -> Iterator[tuple[Machine, Machine]]:
+    """This network namespace and another one beside it, joined by a cable, with the addresses `network`.1 and .2.
+
+    This one must be a namespace of the caller's own (`unshare -rn`).
+    """
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    try:
+        enter = ("nsenter", f"--net=/proc/{holder.pid}/ns/net")
+        deadline = time.monotonic() + PATIENCE_S
+        while os.readlink(f"/proc/{holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+            assert time.monotonic() < deadline, "no namespace was made"
+            time.sleep(0.01)
+        commands = [
+            ["ip", "link", "add", "here", "type", "veth", "peer", "name", "there", "netns", str(holder.pid)],
+            *(["ip", *words] for words in _up("here", f"{network}.1")),
+            *([*enter, "ip", *words] for words in _up("there", f"{network}.2")),
+        ]
+        for command in commands:
+            subprocess.run(command, check=True, timeout=PATIENCE_S)
+        yield Machine(f"{network}.1"), Machine(f"{network}.2", enter)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def _up(device: str, address: str) -> list[list[str]]:
+    return [["link", "set", "lo", "up"], ["addr", "add", f"{address}/24", "dev", device], ["link", "set", device, "up"]]
+
+
+@contextlib.contextmanager
+def cluster(*, num_cpus: int, machine: Machine = HERE) -> Iterator[Cluster]:
     """A head node with `num_cpus` on paper, and a token; ended on leaving."""
     folder = Path(tempfile.mkdtemp(prefix="raysim-", dir="/tmp"))
     home, head = folder / "home", Node(f"{folder.name}-head")
@@ -95,7 +149,7 @@ def cluster(*, num_cpus: int) -> Iterator[Cluster]:
     try:
         _checked(_ray("get-auth-token", "--generate", environment=client_environment(home)))
         ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-        _start("--head", *ports, folder=folder, node=head, num_cpus=num_cpus, agent_port=agent)
+        _start("--head", *ports, folder=folder, node=head, num_cpus=num_cpus, agent_port=agent, machine=machine)
         address = (folder / "head" / "ray_current_cluster").read_text()
         made = Cluster(folder, address, f"http://127.0.0.1:{dashboard}", head)
         _wait_for_job_server(made)
@@ -106,11 +160,12 @@ def cluster(*, num_cpus: int) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def another_node(joined: Cluster, name: str, *, num_cpus: int) -> Iterator[Node]:
+def another_node(joined: Cluster, name: str, *, num_cpus: int, machine: Machine = HERE) -> Iterator[Node]:
     """One more node of a cluster, with an object store of its own; ended on leaving."""
     node = Node(f"{joined.folder.name}-{name}")
+    address, (agent,) = f"--address={joined.address}", _free_ports(1)
     try:
-        _start(f"--address={joined.address}", folder=joined.folder, node=node, num_cpus=num_cpus, agent_port=_free_ports(1)[0])
+        _start(address, folder=joined.folder, node=node, num_cpus=num_cpus, agent_port=agent, machine=machine)
         yield node
     finally:
         node.kill()
@@ -123,15 +178,16 @@ def client_environment(home: Path) -> dict[str, str]:
     return outside | mine | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _start(*arguments: str, folder: Path, node: Node, num_cpus: int, agent_port: int) -> None:
+def _start(*arguments: str, folder: Path, node: Node, num_cpus: int, agent_port: int, machine: Machine) -> None:
     environment = client_environment(folder / "home") | {MARK: node.mark}
     size = [f"--num-cpus={num_cpus}", "--num-gpus=0", f"--object-store-memory={STORE_BYTES}"]
     place = [f"--temp-dir={folder / node.mark.removeprefix(f'{folder.name}-')}", f"--dashboard-agent-listen-port={agent_port}"]
-    _checked(_ray("start", *arguments, *size, *place, "--disable-usage-stats", environment=environment))
+    place += [f"--node-ip-address={machine.address}"] if machine.address else []
+    _checked(_ray("start", *arguments, *size, *place, "--disable-usage-stats", environment=environment, enter=machine.enter))
 
 
-def _ray(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "ray"), *arguments]
+def _ray(*arguments: str, environment: dict[str, str], enter: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*enter, str(BIN / "ray"), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raysim"
 # A module may import its own layer and the layers before it. `raysim` is the package's own __init__, what users import.
 # `methods.spec` and `lora.spec` are data about methods and rules, which the configuration reads; those themselves stand above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("rng", "errors", "imports", "storage", "methods.spec", "lora.spec"),
+    ("rng", "errors", "imports", "storage", "remote", "methods.spec", "lora.spec"),
     ("config", "console"),
     ("data", "lora", "privacy"),
     ("model",),
@@ -77,6 +77,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
         "raysim.methods.{spec.function or f'{name}:{name}'}",
     ): "a new method is its own file and its entry in spec.py",
     ("raysim.model.find", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
+    ("raysim.remote", "fsspec"): "only a folder in a bucket needs it",
     ("raysim.results.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",
     (
         "raysim.lora.rule",
@@ -118,6 +119,7 @@ FILE_NAMES = {
 # A module that writes files by itself -> why.
 WRITERS = {
     "raysim.storage": "the one place through which folders of results are written",
+    "raysim.remote": "notes what a bucket has, beside a copy of its folder that is gone afterwards",
     "raysim.judging.journal": "appends to a file, line by line, each on the disk before it counts",
     "raysim.model.find": "keeps converted models in a cache outside folders of results, where others may have theirs",
     "raysim.model.language_model": "gives a tokenizer its files in a folder that is gone afterwards",

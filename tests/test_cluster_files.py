@@ -76,11 +76,8 @@ def test_every_shell_command_of_the_cluster_parses() -> None:
     assert unclosed.returncode != 0, "bash tells a command that does not parse"
 
 
-def test_the_clusters_image_and_installation_are_those_of_the_lock_file_and_the_makefile() -> None:
-    lock, makefile = (ROOT / "requirements.lock").read_text(), (ROOT / "Makefile").read_text()
-    version = re.search(r"^ray==(\S+) ", lock, re.MULTILINE)
-    assert version is not None
-    assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{version[1]}-py3")
+def test_the_clusters_installation_is_that_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
     (setup,) = CLUSTER["setup_commands"]
     assert setup.split(" && ") == ["cd /home/ray/raysim", "python -m tools.install"]
     assert "$(BIN)/python -m tools.install\n" in makefile

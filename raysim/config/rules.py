@@ -16,6 +16,7 @@ from raysim.config.schema import KEYS, TODAY, Config, DataConfig, Key, lacking, 
 from raysim.errors import check_folder_name, check_path, did_you_mean, shown
 from raysim.lora import spec as lora_rules
 from raysim.methods import spec as methods
+from raysim.remote import check_url
 
 COMPARISON_FILES = (
     *("summary.json", "results.csv", "report.html", "figures", "judge.jsonl", "comparison.json", "claims.json", "claims.md"),
@@ -585,6 +586,7 @@ def validate(config: Config) -> Config:
     for key in KEYS.values():
         _check_value(key, value_of(config, key.name))
     _check_names(config)
+    check_url(config.out, key="out")
     _check_template(config.data)
     refuse(RULES, config)
     return config

@@ -1,6 +1,7 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from raysim.data.similarity import MEASURE
 from raysim.federation import checkpoint
 from raysim.lora.layout import Vector, adapter_sha256, peft_settings, save_adapter
 from raysim.lora.release import DELTA, Exported, save_delta
+from raysim.remote import is_url, origin
 from raysim.storage import LOCK
 from raysim.storage import write_text as write_whole
 
@@ -93,9 +95,10 @@ def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dic
     return found
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, newline: str | None = None) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
 
@@ -135,9 +138,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequenc
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by its columns."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file by its columns.
+
+    Errors: ValueError naming the file if it is none, and the line if that has more cells than there are columns.
+    """
+    lines = csv.DictReader(io.StringIO(_read_text(path, newline=""), newline=""))
+    try:
+        rows = list(lines)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {lines.line_num} is no CSV ({error}); restore the file") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise ValueError(f"{path}: line {number} has more cells than there are columns; restore the file")
+    return rows
 
 
 def check_folder(config: Config) -> Path:
@@ -187,9 +200,15 @@ def own_folder(
     return out
 
 
+def write_config(path: Path, config: Config) -> None:
+    """Writes a configuration, its `out` as the user named it where that is in a bucket."""
+    place = origin(path.parent)
+    write_text(path, to_yaml(dataclasses.replace(config, out=place) if is_url(place) else config))
+
+
 def write_start(out: Path, config: Config, *, manifest: dict[str, Any], inputs: dict[str, Any], chat: dict[str, Any]) -> None:
     """Writes what is known before the first round: config.yaml, environment.json (with what `inputs` holds, and how conversations are written), partition.json."""
-    write_text(out / CONFIG, to_yaml(config))
+    write_config(out / CONFIG, config)
     write_json(out / ENVIRONMENT, environment() | {"inputs": inputs, "chat": chat})
     write_json(out / PARTITION, manifest)
 

@@ -295,8 +295,16 @@ class ComparisonFolder:
 
     @property
     def verdicts(self) -> list[tuple[str, str]]:
-        """Of each claim its verdict and its words."""
-        return [(row["verdict"], row["claim"]) for row in files.read_json_list(self.path / files.CLAIMS)]
+        """Of each claim its verdict and its words.
+
+        Errors: ValueError naming the file if it is no list of such.
+        """
+        path = self.path / files.CLAIMS
+        rows = files.read_json_list(path)
+        for number, row in enumerate(rows):
+            if not (isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("verdict", "claim"))):
+                raise ValueError(f"{path}: claim {number} has no verdict and words: {shown(row)}; write the page again with raysim report")
+        return [(row["verdict"], row["claim"]) for row in rows]
 
     @property
     def run_folders(self) -> list[Path]:

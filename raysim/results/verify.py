@@ -108,7 +108,8 @@ def _look(name: str, check: Callable[[RunFolder], str], run: RunFolder) -> Check
     except Violation as violation:
         return Check(name, False, str(violation))
     except FileNotFoundError as error:
-        return Check(name, False, f"{Path(error.filename).name} is missing")
+        place = error.filename or str(error).rpartition(" ")[2]  # safetensors says it in its message alone
+        return Check(name, False, f"{Path(place).name} is missing")
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
         first = (str(error).strip() or "no message").splitlines()[0]
         return Check(name, False, f"cannot be looked at ({type(error).__name__}: {first})")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raysim import storage
+from raysim import remote, storage
 from raysim.claims.page import write_claims_report
 from raysim.config import Config, JudgeConfig, result_key, unresolved, unused_privacy, validate, with_overrides
 from raysim.console.progress import run_line
@@ -31,6 +31,9 @@ def compare(config: Config, *, display: bool | None = None) -> list[Run]:
         raise ValueError(
             "compare is empty: the configuration must name the runs to compare, such as compare: {fedit: {method.name: fedit}}"
         )
+    if remote.is_url(config.out):
+        with remote.worked_on(config.out) as copy:
+            return compare(dataclasses.replace(config, out=str(copy)), display=display)
     configs = [resolved(entry) for entry in comparison(config)]
     firsts = first_alike(configs) if config.compare_seeds else configs
     judged.check(config.judge)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysim import storage
+from raysim import remote, storage
 from raysim.config import (
     TODAY,
     Config,
@@ -24,7 +24,7 @@ from raysim.federation.assignment import Assignment, LocalServer
 from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import Clients, Server, Simulation, owned, released, simulate, start
 from raysim.federation.on_ray import clients as actors
-from raysim.federation.on_ray import cluster
+from raysim.federation.on_ray import cluster, metrics
 from raysim.federation.setup import EncodedData, Experiment, prepare
 from raysim.federation.worker import Worker
 from raysim.lora.release import exported
@@ -95,12 +95,16 @@ def run(
 ) -> Run:
     """Runs `config` to its end and writes its folder; continues one that was interrupted, returns one that is finished.
 
-    `display` is False for silence, None for a live display on a terminal and plain lines elsewhere. `data` is the run's data where
+    An `out` in a bucket is worked on as a copy, which is what the result names. `display` is False for silence, None for a live display on a terminal and plain lines elsewhere. `data` is the run's data where
     they were tokenised before.
 
     Errors: ValueError for what the configuration, the data, the model or the cluster cannot give, before any work starts;
     RuntimeError naming round and client for what fails later, or what the disk refuses, after which the same call continues.
     """
+    if remote.is_url(config.out):
+        with remote.worked_on(config.out) as copy:
+            config = dataclasses.replace(config, out=str(copy))
+            return run(config, display=display, backend=backend, data=data, on_round=on_round)
     config = validate(dataclasses.replace(resolved(config), compare={}, compare_seeds=[], claims="", sweep=SweepConfig()))
     out = files.check_folder(config)
     inputs.check_inputs(out, config)
@@ -199,10 +203,12 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     def after_round(simulation: Simulation) -> None:
         ledger = ledger_of(experiment.mechanism, simulation.state.round_index)
         _write_progress(out, simulation, ledger=ledger)
+        remote.push(out)
+        tell(simulation.records)
         if on_round is not None:
             on_round(simulation.records)
 
-    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress:
+    with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress, metrics.monitored(config.name) as tell:
         for line in [*damage, *notes(experiment, config)]:
             progress.note(line)
         simulation = simulate(

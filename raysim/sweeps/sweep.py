@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import storage
-from raysim.config import Config, flatten_keys, load, result_key, to_dict, to_yaml
+from raysim import remote, storage
+from raysim.config import Config, flatten_keys, load, result_key, to_dict
 from raysim.console.sweep_progress import SweepProgress
 from raysim.console.tables import print_rows
 from raysim.console.words import MISSING, settings_text
@@ -54,6 +54,10 @@ def sweep(config: Config, *, display: bool | None = None, config_name: str = "",
 
     Errors: ValueError for what the configuration or the cluster cannot give, before any trial.
     """
+    if remote.is_url(config.out):
+        with remote.worked_on(config.out) as copy:
+            config = dataclasses.replace(config, out=str(copy))
+            return sweep(config, display=display, config_name=config_name, overrides=overrides)
     config = decided(config)
     points = planned(config)
     out = check_folder(config)
@@ -68,7 +72,7 @@ def _sweep(
     config: Config, points: Sequence[Point], *, out: Path, display: bool | None, config_name: str, overrides: Sequence[str]
 ) -> SweepResult:
     check_folder(config)  # another command may have made it its own
-    runfiles.write_text(out / runfiles.SWEEP, to_yaml(config))
+    runfiles.write_config(out / runfiles.SWEEP, config)
     with SweepProgress(config.name, enabled=display) as progress:
         for warning in idle_keys(config, points):
             progress.note(warning)
@@ -201,5 +205,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     failed = sum(values["status"] == "failed" for values in done.rows)
     print_front(done.summary)
-    print(f"{len(done.rows)} trials, {failed} failed\nresults: {done.out / runfiles.RESULTS}\nreport: {done.report}")
+    print(
+        f"{len(done.rows)} trials, {failed} failed\nresults: {remote.origin(done.out / runfiles.RESULTS)}\nreport: {remote.origin(done.report)}"
+    )
     return 1 if failed == len(done.rows) else 0

@@ -31,6 +31,7 @@ with uncollected():
     from ray.tune.search import Searcher
     from ray.tune.search.optuna import OptunaSearch
 
+    from raysim import remote
     from raysim.config import Config
     from raysim.console.sweep_progress import SweepProgress
     from raysim.federation.on_ray import clients as actors
@@ -104,6 +105,10 @@ def run_all(config: Config, points: Sequence[Point], progress: SweepProgress) ->
         return {}
     remaining = [point for point in points if point not in over]
     cluster.start_ray()
+    if remote.is_url(place := remote.origin(Path(config.out))) and (num_nodes := cluster.num_nodes()) > 1:
+        raise ValueError(
+            f"out={place!r}: the cluster has {num_nodes} nodes, whose trials need a folder that all of them see; name such a one"
+        )
     for point in remaining:
         _check_fits(trial_of(config, point), point)
     if over:

@@ -99,6 +99,11 @@ def _connect(address: str) -> None:
         ) from None
 
 
+def num_nodes() -> int:
+    """How many nodes of the cluster are there."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def num_client_actors(config: Config, *, num_clients: int) -> int:
     """How many client actors the run gets: one per client of a cohort while they fit into the cluster, or what is configured.
 
