@@ -191,11 +191,7 @@ def train_adapter(
 @contextmanager
 def factor_hooks(lm: LanguageModel, hook_of: Callable[[int], Hook]) -> Iterator[None]:
     """While open, a forward pass calls `hook_of(i)` after the module that holds the i-th LoRA factor of the layout."""
-    modules = dict(lm.model.named_modules())
-    handles = [
-        modules[name.removesuffix(".weight") + ".default"].register_forward_hook(hook_of(index))
-        for index, name in enumerate(lm.layout.names)
-    ]
+    handles = [place.module.register_forward_hook(hook_of(index)) for index, place in enumerate(lm.parts().places)]
     try:
         yield
     finally:
@@ -207,15 +203,20 @@ def factor_hooks(lm: LanguageModel, hook_of: Callable[[int], Hook]) -> Iterator[
 def every_factor_learns(lm: LanguageModel) -> Iterator[None]:
     """While open, a LoRA factor that takes part in a forward pass must get a gradient from the backward pass, be it zero.
 
+    Asked until every factor has had one; what happens to the model's layers afterwards has it asked again (see `LanguageModel.proven`).
     Errors: RuntimeError on leaving, naming a factor that got none.
     """
-    waiting: set[str] = set()
+    if len(lm.proven) == len(lm.layout.names):
+        yield
+        return
+    waiting, seen = set[str](), set[str]()
 
     def watch(index: int) -> Hook:
         name = lm.layout.names[index]
 
         def forward_hook(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             waiting.add(name)
+            seen.add(name)
             if output.requires_grad:
                 output.register_hook(lambda _: waiting.discard(name))  # type: ignore[no-untyped-call]  # untyped in torch
 
@@ -225,13 +226,14 @@ def every_factor_learns(lm: LanguageModel) -> Iterator[None]:
         yield
     if waiting:
         raise RuntimeError(f"training: no gradient reached LoRA tensor {min(waiting)} ({len(waiting)} such); it is frozen or detached")
+    lm.proven |= seen
 
 
 @contextmanager
 def training_mode(lm: LanguageModel, *, seed: int) -> Iterator[None]:
     """Training mode with dropout drawn from the seed; evaluation mode and the caller's generator state after."""
     lm.check_trainable()
-    lm.model.train()
+    lm.parts().switch(training=True)
     devices = [lm.device] if lm.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -240,7 +242,7 @@ def training_mode(lm: LanguageModel, *, seed: int) -> Iterator[None]:
                 torch.cuda.manual_seed(seed_for(seed, "dropout"))
             yield
     finally:
-        lm.model.eval()
+        lm.parts().switch(training=False)
 
 
 def check_gradient(*, reached: bool, loss: float) -> None:
