@@ -64,7 +64,7 @@ class ClientActor:
         `refs` lead to the base model, the assignment and the round, which are read once and not for each call. A client's state is at its
         place (which of `kept`, and where in it).
         """
-        base, assignment, round = (self._once(name, ref) for name, ref in zip(("base", "assignment", "round"), refs, strict=True))
+        base, assignment, round = (self._once(name, ref) for name, ref in zip(("model", "assignment", "round"), refs, strict=True))
         states = [None if place is None else kept[place[0]][place[1]] for place in places]
         part, outcomes, new_states = self._on(base).run_chunk(
             assignment, client_ids, round, [pickle.loads(shard) for shard in shards], states
@@ -74,7 +74,7 @@ class ClientActor:
 
     def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`; `base_refs` holds the reference to the base model."""
-        return self._on(self._once("base", base_refs[0])).run_job(lora, adapter, job)
+        return self._on(self._once("model", base_refs[0])).run_job(lora, adapter, job)
 
     def rest(self) -> None:
         """Gives freed memory back, until there is work again."""
