@@ -28,9 +28,6 @@ from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import Part, Sent, sum_sent
 from raysim.privacy.cohort import Round
 
-GROUP_SIZE = 1
-"""Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
-
 Member = tuple[int, tuple[Example, ...], ClientState | None]
 """A client of a chunk: its id, its examples, and what it keeps."""
 
@@ -82,7 +79,7 @@ class Worker:
         members = list(zip(client_ids, shards, states, strict=True))
 
         def sent() -> Iterator[Sent]:
-            for group in (members[i : i + GROUP_SIZE] for i in range(0, len(members), GROUP_SIZE)):
+            for group in groups(members, size=group_size(assignment.config)):
                 for client_id, outcome, result in self._tried(assignment, round, group, setting):
                     outcomes.append(outcome)
                     if result is not None:
@@ -106,11 +103,15 @@ class Worker:
             else:
                 results = self._trained(assignment, round, group, setting)
         except Exception as error:
+            if len(group) > 1:  # so that who fails is told from the others, who are done again without
+                for member in group:
+                    yield from self._tried(assignment, round, [member], setting)
+                return
             failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()  # for who comes next
-            for client_id, _, _ in group:
-                yield client_id, Outcome(client_id, None, failure=failure, trace=trace), None
+            [(client_id, _, _)] = group
+            yield client_id, Outcome(client_id, None, failure=failure, trace=trace), None
             return
         for (client_id, _, _), result in zip(group, results, strict=True):
             size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
@@ -156,6 +157,21 @@ class Worker:
         lm.set_scale(lora.alpha / lora.rank)
         lm.set_delta(tensors.get("delta"))
         return run_job(lm, tensors["adapter"], job)
+
+
+def group_size(config: Config) -> int:
+    """Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits.
+
+    One where ranks differ, or where clients do more than train.
+    """
+    assert config.clients.batched != "auto", "the size of a group is decided before the first round"
+    one_rank = not (config.lora.client_ranks or config.lora.rank_shares or config.lora.spec.prunes)
+    return int(config.clients.batched) if config.method.spec.only_trains and one_rank else 1
+
+
+def groups(members: Sequence[Member], *, size: int) -> list[Sequence[Member]]:
+    """The members in order, so many at once."""
+    return [members[i : i + size] for i in range(0, len(members), size)]
 
 
 def _not_finite(result: ClientResult) -> str:

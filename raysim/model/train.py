@@ -162,7 +162,7 @@ def train_adapter(
     num_tokens = num_steps = scored = 0
     total_nll, reached = 0.0, False
     with training_mode(lm, seed=seed):
-        for batch in _epochs(lengths, settings=settings, seed=seed):
+        for batch in epochs(lengths, settings=settings, seed=seed):
             chosen = [examples[i] for i in batch]
             lm.flat_grad.zero_()
             with nullcontext() if num_steps else every_factor_learns(lm):
@@ -259,9 +259,14 @@ def check_gradient(*, reached: bool, loss: float) -> None:
 
 def check_change(lm: LanguageModel, start: torch.Tensor, *, optimizer: str, lr: float) -> None:
     """Refuses a training that left the adapter as it was although its last step, even a fraction of it, would show in float32."""
-    if not torch.equal(lm.flat, start):
+    check_change_of(lm.flat, lm.flat_grad, start, optimizer=optimizer, lr=lr)
+
+
+def check_change_of(flat: torch.Tensor, gradient: torch.Tensor, start: torch.Tensor, *, optimizer: str, lr: float) -> None:
+    """The same of an adapter and its last gradient that lie elsewhere than in a model."""
+    if not torch.equal(flat, start):
         return
-    direction = lm.flat_grad if optimizer == "sgd" else lm.flat_grad / (lm.flat_grad.abs() + ADAM_EPS)
+    direction = gradient if optimizer == "sgd" else gradient / (gradient.abs() + ADAM_EPS)
     if bool((start - SHOWING * lr * direction != start).any()):
         raise RuntimeError(f"training: the adapter did not change although it has a gradient and the learning rate is {lr:g}")
 
@@ -277,7 +282,8 @@ def finite_mean(total: float, count: int) -> float | None:
     return total / count if math.isfinite(total) else None
 
 
-def _epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+def epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+    """The batches of a training in order: of every epoch, up to `max_steps`."""
     steps = 0
     for epoch in range(settings.num_epochs):
         for batch in grouped_batches(lengths, batch_size=settings.batch_size, rng=numpy_rng(seed, "batches", epoch)):
