@@ -567,6 +567,11 @@ RULES: tuple[Rule, ...] = (
         "must be 'auto' or a number of at least 1",
     ),
     Rule(
+        "clients.batched={value}",
+        lambda c: c.clients.batched != "auto" and not re.fullmatch(r"[1-9][0-9]{0,5}", c.clients.batched),
+        "must be 'auto' or a number of at least 1",
+    ),
+    Rule(
         "resources.client.num_gpus={value}",
         lambda c: c.resources.client.num_gpus > 1,
         "is more than one GPU, and a client's training runs on one device: there is no engine for several",

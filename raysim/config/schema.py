@@ -378,6 +378,9 @@ class ClientsConfig:
     """What becomes of updates that come after the deadline: `drop`, or `stale`: they count in the next round."""
     overselect: float = number(1.0, least=1, most=100, needs="server.cohort_size")
     """Times `server.cohort_size` that many clients are drawn, of whom the first `cohort_size` to send count (Bonawitz et al. 2019, who draw 1.3 times as many)."""
+    batched: str = setting("1")
+    """Clients of a worker that are trained in one forward and backward pass, each with its own adapter, loss and optimizer: many times faster for small
+    models and short records, with other last bits; `auto` measures before the first round. Methods that do more than train go one by one."""
 
 
 @dataclass(frozen=True)

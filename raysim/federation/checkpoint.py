@@ -3,14 +3,17 @@
 A checkpoint is a folder `state/round-00003`, complete or absent: it is written beside its place, flushed, and renamed;
 `manifest.json` holds a SHA-256 for each file and one for itself. A client's state that has not changed for two rounds is a hard link to the
 checkpoint before the last, which is about to go: so no two checkpoints that are kept share a file, and a flipped bit damages one.
+Clients that keep something have two files each while they are few, and more of them share those of a span of ids: a flush to the disk and a hash for
+every one of ten thousand would take longer than a round.
 Left out: random generator states. There are none: every stream is named by its round, so nothing has to be restored.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ KEEP = 2
 """Checkpoints kept: the newest, and the one to fall back to if it turns out damaged."""
 MANIFEST, SERVER, TABLES = "manifest.json", "server.safetensors", "records.json"
 """The files of a checkpoint beside those of the clients."""
+MOST_FILES = 64
+"""Spans of ids that have files of their own."""
 ROWS = ("records", "synthetic", "answers")
 """The lists of objects in `records.json`."""
 
@@ -108,10 +113,11 @@ def load_checkpoint(folder: Path) -> Snapshot:
     arrays: dict[int, dict[str, np.ndarray]] = {}
     records: dict[int, list[dict[str, Any]]] = {}
     for name in sorted(contents):
-        if name.startswith("client-") and name.endswith(".safetensors"):
-            client_id = int(name.removeprefix("client-").removesuffix(".safetensors"))
-            arrays[client_id] = _tensors(contents[name], name=name)
-            records[client_id] = _check_rows(_json(contents[_client_name(client_id, "json")], name=name), name=name)
+        if (span := _span_of(name)) and name.endswith(".safetensors"):
+            rows = _json(contents[_client_name(span, "json")], name=name)
+            found = _unpacked(span, _tensors(contents[name], name=name), rows, name=name)
+            arrays |= {client_id: own for client_id, (own, _) in found.items()}
+            records |= {client_id: said for client_id, (_, said) in found.items()}
     clip_norm = tables.get("clip_norm")
     if not (clip_norm is None or isinstance(clip_norm, float)) or "adapter" not in server:
         raise ValueError(f"{TABLES if 'adapter' in server else SERVER} lacks what a checkpoint holds")
@@ -137,9 +143,10 @@ def _write(scratch: Path, snapshot: Snapshot, *, older: Path) -> None:
     hashes = {}
     for name, content in contents.items():
         hashes[name] = _put(scratch / name, content)
-    for client_id, arrays in sorted(snapshot.client_arrays.items()):
-        for kind, content in {"safetensors": _packed(arrays), "json": _text(snapshot.client_records[client_id])}.items():
-            name = _client_name(client_id, kind)
+    for span, ids in _spans(sorted(snapshot.client_arrays)).items():
+        arrays, rows = _together(span, {k: (snapshot.client_arrays[k], snapshot.client_records[k]) for k in ids})
+        for kind, content in {"safetensors": _packed(arrays), "json": _text(rows)}.items():
+            name = _client_name(span, kind)
             hashes[name] = _put(scratch / name, content, older=older / name)
     manifest = {"num_rounds": snapshot.num_rounds, "config_key": snapshot.config_key, "files": hashes}
     storage.write_bytes(scratch / MANIFEST, _text(manifest | {"sha256": _json_sha256(manifest)}), private=True)
@@ -194,20 +201,78 @@ def _checked_contents(folder: Path) -> dict[str, bytes]:
 
 
 def _is_client_pair(name: str, names: Mapping[str, str]) -> bool:
-    """Whether a file is one of the two of a client, and the other is there."""
-    number = name.removeprefix("client-").partition(".")[0]
-    if not (number.isascii() and number.isdecimal()):
-        return False
-    both = {_client_name(int(number), kind) for kind in ("safetensors", "json")}
+    """Whether a file is one of the two of a client, or of a span of them, and the other is there."""
+    span = _span_of(name)
+    both = {_client_name(span, kind) for kind in ("safetensors", "json")} if span else set()
     return name in both and both <= set(names)
+
+
+Span = tuple[int, int]
+"""The first and the last id of the clients that share a file, each of which may keep something."""
+
+
+def _spans(client_ids: Sequence[int]) -> dict[Span, list[int]]:
+    """The clients by the span of ids in which they lie: one each while they are few. The spans stay as more clients come, until their width doubles."""
+    width = 1
+    while len(client_ids) > MOST_FILES * width:
+        width *= 2
+    spans: dict[Span, list[int]] = {}
+    for client_id in client_ids:
+        first = client_id - client_id % width
+        spans.setdefault((first, first + width - 1), []).append(client_id)
+    return spans
+
+
+def _together(span: Span, kept: Mapping[int, tuple[dict[str, np.ndarray], list[dict[str, Any]]]]) -> tuple[dict[str, np.ndarray], Any]:
+    """What the clients of a span keep as one set of arrays and one of records: a client's own where it is alone, else by its id."""
+    if span[0] == span[1]:
+        return kept[span[0]]
+    arrays = {f"{client_id}/{name}": array for client_id, (own, _) in kept.items() for name, array in own.items()}
+    return arrays, {str(client_id): rows for client_id, (_, rows) in kept.items()}
+
+
+def _unpacked(
+    span: Span, arrays: dict[str, np.ndarray], rows: Any, *, name: str
+) -> dict[int, tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
+    """The inverse of `_together`.
+
+    Errors: ValueError naming the file if it holds what no file of that span does.
+    """
+    if span[0] == span[1]:
+        return {span[0]: (arrays, _check_rows(rows, name=name))}
+    if not isinstance(rows, dict) or not all(_is_in(key, span) for key in rows):
+        raise ValueError(f"{name} holds other clients than its name says")
+    found: dict[int, tuple[dict[str, np.ndarray], list[dict[str, Any]]]] = {
+        int(key): ({}, _check_rows(own, name=name)) for key, own in rows.items()
+    }
+    for key, array in arrays.items():
+        owner, slash, own_name = key.partition("/")
+        if not (slash and owner in rows):
+            raise ValueError(f"{name} holds an array of nobody ({key})")
+        found[int(owner)][0][own_name] = array
+    return found
+
+
+def _is_in(key: str, span: Span) -> bool:
+    return key.isascii() and key.isdecimal() and span[0] <= int(key) <= span[1]
 
 
 def _name(num_rounds: int) -> str:
     return f"round-{num_rounds:05d}"
 
 
-def _client_name(client_id: int, kind: str) -> str:
-    return f"client-{client_id:05d}.{kind}"
+def _client_name(span: Span, kind: str) -> str:
+    first, last = span
+    return f"client-{first:05d}.{kind}" if first == last else f"clients-{first:05d}-{last:05d}.{kind}"
+
+
+def _span_of(name: str) -> Span | None:
+    """The span of the clients whose file has this name; None for another file's."""
+    found = re.fullmatch(r"client-([0-9]+)\.\w+|clients-([0-9]+)-([0-9]+)\.\w+", name, re.ASCII)
+    if found is None:
+        return None
+    one, first, last = found.groups()
+    return (int(one), int(one)) if one else (int(first), int(last))
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -98,7 +98,7 @@ def step(
     _check_parts(parts, round, size=size if rule.combine is None else None)
     stacks = [part for part in parts if isinstance(part, ChunkStack)]
     sums, aborted = _opened(parts, mechanism=mechanism, round=round, late=state.late)
-    total = sum((part.total for part in sums), start=np.zeros(len(sums[0].total) if sums else size, dtype=np.float64))
+    total = _total(sums, size=size)
     arrived: Sequence[ChunkSum | ChunkStack] = [*sums, *stacks]
     weight = sum(part.weight for part in arrived)
     bound = rule.sensitivity(round.clip_norm or 0.0)
@@ -127,6 +127,14 @@ def step(
     further = {name: tensor for name, tensor in state.tensors.items() if name not in tensors}
     tensors = {**tensors, **_further(further, arrived, mask, mechanism=mechanism)}
     return ServerState(round.index + 1, tensors, kept_clip, memory, _together(late)), record
+
+
+def _total(sums: Sequence[ChunkSum], *, size: int) -> Total:
+    """The sums added in the order given, in place: a vector for each would be the most that a server holds."""
+    total = np.zeros(len(sums[0].total) if sums else size, dtype=np.float64)
+    for part in sums:
+        total += part.total
+    return total
 
 
 def _next_clip_norm(arrived: Sequence[ChunkSum | ChunkStack], round: Round, *, mechanism: Mechanism) -> float | None:

@@ -6,7 +6,7 @@ Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 
 import dataclasses
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from raysim.data.tokens import Example
 from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment, ranks_of, setting_of
 from raysim.federation.faults import Outcome
-from raysim.lora.layout import Released, Upload, by_name, check_vector
+from raysim.lora.layout import Released, Upload, Vector, by_name, check_vector
 from raysim.lora.rule import LoraRule, Setting, lora_rule
 from raysim.measure.evaluate import Job, run_job
 from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, split_state
@@ -25,11 +25,8 @@ from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainStats
-from raysim.privacy.aggregation import Part, sum_chunk
+from raysim.privacy.aggregation import Part, Sent, sum_sent
 from raysim.privacy.cohort import Round
-
-GROUP_SIZE = 1
-"""Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
 
 Member = tuple[int, tuple[Example, ...], ClientState | None]
 """A client of a chunk: its id, its examples, and what it keeps."""
@@ -44,6 +41,7 @@ class Worker:
         self._device = device
         self._lora: LoraConfig | None = None
         self._lm: LanguageModel | None = None
+        self._ready: tuple[tuple[LoraRule, int, int, float], Vector | None] | None = None
 
     def language_model(self, lora: LoraConfig) -> LanguageModel:
         """The model with an adapter of this shape, built once and rebuilt only when the shape changes."""
@@ -59,7 +57,7 @@ class Worker:
                 between=rule.between,
             )
             self._lm.train_only(rule.trainable(self._lm.layout, None))
-            self._lora = lora
+            self._lora, self._ready = lora, None
         return self._lm
 
     def run_chunk(
@@ -75,37 +73,53 @@ class Worker:
         On a second trip nobody trains: clients answer what the server relayed, from what they kept. Where clients add noise of their own, one that
         failed sends an update of zero, with its noise: nobody sees that it failed.
         """
-        lm = self.language_model(assignment.config.lora)
-        setting = setting_of(assignment.config, lm.layout)
-        done: dict[int, ClientResult] = {}
+        setting = setting_of(assignment.config, self.language_model(assignment.config.lora).layout)
         outcomes: list[Outcome] = []
+        new_states = dict(zip(client_ids, states, strict=True))
         members = list(zip(client_ids, shards, states, strict=True))
-        for group in (members[i : i + GROUP_SIZE] for i in range(0, len(members), GROUP_SIZE)):
-            try:
-                if round.trip:
-                    results = [_answer(assignment, round, state, setting) for _, _, state in group]
-                else:
-                    results = self._trained(lm, assignment, round, group, setting)
-                for (client_id, _, _), result in zip(group, results, strict=True):
-                    done[client_id] = result
-                    size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
-                    outcomes.append(Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size))
-            except Exception as error:
-                failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-                outcomes += [Outcome(client_id, None, failure=failure, trace=trace) for client_id, _, _ in group]
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()  # for who comes next
-        new_states = [_with_kept(done[k]) if k in done else state for k, state in zip(client_ids, states, strict=True)]
-        sent = {k: (done[k].upload, done[k].weight) for k in client_ids if k in done}
-        if assignment.mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
-            sent = {k: sent.get(k) or (_nothing(assignment, round, k, setting), None) for k in client_ids}
-        return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
 
-    def _trained(
-        self, lm: LanguageModel, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
-    ) -> list[ClientResult]:
+        def sent() -> Iterator[Sent]:
+            for group in groups(members, size=group_size(assignment.config)):
+                for client_id, outcome, result in self._tried(assignment, round, group, setting):
+                    outcomes.append(outcome)
+                    if result is not None:
+                        new_states[client_id] = _with_kept(result)
+                        yield client_id, result.upload, _weight(result, client_id, assignment)
+                    elif assignment.mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
+                        yield client_id, _nothing(assignment, round, client_id, setting), assignment.weights[client_id]
+
+        own = assignment.config.server.rule != "mean"
+        form = "stack" if own else lora_rule(assignment.config.lora.aggregation).form
+        part = sum_sent(sent(), round=round, mechanism=assignment.mechanism, form=form)
+        return part, outcomes, list(new_states.values())
+
+    def _tried(
+        self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
+    ) -> Iterator[tuple[int, Outcome, ClientResult | None]]:
+        """Each client of a group with its outcome and, unless its work failed, what came of it."""
+        try:
+            if round.trip:
+                results = [_answer(assignment, round, state, setting) for _, _, state in group]
+            else:
+                results = self._trained(assignment, round, group, setting)
+        except Exception as error:
+            if len(group) > 1:  # so that who fails is told from the others, who are done again without
+                for member in group:
+                    yield from self._tried(assignment, round, [member], setting)
+                return
+            failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()  # for who comes next
+            [(client_id, _, _)] = group
+            yield client_id, Outcome(client_id, None, failure=failure, trace=trace), None
+            return
+        for (client_id, _, _), result in zip(group, results, strict=True):
+            size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
+            yield client_id, Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size), result
+
+    def _trained(self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting) -> list[ClientResult]:
         """What the method makes of a group of clients, each with the part of the adapter that the LoRA rule gives it."""
-        config = assignment.config
+        config, lm = assignment.config, self.language_model(assignment.config.lora)
         rule, ranks = lora_rule(config.lora.aggregation), ranks_of(config, num_clients=assignment.mechanism.num_clients)
         calls = []
         for client_id, shard, state in group:
@@ -115,48 +129,68 @@ class Worker:
             call = ClientCall(config, assignment.mechanism, round, client_id, given, shard, own, assignment.public, setting, rank)
             calls.append(call)
         [rank] = {call.rank for call in calls}  # a group is one client, or clients of one rank
-        lm.train_only(rule.trainable(lm.layout, round.turn), rank=rank)
-        lm.set_scale(rule.scale(setting, rank))
-        lm.set_delta(round.broadcast.get("delta"))
+        self._set_up(rule, round, rank=rank, scale=rule.scale(setting, rank))
         honest = method_of(config.method.name)(lm, calls)
-        results = [_sent_by(call, result) for call, result in zip(calls, honest, strict=True)]
+        hostile = hostile_clients(assignment.mechanism.num_clients, adversary=config.adversary, seed=config.seed)
+        results = [_sent_by(call, result) if call.client_id in hostile else result for call, result in zip(calls, honest, strict=True)]
         for call, result in zip(calls, results, strict=True):
             check_upload(result.upload, expected_sizes(config, rule, setting, turn=round.turn, rank=call.rank))
         return results
 
-    def _sent(self, sent: Mapping[int, tuple[Upload, float | None]], assignment: Assignment, round: Round) -> Part:
-        mechanism = assignment.mechanism
-        assert mechanism.kind == "none" or all(w is None for _, w in sent.values()), "a weight that the data decide bounds no client"
-        return sum_chunk(
-            [upload for upload, _ in sent.values()],
-            client_ids=list(sent),
-            weights=[assignment.weights[k] if weight is None else weight for k, (_, weight) in sent.items()],
-            round=round,
-            mechanism=mechanism,
-            form="stack" if assignment.config.server.rule != "mean" else lora_rule(assignment.config.lora.aggregation).form,
-        )
+    def _set_up(self, rule: LoraRule, round: Round, *, rank: int, scale: float) -> None:
+        """Has the model train and compute as a round wants it of clients of some rank; nothing to do where the client before was such a one."""
+        assert self._lm is not None, "the chunk's model is built"
+        wanted, delta = (rule, round.turn, rank, scale), round.broadcast.get("delta")
+        if self._ready is not None and self._ready[0] == wanted and self._ready[1] is delta:
+            return
+        self._ready = None
+        self._lm.train_only(rule.trainable(self._lm.layout, round.turn), rank=rank)
+        self._lm.set_scale(scale)
+        self._lm.set_delta(delta)
+        self._ready = wanted, delta
 
     def run_job(self, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """The results of one evaluation job on one adapter, and the delta of the base that it stands on."""
         lm, rule, tensors = self.language_model(lora), lora_rule(lora.aggregation), by_name(adapter)
+        self._ready = None
         lm.train_only(rule.trainable(lm.layout, None))
         lm.set_scale(lora.alpha / lora.rank)
         lm.set_delta(tensors.get("delta"))
         return run_job(lm, tensors["adapter"], job)
 
 
+def group_size(config: Config) -> int:
+    """Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits.
+
+    One where ranks differ, or where clients do more than train.
+    """
+    assert config.clients.batched != "auto", "the size of a group is decided before the first round"
+    one_rank = not (config.lora.client_ranks or config.lora.rank_shares or config.lora.spec.prunes)
+    return int(config.clients.batched) if config.method.spec.only_trains and one_rank else 1
+
+
+def groups(members: Sequence[Member], *, size: int) -> list[Sequence[Member]]:
+    """The members in order, so many at once."""
+    return [members[i : i + size] for i in range(0, len(members), size)]
+
+
 def _not_finite(result: ClientResult) -> str:
     """Why a result's update will be left out; empty where it counts."""
-    odd = [name for name, tensor in result.upload.items() if not np.isfinite(tensor).all()]
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is not finite no sum is
+        odd = [name for name, tensor in result.upload.items() if not (np.isfinite(tensor.sum()) or np.isfinite(tensor).all())]
     return f"its update is not finite ({odd[0]}); lower train.lr" if odd else ""
 
 
 def _sent_by(call: ClientCall, result: ClientResult) -> ClientResult:
-    """The result with what the client really sends, if it is hostile."""
-    adversary = call.config.adversary
-    if call.client_id not in hostile_clients(call.mechanism.num_clients, adversary=adversary, seed=call.config.seed):
-        return result
-    return dataclasses.replace(result, upload=hostile_upload(result.upload, adversary=adversary, seed=call.seed("adversary")))
+    """The result with what a hostile client really sends."""
+    upload = hostile_upload(result.upload, adversary=call.config.adversary, seed=call.seed("adversary"))
+    return dataclasses.replace(result, upload=upload)
+
+
+def _weight(result: ClientResult, client_id: int, assignment: Assignment) -> float:
+    """The weight of what a client sends: the one that it asks for, or that assigned to it."""
+    assert assignment.mechanism.kind == "none" or result.weight is None, "a weight that the data decide bounds no client"
+    return assignment.weights[client_id] if result.weight is None else result.weight
 
 
 def _nothing(assignment: Assignment, round: Round, client_id: int, setting: Setting) -> Upload:

@@ -10,23 +10,34 @@ included at zero (uniform weights: the paper).
 Left out: client-level privacy, for which the second vector would need a bound and noise of its own.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from raysim.lora.layout import Vector
-from raysim.methods.call import ClientCall, ClientResult, ClientState, one_by_one
+from raysim.methods.call import ClientCall, ClientResult, ClientState
 from raysim.model.language_model import LanguageModel
-from raysim.model.train import train_adapter
+from raysim.model.train_together import train_together
 
 
-@one_by_one
-def scaffold(lm: LanguageModel, call: ClientCall) -> ClientResult:
-    """One round of a client: corrected training from the shared adapter, send the difference and the change of its control variate."""
-    control = call.round.broadcast["control"]
-    own = call.state.arrays["control"] if call.state else np.zeros_like(control)
-    settings = call.train_settings()
-    adapter, stats = train_adapter(lm, call.adapter, call.shard, settings=settings, seed=call.seed("train"), correction=control - own)
-    change = control_change(adapter - call.adapter, control, num_steps=stats.num_steps, lr=settings.lr)
-    return call.result(adapter, stats=stats, further={"control": change}, state=ClientState(arrays={"control": own + change}))
+def scaffold(lm: LanguageModel, calls: Sequence[ClientCall]) -> list[ClientResult]:
+    """One round of each client: corrected training from the shared adapter, send the difference and the change of its control variate."""
+    control, settings = calls[0].round.broadcast["control"], calls[0].train_settings()
+    owned = [call.state.arrays["control"] if call.state else np.zeros_like(control) for call in calls]
+    trained = train_together(
+        lm,
+        [call.adapter for call in calls],
+        [call.shard for call in calls],
+        settings=settings,
+        seeds=[call.seed("train") for call in calls],
+        corrections=[control - own for own in owned],
+    )
+    results = []
+    for call, own, (adapter, stats) in zip(calls, owned, trained, strict=True):
+        change = control_change(adapter - call.adapter, control, num_steps=stats.num_steps, lr=settings.lr)
+        state = ClientState(arrays={"control": own + change})
+        results.append(call.result(adapter, stats=stats, further={"control": change}, state=state))
+    return results
 
 
 def control_change(update: Vector, control: Vector, *, num_steps: int, lr: float) -> Vector:

@@ -44,6 +44,8 @@ class MethodSpec:
     """Whether a client keeps a second, private adapter beside the one that it shares."""
     adapts_weights: bool = False
     """Whether a client's weight is its own to ask for (`server.weighting: adaptive`)."""
+    only_trains: bool = False
+    """Whether a client's work is `train.*` and nothing more, so that several clients can be trained in one pass (`clients.batched`)."""
 
     @property
     def has_control_variate(self) -> bool:
@@ -76,6 +78,7 @@ _TABLE = (
         no_guarantee=f"{_NO}FEDIT releases averages of unclipped, unnoised updates.",
         colour="blue",
         units=("none", "client"),
+        only_trains=True,
     ),
     MethodSpec(
         "scaffold",
@@ -84,6 +87,7 @@ _TABLE = (
         no_guarantee=f"{_NO}SCAFFOLD releases averages of unclipped, unnoised updates, and its clients send control variates beside them.",
         colour="violet",
         tensors=("control",),
+        only_trains=True,
     ),
     MethodSpec(
         "fedpit",

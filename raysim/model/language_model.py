@@ -30,6 +30,7 @@ from raysim.lora.layout import Layout, Vector, check_adapter
 from raysim.model.attention import use_short_attention
 from raysim.model.base_model import DTYPES, BaseModel, token_ids
 from raysim.model.find import quiet_transformers
+from raysim.model.guards import Walked, walked
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 """Under which of these a model's configuration names its context, differs."""
@@ -63,6 +64,10 @@ class LanguageModel:
     """Which entries of `flat` training leaves as they are, bool of shape (P,); None for none."""
     moved: list[RemovableHandle] = field(default_factory=list)
     """What adds a delta of the base to the outputs of adapted layers."""
+    found: Walked | None = None
+    """The model as it was when it was last walked through."""
+    proven: set[str] = field(default_factory=set)
+    """LoRA tensors that a gradient has reached since the model's layers last changed."""
 
     def set_adapter(self, vector: Vector) -> None:
         """Loads an adapter, float32 of shape (P,).
@@ -70,9 +75,10 @@ class LanguageModel:
         Errors: ValueError if it has another shape or type; RuntimeError naming a LoRA tensor that it would not reach.
         """
         check_adapter(vector, self.layout)
-        for name, parameter, start in self._lora_tensors():
-            if parameter.data_ptr() != self.flat[start:].data_ptr():
-                raise RuntimeError(f"model: LoRA tensor {name} is no view into the flat adapter, which loading would not reach")
+        if not self.parts().is_loaded_into(self.flat):
+            for place in self.parts(anew=True).places:
+                if place.parameter.data_ptr() != self.flat[place.start :].data_ptr():
+                    raise RuntimeError(f"model: LoRA tensor {place.name} is no view into the flat adapter, which loading would not reach")
         with torch.no_grad():
             self.flat.copy_(torch.tensor(vector))
 
@@ -84,6 +90,7 @@ class LanguageModel:
         """Freezes all tensors of the layout but these, and of these what lies beyond a rank, for every training to come."""
         trained = entries(self.layout, frozenset(names), rank)
         self.frozen = None if trained is None else torch.from_numpy(~trained).to(self.device)
+        self.proven.clear()
 
     def set_scale(self, scale: float) -> None:
         """Scales the product of A and B by this number, in place of alpha / rank."""
@@ -96,6 +103,7 @@ class LanguageModel:
         The base's own weights are read by every worker of a node and stay as they are. A disabled adapter takes the delta with it.
         Errors: ValueError if it has another length or type.
         """
+        self.proven.clear()
         while self.moved:
             self.moved.pop().remove()
         if delta is None or not delta.any():
@@ -115,20 +123,24 @@ class LanguageModel:
 
         Errors: RuntimeError naming the tensor.
         """
-        for name, parameter, start in self._lora_tensors():
-            if not parameter.requires_grad:
+        if self.parts().trains_into(self.flat_grad):
+            return
+        for place in self.parts(anew=True).places:
+            name, gradient = place.name, place.parameter.grad
+            if not place.parameter.requires_grad:
                 raise RuntimeError(f"model: LoRA tensor {name} is frozen")
-            if parameter.grad is None or parameter.grad.data_ptr() != self.flat_grad[start:].data_ptr():
+            if gradient is None or gradient.data_ptr() != self.flat_grad[place.start :].data_ptr():
                 raise RuntimeError(f"model: the gradient of LoRA tensor {name} is no view into the flat gradient, which it would not reach")
 
-    def _lora_tensors(self) -> Iterator[tuple[str, torch.nn.Parameter, int]]:
-        """The model's LoRA tensors as they are now, each with its name and the start of its place in `flat`."""
-        named = dict(_lora_parameters(self.model))
-        odd = named.keys() ^ set(self.layout.names)
-        if odd:
-            raise RuntimeError(f"model: LoRA tensor {min(odd)} is in the model or in its layout, but not in both")
-        for name, (start, _) in zip(self.layout.names, self.layout.spans(), strict=True):
-            yield name, named[name], start
+    def parts(self, *, anew: bool = False) -> Walked:
+        """The model as it was when it was last walked through; `anew` walks again.
+
+        Errors: RuntimeError naming a LoRA tensor that is in the model or in its layout, but not in both.
+        """
+        if self.found is None or anew:
+            self.found = walked(self.model, self.layout, dict(_lora_parameters(self.model)), adapter="default")
+            self.proven.clear()
+        return self.found
 
     @property
     def is_float32(self) -> bool:

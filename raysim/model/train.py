@@ -162,7 +162,7 @@ def train_adapter(
     num_tokens = num_steps = scored = 0
     total_nll, reached = 0.0, False
     with training_mode(lm, seed=seed):
-        for batch in _epochs(lengths, settings=settings, seed=seed):
+        for batch in epochs(lengths, settings=settings, seed=seed):
             chosen = [examples[i] for i in batch]
             lm.flat_grad.zero_()
             with nullcontext() if num_steps else every_factor_learns(lm):
@@ -191,11 +191,7 @@ def train_adapter(
 @contextmanager
 def factor_hooks(lm: LanguageModel, hook_of: Callable[[int], Hook]) -> Iterator[None]:
     """While open, a forward pass calls `hook_of(i)` after the module that holds the i-th LoRA factor of the layout."""
-    modules = dict(lm.model.named_modules())
-    handles = [
-        modules[name.removesuffix(".weight") + ".default"].register_forward_hook(hook_of(index))
-        for index, name in enumerate(lm.layout.names)
-    ]
+    handles = [place.module.register_forward_hook(hook_of(index)) for index, place in enumerate(lm.parts().places)]
     try:
         yield
     finally:
@@ -207,15 +203,20 @@ def factor_hooks(lm: LanguageModel, hook_of: Callable[[int], Hook]) -> Iterator[
 def every_factor_learns(lm: LanguageModel) -> Iterator[None]:
     """While open, a LoRA factor that takes part in a forward pass must get a gradient from the backward pass, be it zero.
 
+    Asked until every factor has had one; what happens to the model's layers afterwards has it asked again (see `LanguageModel.proven`).
     Errors: RuntimeError on leaving, naming a factor that got none.
     """
-    waiting: set[str] = set()
+    if len(lm.proven) == len(lm.layout.names):
+        yield
+        return
+    waiting, seen = set[str](), set[str]()
 
     def watch(index: int) -> Hook:
         name = lm.layout.names[index]
 
         def forward_hook(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             waiting.add(name)
+            seen.add(name)
             if output.requires_grad:
                 output.register_hook(lambda _: waiting.discard(name))  # type: ignore[no-untyped-call]  # untyped in torch
 
@@ -225,13 +226,14 @@ def every_factor_learns(lm: LanguageModel) -> Iterator[None]:
         yield
     if waiting:
         raise RuntimeError(f"training: no gradient reached LoRA tensor {min(waiting)} ({len(waiting)} such); it is frozen or detached")
+    lm.proven |= seen
 
 
 @contextmanager
 def training_mode(lm: LanguageModel, *, seed: int) -> Iterator[None]:
     """Training mode with dropout drawn from the seed; evaluation mode and the caller's generator state after."""
     lm.check_trainable()
-    lm.model.train()
+    lm.parts().switch(training=True)
     devices = [lm.device] if lm.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -240,7 +242,7 @@ def training_mode(lm: LanguageModel, *, seed: int) -> Iterator[None]:
                 torch.cuda.manual_seed(seed_for(seed, "dropout"))
             yield
     finally:
-        lm.model.eval()
+        lm.parts().switch(training=False)
 
 
 def check_gradient(*, reached: bool, loss: float) -> None:
@@ -257,9 +259,14 @@ def check_gradient(*, reached: bool, loss: float) -> None:
 
 def check_change(lm: LanguageModel, start: torch.Tensor, *, optimizer: str, lr: float) -> None:
     """Refuses a training that left the adapter as it was although its last step, even a fraction of it, would show in float32."""
-    if not torch.equal(lm.flat, start):
+    check_change_of(lm.flat, lm.flat_grad, start, optimizer=optimizer, lr=lr)
+
+
+def check_change_of(flat: torch.Tensor, gradient: torch.Tensor, start: torch.Tensor, *, optimizer: str, lr: float) -> None:
+    """The same of an adapter and its last gradient that lie elsewhere than in a model."""
+    if not torch.equal(flat, start):
         return
-    direction = lm.flat_grad if optimizer == "sgd" else lm.flat_grad / (lm.flat_grad.abs() + ADAM_EPS)
+    direction = gradient if optimizer == "sgd" else gradient / (gradient.abs() + ADAM_EPS)
     if bool((start - SHOWING * lr * direction != start).any()):
         raise RuntimeError(f"training: the adapter did not change although it has a gradient and the learning rate is {lr:g}")
 
@@ -275,7 +282,8 @@ def finite_mean(total: float, count: int) -> float | None:
     return total / count if math.isfinite(total) else None
 
 
-def _epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+def epochs(lengths: Sequence[int], *, settings: TrainSettings, seed: int) -> Iterator[list[int]]:
+    """The batches of a training in order: of every epoch, up to `max_steps`."""
     steps = 0
     for epoch in range(settings.num_epochs):
         for batch in grouped_batches(lengths, batch_size=settings.batch_size, rng=numpy_rng(seed, "batches", epoch)):

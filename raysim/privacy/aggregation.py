@@ -7,7 +7,7 @@ Left out: what the server adds and divides by (`clipping.noise_and_divide`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from raysim.lora.layout import Upload
 from raysim.privacy import secagg
-from raysim.privacy.clipping import ChunkStack, ChunkSum, Vector, clip, clip_and_sum, stack, weighted_sum
+from raysim.privacy.clipping import ChunkStack, ChunkSum, Entry, Total, Vector, add_weighted, clip, stack, sum_entries
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
 from raysim.privacy.noise import gaussian
@@ -36,6 +36,8 @@ class MaskedSum:
 
 Part = ChunkSum | ChunkStack | MaskedSum
 """What a chunk of clients sends to the server."""
+Sent = tuple[int, Upload, float]
+"""A client, what it sends, and its weight."""
 
 
 def sum_chunk(
@@ -47,33 +49,60 @@ def sum_chunk(
     mechanism: Mechanism,
     form: Literal["sum", "stack"] = "sum",
 ) -> Part:
-    """What leaves the place where these clients are: their bounded sum (or stack), each with its noise where clients add it.
+    """What leaves the place where these clients are, as `sum_sent` has it of those who come one by one."""
+    part = sum_sent(zip(client_ids, uploads, weights, strict=True), round=round, mechanism=mechanism, form=form)
+    assert part is not None, "a chunk holds at least one client"
+    return part
 
-    Under secure aggregation only masked integers leave. There an update that is not finite counts as zero and still carries
-    its noise, and nothing says that it did.
+
+def sum_sent(sent: Iterable[Sent], *, round: Round, mechanism: Mechanism, form: Literal["sum", "stack"] = "sum") -> Part | None:
+    """What leaves the place where these clients are: their bounded sum (or stack), each with its noise where clients add it; None of nobody.
+
+    Into a sum each upload goes as it comes, and is let go. Under secure aggregation only masked integers leave. There an update that is
+    not finite counts as zero and still carries its noise, and nothing says that it did.
     """
-    clip_norm, cohort, updates = round.clip_norm, round.cohort, [upload["adapter"] for upload in uploads]
-    assert clip_norm is None or all(set(upload) == {"adapter"} for upload in uploads), "a second tensor would need a bound of its own"
     if form == "stack":
         assert mechanism.kind != "client", "noise goes into a sum, and a stack opens every upload to the server"
-        return stack(uploads, weights=weights, clip_norm=clip_norm)
-    noises = [
-        client_noise(len(update), mechanism=mechanism, client_id=k, round=round) for k, update in zip(client_ids, updates, strict=True)
-    ]
-    if not mechanism.is_masked:
-        total = clip_and_sum(updates, weights=weights, clip_norm=clip_norm, noises=noises)
-        further = {name: weighted_sum([upload[name] for upload in uploads], weights) for name in uploads[0] if name != "adapter"}
-        return dataclasses.replace(total, further=further)
+        sent = list(sent)
+        return stack([upload for _, upload, _ in sent], weights=[w for _, _, w in sent], clip_norm=round.clip_norm) if sent else None
+    if mechanism.is_masked:
+        return _masked_sum(sent, round=round, mechanism=mechanism)
+    further: dict[str, Total] = {}
+    total = sum_entries(_entries(sent, further, round=round, mechanism=mechanism), clip_norm=round.clip_norm)
+    return None if total is None else dataclasses.replace(total, further=further)
+
+
+def _entries(sent: Iterable[Sent], further: dict[str, Total], *, round: Round, mechanism: Mechanism) -> Iterator[Entry]:
+    """Each update with its weight and noise; what else was sent is added to `further`."""
+    for client_id, upload, weight in sent:
+        _check_bounded(upload, round)
+        for name in upload.keys() - {"adapter"}:
+            add_weighted(further.setdefault(name, np.zeros(len(upload[name]))), upload[name], weight)
+        yield upload["adapter"], weight, client_noise(len(upload["adapter"]), mechanism=mechanism, client_id=client_id, round=round)
+
+
+def _check_bounded(upload: Upload, round: Round) -> None:
+    assert round.clip_norm is None or set(upload) == {"adapter"}, "a second tensor would need a bound of its own"
+
+
+def _masked_sum(sent: Iterable[Sent], *, round: Round, mechanism: Mechanism) -> MaskedSum | None:
+    cohort, clip_norm = round.cohort, round.clip_norm
     assert clip_norm is not None, "secure aggregation sums clipped updates"
     grid, seed = _grid(mechanism, clip_norm, len(cohort)), _mask_seed(mechanism, round.index)
-    messages = []
-    for client_id, update, noise in zip(client_ids, updates, noises, strict=True):
+    messages: dict[int, secagg.Encoded] = {}
+    for client_id, upload, _ in sent:
+        _check_bounded(upload, round)
+        update = upload["adapter"]
+        noise = client_noise(len(update), mechanism=mechanism, client_id=client_id, round=round)
         finite = update if np.isfinite(update).all() else np.zeros_like(update)
         encoded = secagg.encode(clip(finite, clip_norm=clip_norm), grid=grid, max_clients=len(cohort))
         if noise is not None:
             encoded += secagg.encode_noise(noise, grid=grid, max_clients=len(cohort))
-        messages.append(secagg.masked_message(client_id, cohort, encoded, seed=seed))
-    return MaskedSum(secagg.add_messages(messages, size=len(updates[0])), tuple(client_ids), clip_norm)
+        messages[client_id] = secagg.masked_message(client_id, cohort, encoded, seed=seed)
+    if not messages:
+        return None
+    size = len(next(iter(messages.values())))
+    return MaskedSum(secagg.add_messages(list(messages.values()), size=size), tuple(messages), clip_norm)
 
 
 def client_noise(size: int, *, mechanism: Mechanism, client_id: int, round: Round) -> Vector | None:

@@ -8,7 +8,7 @@ not depend on who came.
 Left out: how the bound is chosen (the mechanism's business), and weights under clipping (a weight is a second, unbounded factor).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,13 @@ Total = npt.NDArray[np.float64]
 
 MARGIN = 1.0 - 2.0**-40
 """Updates are scaled to this share of the bound, so that rounding in the measured norm cannot lift them over it."""
+BLOCK = 2**15
+"""Entries that are worked on at once: 256 KiB in float64, which a core's cache holds, where a whole update would go to memory and back each time."""
+FLOAT32_BITS = np.int64(~(2**29 - 1))
+"""The bits of a float64 that a float32 has room for."""
+
+Entry = tuple[Vector, float, Vector | None]
+"""An update, its weight, and the noise that comes with it."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +86,54 @@ def clip_and_sum(
     """
     assert updates, "a chunk holds at least one client"
     assert len(updates) == len(weights), f"{len(updates)} updates but {len(weights)} weights"
-    assert clip_norm is None or set(weights) == {1.0}, f"clipping bounds a sum with weights of 1 only, not {sorted(set(weights))}"
-    total = np.zeros(len(updates[0]), dtype=np.float64)
-    kept_weight, norms, num_clipped = 0.0, list[float](), 0
-    for update, weight, noise in zip(updates, weights, noises or [None] * len(updates), strict=True):
+    total = sum_entries(zip(updates, weights, noises or [None] * len(updates), strict=True), clip_norm=clip_norm)
+    assert total is not None, "there is an update"
+    return total
+
+
+def sum_entries(entries: Iterable[Entry], *, clip_norm: float | None) -> ChunkSum | None:
+    """What `clip_and_sum` returns of entries that come one by one, each of which is let go once it is added; None if there are none."""
+    total: Total | None = None
+    kept_weight, norms, num_clipped, num_dropped = 0.0, list[float](), 0, 0
+    for update, weight, noise in entries:
+        assert clip_norm is None or weight == 1.0, f"clipping bounds a sum with weights of 1 only, not {weight}"
+        total = np.zeros(len(update), dtype=np.float64) if total is None else total
         if noise is not None:
             total += noise
         assert update.shape == total.shape, f"an update of shape {update.shape} in a chunk of shape {total.shape}"
-        if not np.isfinite(update).all():
-            continue
         norm = l2_norm(update)
+        if not np.isfinite(norm):  # squares in float64 neither overflow nor cancel: an entry is a NaN or infinite
+            num_dropped += 1
+            continue
         if clip_norm is not None:
-            update = clip(update, clip_norm=clip_norm)
+            update = clip(update, clip_norm=clip_norm, norm=norm)
             num_clipped += norm > clip_norm
-        total += weight * update.astype(np.float64)
+        add_weighted(total, update, weight)
         kept_weight += weight
         norms.append(norm)
-    return ChunkSum(total, kept_weight, tuple(norms), num_clipped, len(updates) - len(norms), clip_norm)
+    return None if total is None else ChunkSum(total, kept_weight, tuple(norms), num_clipped, num_dropped, clip_norm)
+
+
+def add_weighted(total: Total, update: Vector, weight: float) -> None:
+    """Adds weight times update to `total`, in float64."""
+    scratch = np.empty(min(BLOCK, len(update)))
+    for block in _blocks(len(update)):
+        part = scratch[: block.stop - block.start]
+        part[...] = update[block]
+        if weight != 1.0:
+            part *= weight
+        total[block] += part
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
 
 
 def weighted_sum(tensors: Sequence[Vector], weights: Sequence[float]) -> Total:
     """The sum of weight times tensor, in float64 and in the order given."""
     total = np.zeros(len(tensors[0]), dtype=np.float64)
     for tensor, weight in zip(tensors, weights, strict=True):
-        total += weight * tensor.astype(np.float64)
+        add_weighted(total, tensor, weight)
     return total
 
 
@@ -138,22 +169,52 @@ def noise_and_divide(
         return (noisy / denominator).astype(np.float32)
 
 
-def clip(update: Vector, *, clip_norm: float) -> Vector:
+def clip(update: Vector, *, clip_norm: float, norm: float | None = None) -> Vector:
     """`update` scaled down to L2 norm at most `clip_norm` (over all its coordinates together); itself if it is shorter.
 
+    `norm` is its L2 norm where that is known. Equal to rounding `update * (clip_norm / norm * MARGIN)` toward zero.
     Guarantees: the norm of the float32 result, in exact arithmetic, is at most `clip_norm`, for every finite input: the scaling is done
     in float64, and the result is rounded toward zero.
     """
     if not clip_norm > 0.0:
         raise ValueError(f"clip_norm={clip_norm!r} must be greater than 0")
-    norm = l2_norm(update)
+    norm = l2_norm(update) if norm is None else norm
     if norm <= clip_norm * MARGIN:
         return update
-    exact = update.astype(np.float64) * (clip_norm / norm * MARGIN)
+    clipped, scratch = np.empty(len(update), dtype=np.float32), np.empty(min(BLOCK, len(update)))
+    for block in _blocks(len(update)):
+        exact = scratch[: block.stop - block.start]
+        exact[...] = update[block]
+        exact *= clip_norm / norm * MARGIN
+        clipped[block] = _toward_zero(exact)
+    return clipped
+
+
+def _toward_zero(exact: Total) -> Vector:
+    """The numbers in float32, rounded toward zero; writes over `exact`."""
+    bits = exact.view(np.int64)
+    bits &= FLOAT32_BITS
     rounded = exact.astype(np.float32)
-    return np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, np.float32(0)), rounded)
+    if np.array_equal(rounded, exact):
+        return rounded
+    return np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, np.float32(0)), rounded)  # below the smallest normal number
 
 
 def l2_norm(update: Vector | Total) -> float:
-    """The L2 norm, squared and summed in float64, where neither 1e38 overflows nor a float32 denormal vanishes."""
-    return float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
+    """The L2 norm, squared and summed in float64, where neither 1e38 overflows nor a float32 denormal vanishes.
+
+    Equal in every bit to `np.sqrt(np.sum(np.square(update, dtype=np.float64)))`.
+    """
+    return float(np.sqrt(_sum_of_squares(update.ravel(), np.empty(min(BLOCK, update.size)))))
+
+
+def _sum_of_squares(values: Vector | Total, scratch: Total) -> np.float64:
+    """The sum of squares, halved where numpy's own pairwise summation halves."""
+    if len(values) <= BLOCK:
+        squares = scratch[: len(values)]
+        squares[...] = values
+        squares *= squares
+        return np.float64(np.add.reduce(squares))
+    middle = len(values) // 2
+    middle -= middle % 8
+    return np.float64(_sum_of_squares(values[:middle], scratch) + _sum_of_squares(values[middle:], scratch))

@@ -15,6 +15,7 @@ from raysim.config import (
     SweepConfig,
     load,
     validate,
+    with_values,
 )
 from raysim.console.progress import Progress
 from raysim.data.configured import chat_format
@@ -32,6 +33,9 @@ from raysim.lora.rule import frozen_throughout, lora_rule
 from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
+from raysim.model.language_model import LanguageModel
+from raysim.model.train import TrainSettings
+from raysim.model.train_together import check_together, measured_size
 from raysim.privacy.ledger import ledger_of
 from raysim.reports.page import write_run_report
 from raysim.results import files, inputs
@@ -126,6 +130,8 @@ def resolved(config: Config) -> Config:
     dtype = resolve_dtype(config.train.dtype, on_gpu=config.resources.client.num_gpus > 0)
     out = config.out or f"runs/{config.name}-{config.method.name}"
     config = dated(config, [Path(out) / name for name in (files.CONFIG, files.SWEEP)])
+    if config.clients.batched == "auto" and (Path(out) / files.CONFIG).is_file():
+        config = with_values(config, {"clients.batched": load(Path(out) / files.CONFIG).clients.batched})
     return dataclasses.replace(config, out=out, train=dataclasses.replace(config.train, dtype=dtype))
 
 
@@ -192,6 +198,7 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     lm = backend.worker.language_model(config.lora)
     judged.check_tokenizer(config.judge, lm.tokenizer)
     experiment = prepare(config, lm, data=data)
+    config = grouped(config, lm, experiment)
     assignment = Assignment(dataclasses.replace(config, compare={}), experiment.mechanism, experiment.weights, experiment.public, lm.layout)
     found = inputs.input_files(config) | _prints_of(experiment)
     inputs.check_inputs(out, config, now=found)
@@ -231,6 +238,22 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
 
 
+def grouped(config: Config, lm: LanguageModel, experiment: Experiment) -> Config:
+    """`config` with `clients.batched` decided: measured where it is `auto`, and tried where it is more than 1.
+
+    Errors: ValueError where this model's clients cannot be trained together.
+    """
+    batched, examples = config.clients.batched, experiment.real_examples
+    if not config.method.spec.only_trains or batched == "1" or len(examples) < 2:
+        return with_values(config, {"clients.batched": "1"}) if batched == "auto" else config
+    if batched != "auto":
+        check_together(lm, examples, size=int(batched))
+        return config
+    train = config.train
+    settings = TrainSettings(1, 1, train.batch_size, train.lr, train.optimizer, train.weight_decay, train.max_grad_norm, train.prox_mu)
+    return with_values(config, {"clients.batched": str(measured_size(lm, experiment.shards, settings=settings))})
+
+
 def _damage(out: Path) -> list[str]:
     """What is wrong with the run that was over in this folder, if one was."""
     folder = RunFolder(out)
@@ -259,6 +282,10 @@ def rounds_to_run(experiment: Experiment, config: Config) -> int:
 def notes(experiment: Experiment, config: Config) -> list[str]:
     """What a user should know before the run: of its method, responses that were cut, noise solved for, a budget that ends it, a large delta."""
     lines, mechanism = [config.method.spec.note] if config.method.spec.note else [], experiment.mechanism
+    if config.clients.batched != "1" and not config.method.spec.only_trains:
+        lines.append(
+            f"clients.batched={config.clients.batched}: clients of method.name={config.method.name!r} do more than train, and go one by one"
+        )
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")

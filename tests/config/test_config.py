@@ -302,6 +302,8 @@ COMBINATIONS = [
     ),
     (["resources.num_actors=0"], ["resources.num_actors='0'", "at least 1"]),
     (["resources.num_actors=many"], ["resources.num_actors='many'", "auto"]),
+    (["clients.batched=0"], ["clients.batched='0'", "at least 1"]),
+    (["clients.batched=many"], ["clients.batched='many'", "auto"]),
     (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "one device", "use at most 1"]),
     (["resources.client.num_gpus=2"], ["resources.client.num_gpus=2", "there is no engine for several"]),
     *[
@@ -833,6 +835,7 @@ BROUGHT = [
     (["audit.multiplicities=[100000]"], r"^audit\.multiplicities=\[100000\] must all be at least 1 and at most 10000"),
     (["data.system_prompt=${x}"], r"^data\.system_prompt: Interpolation key 'x' not found; a plain dollar sign"),
     (["resources.num_actors=²"], r"^resources\.num_actors='²' must be"),
+    (["clients.batched=²"], r"^clients\.batched='²' must be"),
     (["lora.target_modules=q_proj,v_proj"], r"^lora\.target_modules='q_proj,v_proj' is one text; list"),
     (["lora.target_modules=['']"], r"^lora\.target_modules=\[''\] holds an empty name"),
     (["data.template_date=2024-2-1"], r"^data\.template_date='2024-2-1' must be a day as YYYY-MM-DD, or today$"),

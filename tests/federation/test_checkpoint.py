@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as serialised
 
-from raysim.federation.checkpoint import KEEP, Snapshot, load_latest, save
+from raysim.federation.checkpoint import KEEP, MOST_FILES, Snapshot, _spans, load_latest, save
 
 
 def snapshot(num_rounds: int, *, client_ids: tuple[int, ...] = (0, 3)) -> Snapshot:
@@ -274,3 +274,75 @@ def test_manifest_names_every_file(tmp_path: Path) -> None:
     save_two(tmp_path)
     manifest = json.loads((tmp_path / "round-00002" / "manifest.json").read_text())
     assert sorted([*manifest["files"], "manifest.json"]) == names(tmp_path / "round-00002")
+
+
+# --- many clients
+
+
+def many(num_rounds: int, count: int = 10 * MOST_FILES) -> Snapshot:
+    """Every second client keeps something; one of them nothing but records, one nothing but an array."""
+    ids = tuple(range(0, 2 * count, 2))
+    whole = snapshot(num_rounds, client_ids=ids)
+    whole.client_arrays[ids[3]].clear()
+    whole.client_records[ids[4]].clear()
+    return whole
+
+
+def test_many_clients_share_files_and_come_back(tmp_path: Path) -> None:
+    save(tmp_path, many(1))
+    found, problems = load_latest(tmp_path)
+    assert problems == []
+    assert_equal(found, many(1))
+    files = names(tmp_path / "round-00001")
+    assert len(files) <= 2 * 2 * MOST_FILES + 3
+    assert "clients-00000-00015.safetensors" in files
+
+
+def test_spans_stay_while_clients_come() -> None:
+    """So that what did not change can be linked."""
+    fewer, more = (_spans(list(range(0, count))) for count in (MOST_FILES * 5, MOST_FILES * 8))
+    assert fewer.keys() <= more.keys()
+    assert sorted(k for ids in more.values() for k in ids) == list(range(MOST_FILES * 8))
+    assert _spans(list(range(MOST_FILES))) == {(k, k): [k] for k in range(MOST_FILES)}
+
+
+def test_a_flipped_byte_in_a_shared_file_is_found_and_does_not_live_on(tmp_path: Path) -> None:
+    """Of a file whose clients did not change: what is kept in two checkpoints is in two files."""
+    for num_rounds in range(1, 4):
+        save(tmp_path, replace(many(1), num_rounds=num_rounds))
+    path = tmp_path / "round-00003" / "clients-00000-00015.safetensors"
+    assert path.stat().st_ino != (tmp_path / "round-00002" / path.name).stat().st_ino
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found, [problem] = load_latest(tmp_path)
+    assert f"{path.name} has another checksum" in problem
+    assert_equal(found, replace(many(1), num_rounds=2))
+    save(tmp_path, replace(many(1), num_rounds=3))
+    assert_equal(load_latest(tmp_path)[0], replace(many(1), num_rounds=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("json", b'{"16": []}', "holds other clients than its name says"),
+        ("json", b'{"x": []}', "holds other clients than its name says"),
+        ("json", b"[]", "holds other clients than its name says"),
+        ("json", b'{"0": {}}', "holds no list of objects"),
+        ("json", b'{"2": []}', "holds an array of nobody"),
+        ("safetensors", bytes(serialised({"adapter": np.zeros(3)})), "holds an array of nobody"),
+    ],
+)
+def test_a_shared_file_that_holds_something_else_is_passed_over(tmp_path: Path, kind: str, content: bytes, said: str) -> None:
+    save(tmp_path, many(1))
+    resigned(tmp_path / "round-00001", f"clients-00000-00015.{kind}", content)
+    found, [problem] = load_latest(tmp_path)
+    assert found is None
+    assert said in problem
+
+
+def test_ten_thousand_clients_are_saved_and_loaded_in_seconds(tmp_path: Path) -> None:
+    """The files decide, not the clock: at most a few hundred are flushed to the disk."""
+    save(tmp_path, many(1, count=5_000))
+    assert len(names(tmp_path / "round-00001")) <= 4 * MOST_FILES + 3
+    assert_equal(load_latest(tmp_path)[0], many(1, count=5_000))

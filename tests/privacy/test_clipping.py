@@ -1,6 +1,8 @@
 """The sensitivity of a sum of updates, for every update that can be sent, and the noise that goes with it."""
 
 import math
+import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from raysim.privacy.clipping import clip, clip_and_sum, l2_norm, noise_and_divide
+from raysim.privacy.clipping import BLOCK, MARGIN, Entry, clip, clip_and_sum, l2_norm, noise_and_divide, sum_entries
 
 Vector = npt.NDArray[np.float32]
 HUGE, DENORMAL = float(np.finfo(np.float32).max), 1e-45
@@ -155,3 +157,58 @@ def test_denominator_that_is_not_positive_is_refused(denominator: float) -> None
 def test_bound_that_is_not_positive_is_refused(clip_norm: float) -> None:
     with pytest.raises(ValueError, match="clip_norm"):
         clip(np.ones(2, dtype=np.float32), clip_norm=clip_norm)
+
+
+# --- passes over blocks that a cache holds, against one pass over everything
+
+
+def exactly_clipped(update: Vector, *, clip_norm: float) -> Vector:
+    """`clip` as its docstring has it, without blocks."""
+    norm = float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
+    if norm <= clip_norm * MARGIN:
+        return update
+    exact = update.astype(np.float64) * (clip_norm / norm * MARGIN)
+    rounded = exact.astype(np.float32)
+    return np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, np.float32(0)), rounded)
+
+
+SIZES = [1, 7, 8, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 8, 5 * BLOCK + 12_345]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-39, 1e-44])
+def test_blocks_change_no_bit(size: int, scale: float) -> None:
+    """Also where the results are below float32's smallest normal number, which a cut of the mantissa alone would round up."""
+    rng = np.random.default_rng(size)
+    updates = [(scale * rng.standard_normal(size) * rng.choice([0.0, 1.0, 1e-3], size)).astype(np.float32) for _ in range(3)]
+    for update in updates:
+        norm = l2_norm(update)
+        assert norm == float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
+        for clip_norm in (0.7 * norm, 1e-3 * norm, norm):
+            if clip_norm > 0.0:
+                clipped = clip(update, clip_norm=clip_norm)
+                assert clipped.tobytes() == exactly_clipped(update, clip_norm=clip_norm).tobytes()
+                assert clip(update, clip_norm=clip_norm, norm=norm).tobytes() == clipped.tobytes()
+    weights = [3.0, 1.0, 0.25]
+    expected = np.zeros(size)
+    for update, weight in zip(updates, weights, strict=True):
+        expected += weight * update.astype(np.float64)
+    assert clip_and_sum(updates, weights=weights, clip_norm=None).total.tobytes() == expected.tobytes()
+
+
+def test_each_update_is_let_go_once_it_is_added() -> None:
+    """A chunk's memory does not grow with its clients."""
+    alive: list[weakref.ref[Vector]] = []
+
+    def entries() -> Iterator[Entry]:
+        for _ in range(5):
+            update = np.ones(10, dtype=np.float32)
+            alive.append(weakref.ref(update))
+            yield update, 1.0, None
+            del update
+            assert sum(one() is not None for one in alive) <= 1
+
+    total = sum_entries(entries(), clip_norm=None)
+    assert total is not None
+    assert (total.weight, total.total.sum()) == (5.0, 50.0)
+    assert sum_entries(iter(()), clip_norm=None) is None

@@ -119,7 +119,7 @@ def without_noise_on_updates(patch: pytest.MonkeyPatch) -> None:
 
 def without_clip_on_updates(patch: pytest.MonkeyPatch) -> None:
     """Every update enters a sum as it is."""
-    patch.setattr(clipping, "clip", lambda update, *, clip_norm: update)
+    patch.setattr(clipping, "clip", lambda update, *, clip_norm, norm=None: update)
 
 
 @pytest.mark.parametrize("case", CLIENTS)

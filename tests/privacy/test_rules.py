@@ -152,7 +152,7 @@ def with_half_of_it_unclipped(patch: pytest.MonkeyPatch) -> None:
     """As where one factor is clipped and the other forgotten."""
     clip = clipping.clip
 
-    def half(update: Any, *, clip_norm: float) -> Any:
+    def half(update: Any, *, clip_norm: float, norm: float | None = None) -> Any:
         middle = len(update) // 2
         return np.concatenate([clip(update[:middle], clip_norm=clip_norm), update[middle:]])
 

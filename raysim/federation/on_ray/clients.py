@@ -8,6 +8,8 @@ What a client keeps is a separate return value of its call: the driver holds the
 import contextlib
 import logging
 import os
+import pickle
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ with uncollected():
 
     from raysim.config import LoraConfig, ResourcesConfig
     from raysim.federation.assignment import Assignment
+    from raysim.federation.faults import Outcome
     from raysim.federation.loop import OnDone
     from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
     from raysim.federation.on_ray.server import ServerActor
@@ -35,36 +38,53 @@ with uncollected():
 GIB = 2**30
 
 
+AHEAD = 2
+"""Calls that an actor is given at once where there are many, so that it need not wait for the driver between two of them."""
+MANY = 8
+"""Calls for each actor from which on there are many: the last ones, which nobody can take over, are then a small part."""
+
+
 class ClientActor:
-    """A `Worker` whose calls return a chunk's sum, its reports, and each client's state as objects of their own."""
+    """A `Worker` whose calls return what a chunk sends, its outcomes, and what its clients keep, as objects of their own."""
 
     def __init__(self, *, num_threads: int, num_gpus: float) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
         self._worker: Worker | None = None
+        self._read: dict[str, tuple[Any, Any]] = {}
         keep_freed_memory()
         if 0 < num_gpus < 1:
             torch.cuda.set_per_process_memory_fraction(num_gpus)
 
     def run_chunk(
-        self,
-        base: BaseModel,
-        assignment: Assignment,
-        client_ids: Sequence[int],
-        round: Round,
-        *shards_and_states: Any,
-    ) -> tuple[Any, ...]:
-        """`Worker.run_chunk` flattened: what is sent, outcomes, then the state of each client (shards come first, then states)."""
-        shards, states = shards_and_states[: len(client_ids)], shards_and_states[len(client_ids) :]
-        part, outcomes, new_states = self._on(base).run_chunk(assignment, client_ids, round, shards, states)
-        return_freed_memory()
-        return (part, outcomes, *new_states)
+        self, refs: Sequence[Any], client_ids: Sequence[int], shards: Sequence[bytes], places: Sequence[tuple[int, int] | None], *kept: Any
+    ) -> tuple[Any, tuple[list[Outcome], bool], list[ClientState | None]]:
+        """See `Worker.run_chunk`: what is sent, the outcomes and whether a client keeps anything, and what each keeps.
 
-    def run_job(self, base: BaseModel, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
-        """See `Worker.run_job`."""
-        results = self._on(base).run_job(lora, adapter, job)
+        `refs` lead to the base model, the assignment and the round, which are read once and not for each call. A client's state is at its
+        place (which of `kept`, and where in it).
+        """
+        base, assignment, round = (self._once(name, ref) for name, ref in zip(("model", "assignment", "round"), refs, strict=True))
+        states = [None if place is None else kept[place[0]][place[1]] for place in places]
+        part, outcomes, new_states = self._on(base).run_chunk(
+            assignment, client_ids, round, [pickle.loads(shard) for shard in shards], states
+        )
+        has_states = any(state is not None for state in new_states)
+        return part, (outcomes, has_states), new_states if has_states else []
+
+    def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
+        """See `Worker.run_job`; `base_refs` holds the reference to the base model."""
+        return self._on(self._once("model", base_refs[0])).run_job(lora, adapter, job)
+
+    def rest(self) -> None:
+        """Gives freed memory back, until there is work again."""
         return_freed_memory()
-        return results
+
+    def _once(self, name: str, ref: Any) -> Any:
+        """What a reference leads to; the last one under a name is kept."""
+        if name not in self._read or self._read[name][0] != ref:
+            self._read[name] = (ref, ray.get(ref))
+        return self._read[name][1]
 
     def _on(self, base: BaseModel) -> Worker:
         """The worker over `base`, made by the first call of this process (which may be a restarted one)."""
@@ -104,17 +124,20 @@ class RayBackend:
 
         Errors: RuntimeError with the failing call's own message.
         """
-        waiting = [item for _, item in sorted(items, key=lambda pair: -pair[0])]
-        free, running = list(self.actors), dict[Any, tuple[Any, Any]]()
+        waiting = deque(item for _, item in sorted(items, key=lambda pair: -pair[0]))
+        free = self.actors * (AHEAD if len(waiting) >= MANY * len(self.actors) else 1)
+        running = dict[Any, tuple[Any, Any]]()
         while waiting or running:
             while waiting and free:
-                actor, item = free.pop(), waiting.pop(0)
+                actor, item = free.pop(), waiting.popleft()
                 running[submit(actor, item)] = (actor, item)
             [ready], _ = ray.wait(list(running), num_returns=1)
             actor, item = running.pop(ready)
             with _plain_errors():
                 done(item, ray.get(ready))
             free.append(actor)
+        for actor in self.actors:
+            actor.rest.remote()
 
 
 class RayClients:
@@ -123,39 +146,43 @@ class RayClients:
     def __init__(self, backend: RayBackend, assignment: Assignment, experiment: Experiment) -> None:
         self._backend, self._config = backend, assignment.config
         self._assignment_ref = ray.put(assignment)
-        self._shard_refs = [ray.put(shard) for shard in experiment.shards]
+        self._shards = [pickle.dumps(shard) for shard in experiment.shards]  # they travel with the call: an object each would be slower
         self._cost = [sum(example.num_tokens for example in shard) for shard in experiment.shards]
-        self._states: dict[int, Any] = {}
+        self._places: dict[int, tuple[Any, int]] = {}
+        """By client the reference to what its chunk's clients keep, and where in that its state is."""
 
     def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: OnDone) -> list[Any]:
         """See `loop.Clients`; returns references to what is sent, which stays where it was made."""
-        round_ref = ray.put(round)
+        refs = (self._backend.base_ref, self._assignment_ref, ray.put(round))
         outputs: dict[int, list[Any]] = {}
 
         def submit(actor: Any, index: int) -> Any:
             chunk = chunks[index]
-            shards, states = [self._shard_refs[k] for k in chunk], [self._states.get(k) for k in chunk]
-            call = actor.run_chunk.options(num_returns=2 + len(chunk))
-            outputs[index] = call.remote(self._backend.base_ref, self._assignment_ref, chunk, round_ref, *shards, *states)
+            kept = list(dict.fromkeys(self._places[k][0] for k in chunk if k in self._places))
+            places = [(kept.index(self._places[k][0]), self._places[k][1]) if k in self._places else None for k in chunk]
+            call = actor.run_chunk.options(num_returns=3)
+            outputs[index] = call.remote(refs, chunk, [self._shards[k] for k in chunk], places, *kept)
             return outputs[index][1]
 
-        def done(index: int, outcomes: Any) -> None:
+        def done(index: int, found: tuple[list[Outcome], bool]) -> None:
+            outcomes, has_states = found
             on_done(outcomes)
+            if has_states:
+                self._places |= {k: (outputs[index][2], place) for place, k in enumerate(chunks[index])}
 
         self._backend.run([(sum(self._cost[k] for k in chunk), i) for i, chunk in enumerate(chunks)], submit, done)
-        for index, chunk in enumerate(chunks):
-            self._states.update(zip(chunk, outputs[index][2:], strict=True))
         return [outputs[index][0] for index in range(len(chunks))]
 
     def states(self, client_ids: Sequence[int]) -> dict[int, ClientState]:
         """See `loop.Clients`."""
-        wanted = [k for k in client_ids if k in self._states]
-        values = ray.get([self._states[k] for k in wanted])
-        return {k: state for k, state in zip(wanted, values, strict=True) if state is not None}
+        refs = list(dict.fromkeys(self._places[k][0] for k in client_ids if k in self._places))
+        values = dict(zip(refs, ray.get(refs), strict=True))
+        found = {k: values[ref][place] for k in client_ids if k in self._places for ref, place in [self._places[k]]}
+        return {k: state for k, state in found.items() if state is not None}
 
     def restore(self, states: dict[int, ClientState]) -> None:
         """See `loop.Clients`."""
-        self._states = {k: ray.put(state) for k, state in states.items()}
+        self._places = {k: (ray.put([state]), 0) for k, state in states.items()}
 
     def evaluate(self, work: Sequence[tuple[Released, Job]], on_done: Callable[[], None]) -> list[list[Any]]:
         """See `loop.Clients`."""
@@ -164,7 +191,7 @@ class RayClients:
 
         def submit(actor: Any, index: int) -> Any:
             adapter, job = work[index]
-            return actor.run_job.remote(self._backend.base_ref, self._config.lora, adapters[id(adapter)], job)
+            return actor.run_job.remote([self._backend.base_ref], self._config.lora, adapters[id(adapter)], job)
 
         def done(index: int, result: Any) -> None:
             results[index] = result
