@@ -5,6 +5,8 @@ Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 """
 
 import dataclasses
+import gc
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim.config import Config, LoraConfig
+from raysim.config import Config, LoraConfig, with_values
 from raysim.data.tokens import Example
 from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment, ranks_of, setting_of
@@ -24,9 +26,12 @@ from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, 
 from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import PRIVATE_BATCH
 from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import Part, sum_chunk
 from raysim.privacy.cohort import Round
+
+logger = logging.getLogger(__name__)
 
 GROUP_SIZE = 1
 """Clients that a method is given at once: a matter of speed, where the chunk, over which updates are summed, is one of bits."""
@@ -85,7 +90,7 @@ class Worker:
                 if round.trip:
                     results = [_answer(assignment, round, state, setting) for _, _, state in group]
                 else:
-                    results = self._trained(lm, assignment, round, group, setting)
+                    results = self._within_memory(lm, assignment, round, group, setting)
                 for (client_id, _, _), result in zip(group, results, strict=True):
                     done[client_id] = result
                     size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
@@ -93,13 +98,34 @@ class Worker:
             except Exception as error:
                 failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
                 outcomes += [Outcome(client_id, None, failure=failure, trace=trace) for client_id, _, _ in group]
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()  # for who comes next
         new_states = [_with_kept(done[k]) if k in done else state for k, state in zip(client_ids, states, strict=True)]
         sent = {k: (done[k].upload, done[k].weight) for k in client_ids if k in done}
         if assignment.mechanism.update_noise_multiplier(len(round.cohort)):  # whether noise comes must not depend on the data
             sent = {k: sent.get(k) or (_nothing(assignment, round, k, setting), None) for k in client_ids}
         return self._sent(sent, assignment, round) if sent else None, outcomes, new_states
+
+    def _within_memory(
+        self, lm: LanguageModel, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
+    ) -> list[ClientResult]:
+        """What the method makes of a group of clients; where memory runs out, each alone and begun anew with half the micro-batch.
+
+        Guarantees: the bits are those of a run in which that had been the client's `train.micro_batch_size`.
+        """
+        try:
+            return self._trained(lm, assignment, round, group, setting)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fewer = smaller_micro_batch(assignment.config)
+            if len(group) == 1 and fewer is None:
+                raise
+        _forget_gradients(lm)
+        config = assignment.config if len(group) > 1 or fewer is None else with_values(assignment.config, {"train.micro_batch_size": fewer})
+        logger.warning(
+            "round %d: out of memory; clients %s again, train.micro_batch_size=%d", round.index, [k for k, _, _ in group], fewer or 0
+        )
+        alone = dataclasses.replace(assignment, config=config)
+        return [result for member in group for result in self._within_memory(lm, alone, round, [member], setting)]
 
     def _trained(
         self, lm: LanguageModel, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting
@@ -143,6 +169,25 @@ class Worker:
         lm.set_scale(lora.alpha / lora.rank)
         lm.set_delta(tensors.get("delta"))
         return run_job(lm, tensors["adapter"], job)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def smaller_micro_batch(config: Config) -> int | None:
+    """Half of the examples that a step has in memory at once; None where it has one."""
+    whole = min(config.dplora.batch_size, PRIVATE_BATCH) if config.method.spec.steps_privately else config.train.batch_size
+    size = min(config.train.micro_batch_size or whole, whole)
+    return size // 2 or None
+
+
+def _forget_gradients(lm: LanguageModel) -> None:
+    """Gives back what the attempt that failed had: it is collected once its error is forgotten."""
+    gc.collect()
+    if lm.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _not_finite(result: ClientResult) -> str:
