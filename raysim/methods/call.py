@@ -112,6 +112,8 @@ class ClientCall:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             prox_mu=train.prox_mu,
+            micro_batch_size=train.micro_batch_size,
+            keep_activations=not train.gradient_checkpointing,
             **self._tail(),
         )
 
@@ -132,6 +134,8 @@ class ClientCall:
             clip_norm=self.mechanism.clip_norm,
             noise_multiplier=self.mechanism.noise_multiplier,
             secure_noise=self.mechanism.secure_noise,
+            micro_batch_size=self.config.train.micro_batch_size,
+            keep_activations=not self.config.train.gradient_checkpointing,
             canaries=self._gradient_canaries(),
             num_canaries=self.config.audit.num_canaries,
             canary_seed=self.config.seed,

@@ -4,23 +4,28 @@ Left out: one copy of the weights per GPU that processes share.
 """
 
 import logging
+import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from raysim.model.find import find_model, named_line, quiet_transformers
+from raysim.model.quantize import quantizable, quantized_parts
+from raysim.model.weights import DTYPES, empty_model, matching, places, read_all
 from raysim.rng import seed_for
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
+Keep = Callable[[np.ndarray], np.ndarray]
+"""Puts an array where it is to stay, such as memory that processes share, and returns it as it lies there."""
+Named = tuple[str, torch.Tensor]
 
 TINY_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -39,11 +44,26 @@ class BaseModel:
     tokenizer_files: dict[str, bytes]
     stop_token_ids: tuple[int, ...] = ()
     """End tokens that stand in the model's generation settings, beside those of `config`."""
+    attention: str = "auto"
+    """The implementation of attention: `auto` for transformers' choice, else its name there."""
+    quantization: str = "none"
+    """How linear layers are stored: `none`, `int8` or `nf4`."""
+    quantized: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The weights that are stored so, each with its shape; what else belongs to one lies in `tensors` under its name and a suffix."""
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the base model."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        whole = (tensor.size for name, tensor in self.tensors.items() if name.rpartition(".")[0] not in self.quantized)
+        return sum(whole) - self._stored_size() + sum(math.prod(shape) for shape in self.quantized.values())
+
+    def _stored_size(self) -> int:
+        return sum(self.tensors[name].size for name in self.quantized)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights as they lie in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def resolve_dtype(name: str, *, on_gpu: bool) -> str:
@@ -54,34 +74,77 @@ def resolve_dtype(name: str, *, on_gpu: bool) -> str:
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def load_base_model(name: str, *, dtype: str = "float32", cache_dir: str = "") -> BaseModel:
-    """The base model called `name`, its weights in `dtype` (`float32` or `bfloat16`).
+def load_base_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    cache_dir: str = "",
+    attention: str = "auto",
+    quantization: str = "none",
+    keep: Keep = lambda array: array,
+) -> BaseModel:
+    """The base model called `name`, its weights in `dtype` (`float32` or `bfloat16`), or its linear layers quantised (`int8`, `nf4`).
 
     `name` is `tiny`, a packaged model, `package:DIST`, a local folder, a .gguf file, or a Hub id; GGUF files are converted
-    to safetensors once, under `cache_dir`.
+    to safetensors once, under `cache_dir`. Each array is handed to `keep` as it is read, so that the weights are never here and there at once.
 
     Errors: ValueError that says what was looked for and the remedy.
     """
     if name == "tiny":
-        return _tiny_base_model(dtype=dtype)
-    folder = Path(find_model(name, cache_dir=cache_dir))
+        config, tokenizer, named = _tiny()
+        stop: tuple[int, ...] = ()
+    else:
+        config, tokenizer, named, stop = _read(name, Path(find_model(name, cache_dir=cache_dir)), dtype=dtype, attention=attention)
+    tensors, quantized = _stored(named, dtype=dtype, quantization=quantization, targets=_targets(config, quantization), keep=keep)
+    return BaseModel(
+        name,
+        config=config,
+        tensors=tensors,
+        dtype=dtype,
+        tokenizer_files=_files_of(tokenizer),
+        stop_token_ids=stop,
+        attention=attention,
+        quantization=quantization,
+        quantized=quantized,
+    )
+
+
+def _read(name: str, folder: Path, *, dtype: str, attention: str) -> tuple[dict[str, Any], Any, Iterable[Named], tuple[int, ...]]:
+    """A folder's configuration, tokenizer, weights, and the end tokens of its generation settings."""
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
-            )
+            core = empty_model(config, dtype=dtype, attention=attention)
+            found = matching(core, places(folder))
+            if found is not None:
+                generation = _generation(core, folder)
+                return core.config.to_dict(), tokenizer, read_all(found), () if generation is None else token_ids(generation.eos_token_id)
+            model, report = _by_transformers(folder, config, dtype=dtype)
     except Exception as error:  # transformers raises many kinds for a folder that is not whole
         raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({named_line(error)})") from error
-    model, found = loaded
-    if found["missing_keys"]:  # transformers would draw them at random
-        raise ValueError(f"model.name={name!r}: {folder} lacks weights of the model, such as {min(found['missing_keys'])}")
-    if found["unexpected_keys"]:
-        num, first = len(found["unexpected_keys"]), min(found["unexpected_keys"])
+    if report["missing_keys"]:  # transformers would draw them at random
+        raise ValueError(f"model.name={name!r}: {folder} lacks weights of the model, such as {min(report['missing_keys'])}")
+    if report["unexpected_keys"]:
+        num, first = len(report["unexpected_keys"]), min(report["unexpected_keys"])
         logger.warning("model.name=%s: %d tensors of the folder are no part of the model and are left out, such as %s", name, num, first)
     stop = () if model.generation_config is None else token_ids(model.generation_config.eos_token_id)
-    return _pack(name, config=model.config.to_dict(), state=model.state_dict(), dtype=dtype, tokenizer=tokenizer, stop_token_ids=stop)
+    return model.config.to_dict(), tokenizer, _untied(model.state_dict()), stop
+
+
+def _by_transformers(folder: Path, config: Any, *, dtype: str) -> Any:
+    """The model as transformers reads it, whole, and what it says of the reading."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
+    )
+    return loaded
+
+
+def _generation(core: Any, folder: Path) -> Any:
+    """The generation settings of a folder, else those that its model has by itself."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return core.generation_config
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -89,7 +152,7 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
 
 
-def _tiny_base_model(*, dtype: str) -> BaseModel:
+def _tiny() -> tuple[dict[str, Any], Any, Iterable[Named]]:
     """A random two-layer Llama over bytes, the same on every machine, for unit tests."""
     tokenizer = _byte_tokenizer()
     config = LlamaConfig(
@@ -109,7 +172,7 @@ def _tiny_base_model(*, dtype: str) -> BaseModel:
         torch.default_generator.manual_seed(seed_for(0, "tiny"))  # transformers initialises from the default generator
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers has no type here
     state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    return _pack("tiny", config=config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, state=state, dtype=dtype, tokenizer=tokenizer)
+    return config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, tokenizer, _untied(state)
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -125,20 +188,39 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _pack(
-    name: str, *, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: str, tokenizer: Any, stop_token_ids: tuple[int, ...] = ()
-) -> BaseModel:
-    tensors: dict[str, np.ndarray] = {}
+def _untied(state: dict[str, torch.Tensor]) -> Iterator[Named]:
+    """The tensors of a model, without those that are tied to one that was there already, as they will be in the model."""
     seen: set[tuple[int, torch.Size]] = set()
     for key, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
-        if place in seen and tensor.numel():  # tied to one that is here already, as it will be in the model
-            continue
+        if place not in seen or not tensor.numel():
+            yield key, tensor.detach()
         seen.add(place)
+
+
+def _targets(config: dict[str, Any], quantization: str) -> frozenset[str]:
+    """The weights that are to be quantised."""
+    return frozenset() if quantization == "none" else quantizable(empty_model(AutoConfig.for_model(**config), dtype="float32"))
+
+
+def _stored(
+    named: Iterable[Named], *, dtype: str, quantization: str, targets: frozenset[str], keep: Keep
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]]]:
+    """The tensors as arrays, and the shapes of those that are quantised."""
+    tensors: dict[str, np.ndarray] = {}
+    quantized: dict[str, tuple[int, ...]] = {}
+    for key, tensor in named:
+        if key in targets:
+            quantized[key] = tuple(tensor.shape)
+            tensors |= {f"{key}{suffix}": keep(part.numpy()) for suffix, part in quantized_parts(tensor, quantization).items()}
+            continue
         # Whole numbers and flags, such as a mask that is stored with the weights, are no weights and stay what they are.
-        kept = tensor.detach().to(DTYPES[dtype]).contiguous() if tensor.is_floating_point() else tensor.detach().contiguous()
-        tensors[key] = (kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy()
+        kept = tensor.to(DTYPES[dtype]).contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        tensors[key] = keep((kept.view(torch.uint16) if kept.dtype == torch.bfloat16 else kept).numpy())
+    return tensors, quantized
+
+
+def _files_of(tokenizer: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
-        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir() if path.is_file()}
-    return BaseModel(name, config=config, tensors=tensors, dtype=dtype, tokenizer_files=files, stop_token_ids=stop_token_ids)
+        return {path.name: path.read_bytes() for path in Path(scratch).iterdir() if path.is_file()}

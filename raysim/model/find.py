@@ -1,7 +1,7 @@
 """Where a model lies on this machine: the folder, package, GGUF file or Hub id that a name stands for.
 
 A GGUF file is converted to a folder of safetensors once, under a cache that runs share.
-Left out: quantised weights at run time; they are de-quantised to float32.
+Left out: the quantised weights of GGUF at run time; they are de-quantised to float32.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """A base model at work in one process: its hidden states and logits, and the LoRA adapter that goes in and out.
 
 The adapter's parameters are views into one flat tensor, so that loading, clipping, noise and an optimizer step are one pass over it.
-Left out: quantised base weights at run time.
 """
 
 import contextlib
@@ -16,21 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from raysim.data.tokens import end_of_turn
 from raysim.lora.factors import delta_size, deltas, entries, layers
 from raysim.lora.layout import Layout, Vector, check_adapter
 from raysim.model.attention import use_short_attention
-from raysim.model.base_model import DTYPES, BaseModel, token_ids
+from raysim.model.base_model import BaseModel, token_ids
 from raysim.model.find import quiet_transformers
 from raysim.model.guards import Walked, walked
+from raysim.model.quantize import put_quantized
+from raysim.model.weights import DTYPES, empty_model
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 """Under which of these a model's configuration names its context, differs."""
@@ -62,6 +62,8 @@ class LanguageModel:
     """Rows of the embedding; the tokenizer may know fewer tokens, or more."""
     frozen: torch.Tensor | None = None
     """Which entries of `flat` training leaves as they are, bool of shape (P,); None for none."""
+    keeps_activations: bool = True
+    """Whether training keeps what layers computed (see `keep_activations`)."""
     moved: list[RemovableHandle] = field(default_factory=list)
     """What adds a delta of the base to the outputs of adapted layers."""
     found: Walked | None = None
@@ -81,6 +83,20 @@ class LanguageModel:
                     raise RuntimeError(f"model: LoRA tensor {place.name} is no view into the flat adapter, which loading would not reach")
         with torch.no_grad():
             self.flat.copy_(torch.tensor(vector))
+
+    def keep_activations(self, kept: bool) -> None:
+        """Whether training keeps what layers computed for the backward pass, or computes it again there (Chen et al. 2016, arXiv 1604.06174).
+
+        Errors: ValueError if the model cannot compute it again.
+        """
+        core = self.model.get_base_model()
+        if not kept and not core.supports_gradient_checkpointing:
+            raise ValueError(f"train.gradient_checkpointing=true: {type(core).__name__} cannot compute its activations again; leave it out")
+        if kept and not self.keeps_activations:
+            core.activation_checkpointing_disable()  # type: ignore[operator]
+        if not kept and self.keeps_activations:
+            core.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.keeps_activations = kept
 
     def get_adapter(self) -> Vector:
         """A copy of the adapter, float32 of shape (P,)."""
@@ -272,15 +288,16 @@ def context_length(config: dict[str, Any]) -> int:
 
 
 def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
-    config = AutoConfig.for_model(**base.config)
-    with init_empty_weights(include_buffers=False), quiet_transformers():
-        core = AutoModelForCausalLM.from_config(config, dtype=DTYPES[base.dtype])  # type: ignore[no-untyped-call]  # transformers has no type here
+    core = empty_model(AutoConfig.for_model(**base.config), dtype=base.dtype, attention=base.attention)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what we want: nothing writes to the base
         state = {name: torch.from_numpy(array) for name, array in base.tensors.items()}
     if base.dtype == "bfloat16":
         state = {name: tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor for name, tensor in state.items()}
-    missing, unexpected = core.load_state_dict(state, strict=False, assign=True)
+    whole = {name: tensor for name, tensor in state.items() if name not in base.quantized and name.rpartition(".")[0] not in base.quantized}
+    missing, unexpected = core.load_state_dict(whole, strict=False, assign=True)
+    if base.quantized:
+        put_quantized(core, state, kind=base.quantization, shapes=base.quantized)
     core.tie_weights()
     left = [name for name, parameter in core.named_parameters() if parameter.is_meta]
     if unexpected or left:
@@ -289,7 +306,8 @@ def _core_model(base: BaseModel, *, device: str) -> torch.nn.Module:
         )
     core.requires_grad_(False)
     core.eval()
-    use_short_attention(core, device=device)
+    if base.attention == "auto":
+        use_short_attention(core, device=device)
     return core.to(device)  # type: ignore[no-any-return]  # transformers has no type here
 
 

@@ -26,6 +26,7 @@ from raysim.model.train import (
     every_factor_learns,
     factor_hooks,
     finite_mean,
+    micro_batches,
     response_nll,
     training_mode,
 )
@@ -64,6 +65,10 @@ class PrivateSettings:
     clip_norm: float
     noise_multiplier: float
     secure_noise: bool
+    micro_batch_size: int = 0
+    """Examples in memory at once; 0 for `PRIVATE_BATCH`."""
+    keep_activations: bool = True
+    """Whether activations are kept for the backward pass, or computed again."""
     canaries: tuple[int, ...] = ()
     """An audit's canaries that are in this client's training: directions that join each step as the gradients of further examples."""
     num_canaries: int = 0
@@ -88,6 +93,7 @@ def train_private(
     if not examples:
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     engine, directions = make_engine(lm, settings.optimizer, lr=settings.lr), _directions(lm, settings)
+    lm.keep_activations(settings.keep_activations)
     losses: list[float] = []
     num_tokens = num_clipped = 0
     start, reached = lm.flat.clone(), settings.noise_multiplier > 0
@@ -96,7 +102,11 @@ def train_private(
             drawn = np.flatnonzero(numpy_rng(seed, "poisson", step).random(len(examples)) < settings.sampling_prob)
             chosen = [examples[i] for i in drawn.tolist()]
             total, norms, batch_losses = clipped_gradient_sum(
-                lm, chosen, clip_norm=settings.clip_norm, max_batch=min(settings.batch_size, PRIVATE_BATCH), engine=engine
+                lm,
+                chosen,
+                clip_norm=settings.clip_norm,
+                max_batch=settings.micro_batch_size or min(settings.batch_size, PRIVATE_BATCH),
+                engine=engine,
             )
             if directions is not None:
                 total += _canary_gradients(directions, settings, seed=seed, step=step).to(lm.device)
@@ -132,11 +142,14 @@ def train_literal(
     size = min(settings.batch_size, len(examples))
     chosen = [examples[i] for i in numpy_rng(seed, "batch").choice(len(examples), size=size, replace=False)]
     start, engine = lm.flat.clone(), make_engine(lm, "sgd", lr=settings.lr)
+    lm.keep_activations(settings.keep_activations)
+    nll, scored = 0.0, sum(len(example.scored) for example in chosen)
     with training_mode(lm, seed=seed), every_factor_learns(lm):
         lm.flat_grad.zero_()
-        nll_B, count_B = response_nll(lm, chosen)
-        engine.backward((nll_B / count_B).mean())
-    nll = float(nll_B.detach().sum())
+        for part in micro_batches(range(size), size=settings.micro_batch_size):
+            nll_B, count_B = response_nll(lm, [chosen[i] for i in part])
+            engine.backward((nll_B / count_B).mean() * (len(part) / size))
+            nll += float(nll_B.detach().sum())
     check_gradient(reached=settings.noise_multiplier > 0 or bool(lm.flat_grad.any()), loss=nll)
     num_clipped = 0
     for group in ("A", "B"):
@@ -156,7 +169,7 @@ def train_literal(
     stats = TrainStats(
         num_tokens=sum(example.num_tokens for example in chosen),
         num_steps=1,
-        loss=finite_mean(nll, int(count_B.sum())),
+        loss=finite_mean(nll, scored),
         clip_fraction=num_clipped / 2,
     )
     return engine.gather(), stats

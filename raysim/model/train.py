@@ -46,6 +46,10 @@ class TrainSettings:
     weight_decay: float
     max_grad_norm: float
     prox_mu: float
+    micro_batch_size: int = 0
+    """Examples in memory at once, of a batch whose gradients are added up; 0 for all."""
+    keep_activations: bool = True
+    """Whether activations are kept for the backward pass, or computed again."""
     tail_weight: float = 0.0
     """HetLoRA: weight of the penalty on the directions from `tail_start` on (see `lora.penalty`)."""
     tail_start: int = 0
@@ -157,6 +161,7 @@ def train_adapter(
         return lm.get_adapter(), TrainStats(num_tokens=0, num_steps=0, loss=None)
     anchor = lm.flat.clone()
     engine = make_engine(lm, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    lm.keep_activations(settings.keep_activations)
     shift = None if correction is None else torch.tensor(settings.lr * correction, device=lm.device)
     lengths = [example.num_tokens for example in examples]
     num_tokens = num_steps = scored = 0
@@ -164,11 +169,14 @@ def train_adapter(
     with training_mode(lm, seed=seed):
         for batch in epochs(lengths, settings=settings, seed=seed):
             chosen = [examples[i] for i in batch]
+            num_scored = torch.tensor(sum(len(example.scored) for example in chosen), device=lm.device)
             lm.flat_grad.zero_()
             with nullcontext() if num_steps else every_factor_learns(lm):
-                nll_B, count_B = response_nll(lm, chosen)
-                weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i in batch], device=lm.device)
-                engine.backward(weighted_B.sum() / count_B.sum())
+                for part in micro_batches(batch, size=settings.micro_batch_size):
+                    nll_B, _ = response_nll(lm, [examples[i] for i in part])
+                    weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i in part], device=lm.device)
+                    engine.backward(weighted_B.sum() / num_scored)
+                    total_nll += float(nll_B.detach().sum())
             reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
@@ -181,8 +189,7 @@ def train_adapter(
                 lm.flat.sub_(shift)
             num_steps += 1
             num_tokens += sum(example.num_tokens for example in chosen)
-            total_nll += float(nll_B.detach().sum())
-            scored += int(count_B.sum())
+            scored += int(num_scored)
     check_gradient(reached=reached, loss=total_nll)
     check_change(lm, anchor, optimizer=settings.optimizer, lr=settings.lr)
     return engine.gather(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=finite_mean(total_nll, scored))
@@ -215,7 +222,8 @@ def every_factor_learns(lm: LanguageModel) -> Iterator[None]:
         name = lm.layout.names[index]
 
         def forward_hook(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            waiting.add(name)
+            if name not in seen:  # what is computed again in the backward pass has no gradient of its own
+                waiting.add(name)
             seen.add(name)
             if output.requires_grad:
                 output.register_hook(lambda _: waiting.discard(name))  # type: ignore[no-untyped-call]  # untyped in torch
@@ -275,6 +283,11 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
     """The L2 norm, in float64 where float32 overflows: scaling by an infinite norm would make nothing of a finite gradient."""
     norm: torch.Tensor = gradient.norm()
     return norm if norm.isfinite() else gradient.double().norm()
+
+
+def micro_batches(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
+    """The batch in parts of `size`, or whole where that is 0."""
+    return [batch[start : start + size] for start in range(0, len(batch), size)] if size else [batch]
 
 
 def finite_mean(total: float, count: int) -> float | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from raysim.lora.release import exported
 from raysim.lora.rule import frozen_throughout, lora_rule
 from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
-from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
+from raysim.model.base_model import BaseModel, Keep, load_base_model, resolve_dtype
 from raysim.model.language_model import LanguageModel
 from raysim.model.train import TrainSettings
 from raysim.model.train_together import check_together, measured_size
@@ -155,7 +156,7 @@ def load_run(config: Config, out: Path) -> Run | None:
 def backend_key(config: Config) -> tuple[Any, ...]:
     """What two runs must share to use one backend."""
     cohort = min(config.partition.num_clients, config.server.cohort_size or config.partition.num_clients)
-    return (config.model.name, config.train.dtype, config.resources, cohort)
+    return (config.model, config.train.dtype, config.resources, cohort)
 
 
 @contextlib.contextmanager
@@ -174,10 +175,12 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     if display is not False:
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
         print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
-    base: BaseModel = actors.shared_base(base_ref) if base_ref is not None else load_model(config)
-    ray_backend = actors.RayBackend(base_ref or base, resources=resources, num_actors=num_actors or 0) if on_ray else None
+    if on_ray and base_ref is None:
+        base_ref = actors.share_base(functools.partial(load_model, config))
+    base = actors.shared_base(base_ref) if base_ref is not None else load_model(config)
+    ray_backend = actors.RayBackend(base_ref, resources=resources, num_actors=num_actors or 0) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
-    worker = Worker(ray_backend.base if ray_backend else base, device=local_device, num_threads=resources.num_threads)
+    worker = Worker(base, device=local_device, num_threads=resources.num_threads)
     try:
         yield Backend(backend_key(config), worker, ray_backend)
     except KeyboardInterrupt:
@@ -189,9 +192,17 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
             ray_backend.close()
 
 
-def load_model(config: Config) -> BaseModel:
-    """The base model of a run (its dtype resolved)."""
-    return load_base_model(config.model.name, dtype=config.train.dtype, cache_dir=config.model.cache_dir)
+def load_model(config: Config, keep: Keep = lambda array: array) -> BaseModel:
+    """The base model of a run (its dtype resolved), each array where `keep` puts it."""
+    model = config.model
+    return load_base_model(
+        model.name,
+        dtype=config.train.dtype,
+        cache_dir=model.cache_dir,
+        attention=model.attention,
+        quantization=model.quantization,
+        keep=keep,
+    )
 
 
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:

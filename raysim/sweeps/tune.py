@@ -7,6 +7,7 @@ Left out: Tune's own checkpoints and `Tuner.restore`, which would be a second ac
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import logging
 import os
@@ -77,7 +78,7 @@ class TuneJob:
 
     config: Config
     """The sweep's configuration, its output folder and dtype decided."""
-    base_refs: Mapping[tuple[str, str, str], Any]
+    base_refs: Mapping[tuple[Any, ...], Any]
     """References to the base models, each in the object store once (see `_model_key`)."""
     data_refs: Mapping[tuple[Any, ...], Any]
     """References to the tokenised data, likewise (see `data_key`); a trial whose data are not there makes its own."""
@@ -182,13 +183,13 @@ def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
     return [bundle] if trial.resources.backend == "local" else [{}, *[dict(bundle) for _ in range(num_actors)]]
 
 
-def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[str, str, str], Any]:
+def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[Any, ...], Any]:
     """Each base model of the trials in the object store, once."""
     trials = {_model_key(trial): trial for trial in (trial_of(config, point) for point in points)}
-    return {key: actors.share(runner.load_model(trial)) for key, trial in trials.items()}
+    return {key: actors.share_base(functools.partial(runner.load_model, trial)) for key, trial in trials.items()}
 
 
-def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple[str, str, str], Any]) -> dict[tuple[Any, ...], Any]:
+def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], Any]:
     """The tokenised data of the trials in the object store, once for all that share them.
 
     Data that cannot be had are left to the trials, which say so in their rows; so are those of trials that compute on a GPU in
@@ -206,8 +207,8 @@ def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple
     return shared
 
 
-def _model_key(trial: Config) -> tuple[str, str, str]:
-    return (trial.model.name, trial.train.dtype, trial.model.cache_dir)
+def _model_key(trial: Config) -> tuple[Any, ...]:
+    return (trial.model, trial.train.dtype)
 
 
 def _tuner(job: TuneJob, points: Sequence[Point], *, at_once: int, scheduler: Any, callbacks: Sequence[Any]) -> Any:

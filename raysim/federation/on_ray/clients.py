@@ -11,7 +11,10 @@ import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from raysim.imports import uncollected
 
@@ -32,7 +35,7 @@ with uncollected():
     from raysim.lora.layout import Released
     from raysim.measure.evaluate import Job
     from raysim.methods.call import ClientState
-    from raysim.model.base_model import BaseModel
+    from raysim.model.base_model import BaseModel, Keep
     from raysim.privacy.cohort import Round
 
 GIB = 2**30
@@ -42,6 +45,19 @@ AHEAD = 2
 """Calls that an actor is given at once where there are many, so that it need not wait for the driver between two of them."""
 MANY = 8
 """Calls for each actor from which on there are many: the last ones, which nobody can take over, are then a small part."""
+
+
+@dataclass(frozen=True)
+class SharedBase:
+    """A base model whose arrays lie in the object store, each by itself, where every process of a node reads the same copy."""
+
+    shell: BaseModel
+    """All of it but its arrays."""
+    refs: dict[str, Any]
+
+    def get(self) -> BaseModel:
+        """The node's copy, its arrays read-only."""
+        return replace(self.shell, tensors=dict(zip(self.refs, ray.get(list(self.refs.values())), strict=True)))
 
 
 class ClientActor:
@@ -86,10 +102,10 @@ class ClientActor:
             self._read[name] = (ref, ray.get(ref))
         return self._read[name][1]
 
-    def _on(self, base: BaseModel) -> Worker:
+    def _on(self, base: "SharedBase") -> Worker:
         """The worker over `base`, made by the first call of this process (which may be a restarted one)."""
         if self._worker is None:
-            self._worker = Worker(base, device=self._device, num_threads=self._num_threads)
+            self._worker = Worker(base.get(), device=self._device, num_threads=self._num_threads)
         return self._worker
 
     def pid(self) -> int:
@@ -100,10 +116,9 @@ class ClientActor:
 class RayBackend:
     """Client actors and a server actor over one base model, reused by every run that shares model and resources."""
 
-    def __init__(self, base: Any, *, resources: ResourcesConfig, num_actors: int) -> None:
-        """`base` is a `BaseModel`, or a reference to one that others share (see `share_base`)."""
-        self.base_ref = base if isinstance(base, ray.ObjectRef) else ray.put(base)
-        self.base: BaseModel = ray.get(self.base_ref)  # the shared copy, in place of the driver's own
+    def __init__(self, base_ref: Any, *, resources: ResourcesConfig, num_actors: int) -> None:
+        """`base_ref` is what `share_base` made of the base model."""
+        self.base_ref = base_ref
         client = resources.client
         options: dict[str, Any] = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, "max_restarts": -1, "max_task_retries": -1}
         if client.memory_gb > 0:
@@ -225,10 +240,24 @@ def share(value: Any) -> Any:
     return ray.put(value)
 
 
+def share_base(load: Callable[[Keep], BaseModel]) -> Any:
+    """A reference to the `SharedBase` of what `load` reads: each array goes to the object store as it is read, and is nowhere else."""
+    refs: dict[int, Any] = {}
+
+    def keep(array: np.ndarray) -> np.ndarray:
+        ref = ray.put(array)
+        kept: np.ndarray = ray.get(ref)
+        refs[id(kept)] = ref
+        return kept
+
+    base = load(keep)
+    return ray.put(SharedBase(replace(base, tensors={}), {name: refs[id(array)] for name, array in base.tensors.items()}))
+
+
 def shared_base(base_ref: Any) -> BaseModel:
-    """The node's copy of a base model that was given to `share`, its arrays read-only."""
-    base: BaseModel = ray.get(base_ref)
-    return base
+    """The node's copy of a base model that was given to `share_base`, its arrays read-only."""
+    shared: SharedBase = ray.get(base_ref)
+    return shared.get()
 
 
 @contextlib.contextmanager
