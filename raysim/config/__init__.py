@@ -21,6 +21,7 @@ from raysim.config.rules import (
     bounds_in_words,
     concerns,
     exactly,
+    hostile_note,
     num_hostile,
     refuse,
     statement,

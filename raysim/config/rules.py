@@ -132,6 +132,17 @@ def num_hostile(num_clients: int, share: float) -> int:
     return int(share * num_clients + 1e-9)
 
 
+def hostile_note(config: Config) -> str:
+    """How many clients are hostile, in which way, and how the server combines updates, in words; empty where none is."""
+    if config.adversary.attack == "none":
+        return ""
+    num = num_hostile(config.partition.num_clients, config.adversary.share)
+    return (
+        f"{num} of {config.partition.num_clients} clients {'is' if num == 1 else 'are'} hostile ({config.adversary.attack}); "
+        f"the server combines updates by {config.server.rule}"
+    )
+
+
 def _cohort(config: Config) -> int:
     return config.server.cohort_size or config.partition.num_clients
 

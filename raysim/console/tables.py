@@ -125,7 +125,8 @@ def comparison_text(rows: Sequence[Compared]) -> str:
             lines.append([row.private_text[key] + " " for key, _, _ in columns])
     head, *body = _aligned(lines, gap=" ")
     rule = " ".join("-" * (max(map(len, column)) - 1) + " " for column in zip(*lines, strict=True)).rstrip()
-    return "\n".join([head, rule, *body, "", *_notes(rows), "*: best of the trained runs."])
+    starred = ["*: best of the trained runs."] if any(row.best for row in rows) else []
+    return "\n".join([head, rule, *body, "", *_notes(rows), *starred])
 
 
 def _aligned(lines: Sequence[Sequence[str]], *, gap: str) -> list[str]:
@@ -159,7 +160,9 @@ def _style(row: Compared, key: str) -> str:
 
 
 def _table_note(rows: Sequence[Compared], *, wide: bool) -> str:
-    return "\n".join(["", *_notes(rows), "Bold: best of the trained runs." + ("" if wide else f" epsilon none: {NO_GUARANTEE}.")])
+    words = ["Bold: best of the trained runs."] if any(row.best for row in rows) else []
+    words += [] if wide else [f"epsilon none: {NO_GUARANTEE}."]
+    return "\n".join(["", *_notes(rows), *filter(None, [" ".join(words)])])
 
 
 def _notes(rows: Sequence[Compared]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim.attacks.views import PUBLIC
-from raysim.config import BUILT_IN_SETS, flatten_keys
+from raysim.config import BUILT_IN_SETS, flatten_keys, hostile_note
 from raysim.console.tables import columns_of
 from raysim.methods.spec import spec_of
 from raysim.reports.cards import cards
@@ -82,6 +82,7 @@ def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
         public=PUBLIC,
         failed=failed_clients(named),
         robust=robustness(named),
+        hostile=hostile_note(runs[0].folder.config) if len(runs) == 1 else "",
     )
     write_text(out_dir / REPORT, page, private=bool(samples))
     return out_dir / REPORT

@@ -14,6 +14,7 @@ from raysim.config import (
     TODAY,
     Config,
     SweepConfig,
+    hostile_note,
     load,
     validate,
     with_values,
@@ -297,6 +298,7 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
         lines.append(
             f"clients.batched={config.clients.batched}: clients of method.name={config.method.name!r} do more than train, and go one by one"
         )
+    lines += filter(None, [hostile_note(config)])
     cut = experiment.manifest["num_cut"] + experiment.manifest["num_heldout_cut"]
     if cut:
         lines.append(f"{cut} responses cut to data.max_length={experiment.manifest['max_length']} tokens")

@@ -137,6 +137,11 @@ def test_comparison_text_shows_what_clients_keep() -> None:
     assert f"{one.private.eval.heldout_nll:.3f}" in text
 
 
+def test_only_a_table_with_a_star_explains_it() -> None:
+    assert "*: best of the trained runs." in comparison_text(rows())
+    assert "*" not in comparison_text(comparison_rows([summary_of("fedit")]))
+
+
 LIGHT = """
 import pickle, sys, time
 from raysim.console.progress import Progress

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysim.config import CHOICES, AdversaryConfig, load, num_hostile
+from raysim.config import CHOICES, AdversaryConfig, hostile_note, load, num_hostile, with_values
 from raysim.data.records import Record
 from raysim.federation.adversary import hostile_clients, hostile_upload, poisoned, success
 from raysim.results.files import read_jsonl
@@ -108,6 +108,16 @@ def test_poisoned_records_change_the_release_and_nothing_that_is_measured_of_it(
     assert all(measured) == (attack == "backdoor")
     if attack == "backdoor":
         assert [(0 <= found["success_rate"] <= 1, found["num_prompts"]) for found in measured] == [(True, 2)] * 2
+
+
+def test_terminal_and_page_say_how_many_are_hostile(backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "2 of 5 clients are hostile (sign_flip); the server combines updates by median"
+    config = small("fedit", *FIVE, "adversary.attack=sign_flip", "server.rule=median", "server.num_rounds=1", out=tmp_path)
+    run(config, display=True, backend=backend)
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert hostile_note(with_values(config, {"partition.num_clients": 3})).startswith("1 of 3 clients is hostile")
+    assert hostile_note(with_values(config, {"adversary.attack": "none"})) == ""
 
 
 def test_a_private_method_of_records_goes_through_a_rule_as_it_is(backend: Backend, tmp_path: Path) -> None:
