@@ -34,6 +34,7 @@ setup: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round_time.py $(ARGS)
 	$(BIN)/python benchmarks/generate.py $(ARGS)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 # Resolves the ranges of pyproject.toml anew; ARGS=--upgrade takes the newest versions that they allow.
 lock: $(STAMP)
