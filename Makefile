@@ -36,6 +36,7 @@ setup: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round_time.py $(ARGS)
 	$(BIN)/python benchmarks/generate.py $(ARGS)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 cluster-test: $(STAMP)
 	$(BIN)/python -m tests.cluster_test

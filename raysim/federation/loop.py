@@ -514,7 +514,8 @@ class _Traffic:
         config = simulation.config
         self._pooled = _pooled_bytes(simulation) if config.method.spec.pools and round.index == 0 else 0
         self._shares = not (config.method.spec.pools or config.method.spec.separates)
-        self._up, self._down = [0], [sum(_bytes_down(simulation, round, k) for k in round.cohort) if self._shares else 0]
+        ranks = ranks_of(config, num_clients=simulation.experiment.mechanism.num_clients)
+        self._up, self._down = [0], [sum(_bytes_down(simulation, round, k, rank=ranks[k]) for k in round.cohort) if self._shares else 0]
 
     def up(self, outcomes: Sequence[Outcome]) -> None:
         """Counts what clients sent on the first trip."""
@@ -531,14 +532,14 @@ class _Traffic:
         return found | ({"uplink_bytes_by_trip": self._up, "downlink_bytes_by_trip": self._down} if len(self._up) > 1 else {})
 
 
-def _bytes_down(simulation: Simulation, round: Round, client_id: int) -> int:
-    """Bytes that a client is sent of the server's tensors: its LoRA rule's, and the entries of its method's own that travel."""
+def _bytes_down(simulation: Simulation, round: Round, client_id: int, *, rank: int) -> int:
+    """Bytes that a client, dealt this rank, is sent of the server's tensors: its LoRA rule's, and the entries of its method's own that travel."""
     config, rule = simulation.config, lora_rule(simulation.config.lora.aggregation)
     if simulation.layout is None:
         return sum(tensor.nbytes for tensor in round.broadcast.values())
     setting = _setting(simulation)
     kept = split_state(simulation.kept.get(client_id))[1]
-    rank = int(kept["rank"][0]) if "rank" in kept else ranks_of(config, num_clients=simulation.experiment.mechanism.num_clients)[client_id]
+    rank = int(kept["rank"][0]) if "rank" in kept else rank
     tensors = rule.sent(round.broadcast, rank, setting)
     mask = rule.mask(setting, round.turn)
     return sum(tensor.nbytes for tensor in tensors.values()) + sum(

@@ -142,7 +142,7 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
     owned = _owned(shards)
     num_compared = config.attack.memory_records if config.attack.every >= 0 else 0
     hands = dealt(canaries, len(shards), first_record_id=data.next_id + len(canaries.secrets) + len(canaries.members))
-    shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) for shard, hand in zip(shards, hands, strict=True))
+    shards = tuple((*shard, *_encode(hand, lm, config=config)[0]) if hand else shard for shard, hand in zip(shards, hands, strict=True))
     shards = _poisoned(shards, lm, config=config)
     manifest |= _counts(data, max_length=config.data.max_length, hands=hands)
     members = _drawn(owned, num_compared, seed=config.seed, key="members")

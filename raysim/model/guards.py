@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from raysim.lora.layout import Layout
 
@@ -37,7 +38,9 @@ class Walked:
     places: tuple[Place, ...]
     """In the order of the layout."""
     modules: tuple[torch.nn.Module, ...]
-    """Every module."""
+    """Every module, the model itself first."""
+    is_plain: bool
+    """Whether none of them does more when its mode changes (transformers' own models do with compiled kernels alone, which are never used here)."""
 
     def is_loaded_into(self, flat: torch.Tensor) -> bool:
         """Whether every LoRA tensor is where it was, alone there, and a view into `flat`."""
@@ -61,11 +64,11 @@ class Walked:
 
     def switch(self, *, training: bool) -> None:
         """Puts every module into training mode or out of it, as `Module.train` does."""
+        if not self.is_plain:
+            self.modules[0].train(training)
+            return
         for module in self.modules:
-            if type(module).train is torch.nn.Module.train:
-                module.__dict__["training"] = training  # what `Module.train` sets, without the checks of an assignment
-            else:
-                module.train(training)
+            module.__dict__["training"] = training  # what `Module.train` sets, without the checks of an assignment
 
 
 def walked(model: torch.nn.Module, layout: Layout, named: Mapping[str, torch.nn.Parameter], *, adapter: str) -> Walked:
@@ -81,4 +84,5 @@ def walked(model: torch.nn.Module, layout: Layout, named: Mapping[str, torch.nn.
         Place(name, start, named[name], modules[f"{owner}.{adapter}"], modules[owner])
         for name, owner, (start, _) in zip(layout.names, owners, layout.spans(), strict=True)
     ]
-    return Walked(tuple(places), tuple(modules.values()))
+    is_plain = all(type(module).train in (torch.nn.Module.train, PreTrainedModel.train) for module in modules.values())
+    return Walked(tuple(places), tuple(modules.values()), is_plain)
