@@ -63,9 +63,9 @@ class Snapshot:
 def save(state_dir: Path, snapshot: Snapshot) -> None:
     """Writes the snapshot as `state_dir/round-NNNNN`, atomically, and removes all but the newest `KEEP`.
 
-    Errors: OSError naming a file; what was there before stays.
+    Errors: OSError naming a file; what was there before stays. A run's folder that has gone away is not made anew: half of it would be missing.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
+    state_dir.mkdir(exist_ok=True)
     target = state_dir / _name(snapshot.num_rounds)
     for left in state_dir.glob(".writing-*"):  # by a process that was killed: a folder has one run at a time
         shutil.rmtree(left)

@@ -134,6 +134,7 @@ def simulate(simulation: Simulation, *, state_dir: Path, after_round: Callable[[
 
     Errors: RuntimeError naming round and client; ValueError if the checkpoint belongs to another configuration.
     """
+    state_dir.parent.mkdir(parents=True, exist_ok=True)
     _resume(simulation, state_dir)
     if not simulation.config.method.spec.trains:
         return _measure_base(simulation)

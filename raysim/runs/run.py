@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,8 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
     files.write_start(out, config, manifest=experiment.manifest, inputs=found, chat=chat)
 
     def after_round(simulation: Simulation) -> None:
+        if not (out / files.CONFIG).is_file():  # what is written from here on would be half a run
+            raise FileNotFoundError(errno.ENOENT, "it was taken away while the run was at work", str(out))
         ledger = ledger_of(experiment.mechanism, simulation.state.round_index)
         _write_progress(out, simulation, ledger=ledger)
         remote.push(out)

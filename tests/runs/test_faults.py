@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from raysim.results.verify import verify
 from raysim.runs.compare import compare
 from raysim.runs.run import Backend, open_backend, run
 from raysim.storage import held
-from tests.small_runs import results, small
+from tests.conftest import SMALL
+from tests.small_runs import environment, results, small
 
 QUICK = ["attack.every=-1", "server.num_rounds=1"]
 METHODS = ("fedit", "fedpit")
+READ_ONLY = "unshare --map-root-user --mount sh -c 'mount -t tmpfs -o ro none {} && {}'"
+"""A command with a file system of its own at a place, which takes no writes."""
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +160,64 @@ def test_texts_are_their_owner_s_alone(finished: Callable[[str], Path]) -> None:
     private += [path for path in (out / "state").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
     assert (out / "summary.json").stat().st_mode & 0o777 != 0o600
+
+
+# --- folders of other kinds
+
+
+@pytest.mark.parametrize("kind", ["spaces", "a link", "a link to nothing yet"])
+def test_a_folder_may_have_spaces_and_may_be_a_link(kind: str, finished: Callable[[str], Path], backend: Backend, tmp_path: Path) -> None:
+    place = tmp_path / " my runs " / "ünï 1"
+    if kind != "spaces":
+        (tmp_path / "real").mkdir()
+        place.parent.mkdir()
+        place.symlink_to(tmp_path / "real" if kind == "a link" else tmp_path / "real" / "below")
+    if kind == "a link to nothing yet":
+        with pytest.raises((ValueError, RuntimeError)) as refused:
+            run(small("fedit", *QUICK, out=place), display=False, backend=backend)
+        assert len(str(refused.value).splitlines()) == 1
+        assert "ünï 1" in str(refused.value)
+        (tmp_path / "real" / "below").mkdir()
+    done = run(small("fedit", *QUICK, out=place), display=False, backend=backend)
+    assert results(done.out) == results(finished("fedit"))
+    assert_verified(place)
+    assert RunFolder(place).is_finished
+    assert place.is_symlink() == (kind != "spaces")
+    run(small("fedit", *QUICK, out=place), display=False, backend=backend)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "its configuration"])
+def test_a_folder_that_is_taken_away_under_a_run_is_one_line_and_the_same_call_begins_anew(
+    whole: bool, backend: Backend, tmp_path: Path
+) -> None:
+    settings, out = ["attack.every=-1", "server.num_rounds=3"], tmp_path / "runs" / "out"
+
+    def taken(records: list[dict[str, Any]]) -> None:
+        if len(records) == 2:
+            shutil.rmtree(out) if whole else (out / "config.yaml").unlink()
+
+    with pytest.raises(RuntimeError) as told:
+        run(small("fedit", *settings, out=out), display=False, backend=backend, on_round=taken)
+    assert len(str(told.value).splitlines()) == 1
+    assert str(out) in str(told.value)
+    assert "put it back, or choose another place" in str(told.value)
+    assert out.exists() != whole, "no half of a run is left"
+    if not whole:
+        shutil.rmtree(out)
+    done = run(small("fedit", *settings, out=out), display=False, backend=backend)
+    assert results(done.out) == results(run(small("fedit", *settings, out=tmp_path / "alone"), display=False, backend=backend).out)
+
+
+@pytest.mark.skipif(
+    subprocess.run(READ_ONLY.format("/mnt", "true"), shell=True, capture_output=True).returncode != 0, reason="needs mounts of its own"
+)
+def test_a_file_system_that_is_read_only_is_one_line(tmp_path: Path) -> None:
+    inside = f"{sys.executable} -m raysim run quickstart {' '.join(SMALL)} out={tmp_path}/runs/out"
+    done = subprocess.run(
+        READ_ONLY.format(tmp_path, inside), shell=True, capture_output=True, text=True, env=environment(), timeout=120, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"raysim: out='{tmp_path}/runs/out' cannot be written (Read-only file system, '{tmp_path}'); choose another folder"
+    )
