@@ -9,10 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from raysim.imports import uncollected
 
@@ -24,7 +21,9 @@ with uncollected():
     from raysim.config import LoraConfig, ResourcesConfig
     from raysim.federation.assignment import Assignment
     from raysim.federation.loop import OnDone
+    from raysim.federation.on_ray.base import SharedBase
     from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
+    from raysim.federation.on_ray.ranks import RankGroup
     from raysim.federation.on_ray.server import ServerActor
     from raysim.federation.server import ServerState
     from raysim.federation.setup import Experiment
@@ -32,23 +31,10 @@ with uncollected():
     from raysim.lora.layout import Released
     from raysim.measure.evaluate import Job
     from raysim.methods.call import ClientState
-    from raysim.model.base_model import BaseModel, Keep
+    from raysim.model.sharded import Sharding
     from raysim.privacy.cohort import Round
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class SharedBase:
-    """A base model whose arrays lie in the object store, each by itself, where every process of a node reads the same copy."""
-
-    shell: BaseModel
-    """All of it but its arrays."""
-    refs: dict[str, Any]
-
-    def get(self) -> BaseModel:
-        """The node's copy, its arrays read-only."""
-        return replace(self.shell, tensors=dict(zip(self.refs, ray.get(list(self.refs.values())), strict=True)))
 
 
 class ClientActor:
@@ -64,7 +50,7 @@ class ClientActor:
 
     def run_chunk(
         self,
-        base: "SharedBase",
+        base: SharedBase,
         assignment: Assignment,
         client_ids: Sequence[int],
         round: Round,
@@ -76,13 +62,13 @@ class ClientActor:
         return_freed_memory()
         return (part, outcomes, *new_states)
 
-    def run_job(self, base: "SharedBase", lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
+    def run_job(self, base: SharedBase, lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`."""
         results = self._on(base).run_job(lora, adapter, job)
         return_freed_memory()
         return results
 
-    def _on(self, base: "SharedBase") -> Worker:
+    def _on(self, base: SharedBase) -> Worker:
         """The worker over `base`, made by the first call of this process (which may be a restarted one)."""
         if self._worker is None:
             self._worker = Worker(base.get(), device=self._device, num_threads=self._num_threads)
@@ -96,22 +82,31 @@ class ClientActor:
 class RayBackend:
     """Client actors and a server actor over one base model, reused by every run that shares model and resources."""
 
-    def __init__(self, base_ref: Any, *, resources: ResourcesConfig, num_actors: int) -> None:
-        """`base_ref` is what `share_base` made of the base model."""
+    def __init__(self, base_ref: Any, *, resources: ResourcesConfig, num_actors: int, sharding: Sharding | None = None) -> None:
+        """`base_ref` is what `share_base` made of the base model; with `sharding` each client is a group of ranks."""
         self.base_ref = base_ref
         client = resources.client
         options: dict[str, Any] = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, "max_restarts": -1, "max_task_retries": -1}
         if client.memory_gb > 0:
             options["memory"] = int(client.memory_gb * GIB)
-        actor_class = ray.remote(ClientActor).options(**options)
-        self.actors: list[Any] = [
-            actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
-        ]
+        self.groups: list[RankGroup] = []
+        if sharding is None:
+            actor_class = ray.remote(ClientActor).options(**options)
+            self.actors: list[Any] = [
+                actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
+            ]
+        else:
+            self.groups = [RankGroup(client, sharding, num_threads=resources.num_threads, options=options) for _ in range(num_actors)]
+            self.actors = [group.first for group in self.groups]
         self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
         """Ends the actors, unless they ended with the connection to Ray."""
-        for actor in [*self.actors, self.server] if ray.is_initialized() else []:
+        if not ray.is_initialized():
+            return
+        for group in self.groups:
+            group.close()
+        for actor in [*([] if self.groups else self.actors), self.server]:
             ray.kill(actor)
 
     def run(self, items: Sequence[tuple[int, Any]], submit: Callable[[Any, Any], Any], done: Callable[[Any, Any], None]) -> None:
@@ -211,26 +206,6 @@ class RayServer:
 def share(value: Any) -> Any:
     """A reference to `value` in the object store, where every process of a node reads the same copy."""
     return ray.put(value)
-
-
-def share_base(load: Callable[[Keep], BaseModel]) -> Any:
-    """A reference to the `SharedBase` of what `load` reads: each array goes to the object store as it is read, and is nowhere else."""
-    refs: dict[int, Any] = {}
-
-    def keep(array: np.ndarray) -> np.ndarray:
-        ref = ray.put(array)
-        kept: np.ndarray = ray.get(ref)
-        refs[id(kept)] = ref
-        return kept
-
-    base = load(keep)
-    return ray.put(SharedBase(replace(base, tensors={}), {name: refs[id(array)] for name, array in base.tensors.items()}))
-
-
-def shared_base(base_ref: Any) -> BaseModel:
-    """The node's copy of a base model that was given to `share_base`, its arrays read-only."""
-    shared: SharedBase = ray.get(base_ref)
-    return shared.get()
 
 
 @contextlib.contextmanager
