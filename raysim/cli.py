@@ -1,4 +1,4 @@
-"""The command line: `raysim run | compare | sweep | audit | verify | budget | rules | report | configs`. What a user gets wrong is one line on standard error and status 2."""
+"""The command line: `raysim run | compare | sweep | audit | verify | budget | plan | rules | report | configs`. What a user gets wrong is one line on standard error and status 2."""
 
 import argparse
 import contextlib
@@ -35,6 +35,7 @@ EPILOG = """examples:
   raysim audit runs/quickstart-dplora                    attack a finished run: does the ledger hold?
   raysim verify runs/quickstart-dplora                   recompute epsilon and every hash of a run
   raysim budget --target-epsilon 2 --delta 1e-6 --rounds 1000 --clients 1000000 --per-round 5000
+  raysim plan quickstart --gpus 8 --gpu-memory 80        memory, clients at once and seconds a round, before anything runs
   raysim rules                                           rules for combining adapters (lora.aggregation)
   raysim report runs/quickstart                          write the page of a run or comparison again
   raysim configs                                         shipped configurations, and every key with its default
@@ -137,6 +138,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     _add_audit(commands, chosen)
     _add_verify(commands, chosen)
     _add_budget(commands, chosen)
+    _add_plan(commands, chosen)
     _add_rules(commands, chosen)
     text = "write the page and figures of a run, comparison or sweep again"
     report = _command(commands, "report", text, example="raysim report runs/quickstart")
@@ -181,6 +183,17 @@ def _add_budget(commands: Any, chosen: str) -> None:
 
         budget.add_arguments(command)
         command.set_defaults(command=budget.main)
+
+
+def _add_plan(commands: Any, chosen: str) -> None:
+    text = "memory, clients at once, seconds and bytes a round, before anything runs"
+    command = _command(commands, "plan", text, example="raysim plan quickstart model.quantization=nf4 --gpus 8 --gpu-memory 80")
+    if chosen == "plan":
+        with uncollected():
+            from raysim.commands import plan  # torch and transformers
+
+        plan.add_arguments(command)
+        command.set_defaults(command=plan.main)
 
 
 def _add_rules(commands: Any, chosen: str) -> None:

@@ -143,6 +143,29 @@ def hostile_note(config: Config) -> str:
     )
 
 
+OURS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.lr_schedule",
+    "fp16": "train.dtype",
+    "bf16": "train.dtype",
+    "zero_optimization.stage": "deepspeed.zero_stage",
+    "zero_optimization.offload_param": "deepspeed.offload",
+    "zero_optimization.offload_optimizer": "deepspeed.offload",
+}
+"""What DeepSpeed's own configuration may not say, and the key that says it."""
+
+
+def _ours(config: Config) -> list[str]:
+    """The entries of `deepspeed.config` that other keys say."""
+    zero = config.deepspeed.config.get("zero_optimization", {})
+    named = {*config.deepspeed.config, *(f"zero_optimization.{name}" for name in (zero if isinstance(zero, dict) else {}))}
+    return sorted(named & OURS.keys())
+
+
 def _cohort(config: Config) -> int:
     return config.server.cohort_size or config.partition.num_clients
 
@@ -583,10 +606,46 @@ RULES: tuple[Rule, ...] = (
         "must be 'auto' or a number of at least 1",
     ),
     Rule(
+        "resources.client.num_ranks={value}",
+        lambda c: c.resources.client.num_ranks > 1 and c.train.engine != "deepspeed",
+        "needs train.engine='deepspeed': with 'torch' a client is one process",
+        "set it, or leave num_ranks out",
+    ),
+    Rule(
+        "resources.client.num_ranks={value}",
+        lambda c: c.resources.client.num_ranks > 1 and c.resources.backend == "local",
+        "needs resources.backend='ray': in this process there is one",
+        "use 'ray', or 1",
+    ),
+    Rule(
+        "train.engine='deepspeed'",
+        lambda c: c.train.engine == "deepspeed" and c.privacy.unit == "example",
+        "has no guarantee with privacy.unit='example': each of a client's ranks has examples of a step to itself, and the bound is on their sum in one",
+        "use 'torch'",
+    ),
+    Rule(
+        "train.engine='deepspeed'",
+        lambda c: c.train.engine == "deepspeed" and c.deepspeed.zero_stage == 3 and c.model.quantization != "none",
+        "cannot have a base in parts (deepspeed.zero_stage=3) that model.quantization stores in blocks",
+        "use model.quantization=none, or a lower stage",
+    ),
+    Rule(
+        "train.engine='deepspeed'",
+        lambda c: c.train.engine == "deepspeed" and bool(c.sweep.space),
+        "has no place in a sweep, whose trials share actors of one process",
+        "use 'torch'",
+    ),
+    Rule(
+        "deepspeed.config={value}",
+        lambda c: bool(_ours(c)),
+        "names what raysim sets itself (" + "; ".join(f"{name}: {why}" for name, why in OURS.items()) + ")",
+        "leave it out",
+    ),
+    Rule(
         "resources.client.num_gpus={value}",
         lambda c: c.resources.client.num_gpus > 1,
-        "is more than one GPU, and a client's training runs on one device: there is no engine for several",
-        "use at most 1",
+        "is more than one GPU, and a process runs on one device",
+        "use at most 1, and train.engine=deepspeed with resources.client.num_ranks for several",
     ),
 )
 

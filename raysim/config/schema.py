@@ -238,8 +238,20 @@ class TrainConfig:
     """Norm to which a step's mean gradient is clipped (for stability, no privacy); 0 for none."""
     prox_mu: float = number(0.0)
     """FedProx: weight mu of mu/2 ||w - w_global||^2."""
+    engine: str = choice("torch", "deepspeed", needs=ALWAYS, neutral=True)
+    """What makes steps of losses: `torch`, in one process a client, or `deepspeed`, in `resources.client.num_ranks` of them."""
     dtype: str = choice("auto", "float32", "bfloat16", needs=ALWAYS)
     """`float32` (reference mode), `bfloat16`, or `auto`: bfloat16 where the processor computes in it, else float32."""
+
+
+@dataclass(frozen=True)
+class DeepspeedConfig:
+    zero_stage: int = number(0, most=3)
+    """What a client's ranks have in parts: nothing (0), the optimizer's state (1), gradients too (2), the base model too (3)."""
+    offload: str = choice("none", "cpu")
+    """`cpu` keeps the parts in the processor's memory until they are needed."""
+    config: dict[str, Any] = mapping()
+    """Further entries of DeepSpeed's configuration, such as `{zero_optimization: {stage3_max_live_parameters: 100000000}}`."""
 
 
 @dataclass(frozen=True)
@@ -560,6 +572,8 @@ class ClientResources:
     """CPUs reserved for a client actor (bookkeeping of Ray)."""
     num_gpus: float = number(0.0)
     """Share of a GPU for a client actor; the process's GPU memory is capped to the same share."""
+    num_ranks: int = number(1, least=1, most=1024, needs="train.engine=deepspeed")
+    """Processes of a client, each with the CPUs, GPUs and memory named here."""
     memory_gb: float = number(0.0)
     """Memory reserved for a client actor, GiB; 0 reserves none."""
 
@@ -615,6 +629,7 @@ class Config:
     partition: PartitionConfig = section(PartitionConfig, needs=(TRAINING, SPLIT))
     lora: LoraConfig = section(LoraConfig, needs=TRAINING)
     train: TrainConfig = section(TrainConfig, needs=TRAINING)
+    deepspeed: DeepspeedConfig = section(DeepspeedConfig, needs="train.engine=deepspeed", neutral=True)
     method: MethodConfig = section(MethodConfig)
     fedpit: FedpitConfig = section(FedpitConfig)
     synthesis: SynthesisConfig = section(SynthesisConfig)

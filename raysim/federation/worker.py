@@ -27,6 +27,7 @@ from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.private_train import PRIVATE_BATCH
+from raysim.model.sharded import Group
 from raysim.model.train import TrainStats
 from raysim.privacy.aggregation import Part, Sent, sum_sent
 from raysim.privacy.cohort import Round
@@ -40,9 +41,9 @@ Member = tuple[int, tuple[Example, ...], ClientState | None]
 class Worker:
     """A base model at work, on `device`, with `num_threads` threads (the number changes the last bits of a matmul)."""
 
-    def __init__(self, base: BaseModel, *, device: str, num_threads: int) -> None:
+    def __init__(self, base: BaseModel, *, device: str, num_threads: int, group: Group | None = None) -> None:
         torch.set_num_threads(num_threads)
-        self._base = base
+        self._base, self._group = base, group
         self._device = device
         self._lora: LoraConfig | None = None
         self._lm: LanguageModel | None = None
@@ -60,9 +61,16 @@ class Worker:
                 target_modules=list(lora.target_modules),
                 device=self._device,
                 between=rule.between,
+                group=self._group,
             )
             self._lm.train_only(rule.trainable(self._lm.layout, None))
             self._lora, self._ready = lora, None
+        return self._lm
+
+    @property
+    def last(self) -> LanguageModel:
+        """The model that was asked for last."""
+        assert self._lm is not None, "no model has been asked for"
         return self._lm
 
     def run_chunk(

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from raysim.model.find import find_model, named_line, quiet_transformers
-from raysim.model.quantize import quantizable, quantized_parts
-from raysim.model.weights import DTYPES, empty_model, matching, places, read_all
+from raysim.model.quantize import quantizable, quantized_parts, quantized_shapes
+from raysim.model.weights import DTYPES, empty_model, matching, places, read_all, unused
 from raysim.rng import seed_for
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,47 @@ def load_base_model(
         quantization=quantization,
         quantized=quantized,
     )
+
+
+def empty_base_model(name: str, *, dtype: str, cache_dir: str = "", attention: str = "auto", quantization: str = "none") -> BaseModel:
+    """The base model called `name` without its weights: in their place arrays whose memory is never used unless they are read.
+
+    Errors: as `load_base_model`.
+    """
+    if name == "tiny":
+        settings, tokenizer, _ = _tiny()
+    else:
+        folder = Path(find_model(name, cache_dir=cache_dir))
+        try:
+            with quiet_transformers():
+                settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # transformers raises many kinds for a folder that is not whole
+            raise ValueError(f"model.name={name!r}: no causal language model can be read from {folder} ({named_line(error)})") from error
+    return emptied(settings, tokenizer=tokenizer, name=name, dtype=dtype, attention=attention, quantization=quantization)
+
+
+def emptied(settings: dict[str, Any], *, tokenizer: Any, name: str, dtype: str, attention: str, quantization: str) -> BaseModel:
+    """What `empty_base_model` makes of a model's configuration and tokenizer."""
+    core = empty_model(AutoConfig.for_model(**settings), dtype=dtype, attention=attention)
+    core.tie_weights()
+    targets = quantizable(core) if quantization != "none" else frozenset()
+    tensors: dict[str, np.ndarray] = {}
+    quantized: dict[str, tuple[int, ...]] = {}
+    seen: set[int] = set()
+    for key, tensor in core.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        parts = {"": (tuple(tensor.shape), np.dtype(np.uint16 if tensor.dtype == torch.bfloat16 else np.float32))}
+        if not tensor.is_floating_point():
+            parts = {"": (tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)}
+        if key in targets:
+            quantized[key] = tuple(tensor.shape)
+            parts = quantized_shapes(tuple(tensor.shape), quantization)
+        tensors |= {f"{key}{suffix}": unused(shape, kind) for suffix, (shape, kind) in parts.items()}
+    files = _files_of(tokenizer)
+    return BaseModel(name, settings, tensors, dtype, files, attention=attention, quantization=quantization, quantized=quantized)
 
 
 def _read(name: str, folder: Path, *, dtype: str, attention: str) -> tuple[dict[str, Any], Any, Iterable[Named], tuple[int, ...]]:

@@ -30,6 +30,7 @@ from raysim.model.base_model import BaseModel, token_ids
 from raysim.model.find import quiet_transformers
 from raysim.model.guards import Walked, walked
 from raysim.model.quantize import put_quantized
+from raysim.model.sharded import Group, ShardedOptimizer, partition
 from raysim.model.weights import DTYPES, empty_model
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
@@ -64,6 +65,10 @@ class LanguageModel:
     """Which entries of `flat` training leaves as they are, bool of shape (P,); None for none."""
     keeps_activations: bool = True
     """Whether training keeps what layers computed (see `keep_activations`)."""
+    group: Group | None = None
+    """This process's place among the ranks of a client; None for a client of one process."""
+    sharded: dict[str, ShardedOptimizer] = field(default_factory=dict)
+    """The optimizers of such a group, by name."""
     moved: list[RemovableHandle] = field(default_factory=list)
     """What adds a delta of the base to the outputs of adapted layers."""
     found: Walked | None = None
@@ -209,13 +214,25 @@ def _adds(delta: torch.Tensor) -> Callable[..., torch.Tensor | None]:
 
 
 def build_language_model(
-    base: BaseModel, *, rank: int, alpha: float, dropout: float, target_modules: list[str], device: str = "cpu", between: bool = False
+    base: BaseModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str],
+    device: str = "cpu",
+    between: bool = False,
+    group: Group | None = None,
 ) -> LanguageModel:
-    """A `LanguageModel` over the weights of `base`, which are not copied on the CPU and never written; `between` puts an R between A and B.
+    """A `LanguageModel` over the weights of `base`, which are not copied on the CPU and never written; `between` puts an R between A and B,
+    and a `group` of ranks partitions them.
 
     Errors: ValueError if a target module matches no linear layer, naming those there are.
     """
-    core = _core_model(base, device=device)
+    core = _core_model(base, device=device if group is None else "cpu")
+    vocab_size = int(core.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # torch types any attribute as a tensor
+    if group is not None:
+        core = partition(core, group, dtype=DTYPES[base.dtype]).to(device)
     _check_targets(core, target_modules)
     targets = ALL_LINEAR if target_modules == [ALL_LINEAR] else list(target_modules)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]  # alpha may be fractional
@@ -231,7 +248,6 @@ def build_language_model(
         _put_between(model, rank=rank)
     tokenizer = _unpack_tokenizer(base)
     layout, flat, flat_grad = _flat_parameters(model, device=device)
-    vocab_size = int(core.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # torch types any attribute as a tensor
     eos_ids = _end_tokens(base, tokenizer, vocab_size=vocab_size)
     # Padding is never read, but it is looked up: a token that was added to the tokenizer alone has no row.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocab_size else eos_ids[0]
@@ -247,6 +263,7 @@ def build_language_model(
         pad_token_id=int(pad),
         max_positions=context_length(model.config.to_dict()),
         vocab_size=vocab_size,
+        group=group,
     )
 
 

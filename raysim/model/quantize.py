@@ -5,9 +5,11 @@ for each output and no column of outliers, so that what one example computes nev
 the activations. Left out: second quantisation of the scales, embeddings, output layers, and weights that are no `nn.Linear`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 BLOCK = 64
@@ -42,6 +44,14 @@ def quantized_parts(weight: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
     pieces = weight.reshape(-1).split(PIECE)  # type: ignore[no-untyped-call]  # untyped in torch; what is computed on the way is many times as large as a piece
     done = [functional.quantize_4bit(one.float(), blocksize=BLOCK, compress_statistics=False, quant_type=kind) for one in pieces]
     return {"": torch.cat([packed for packed, _ in done]), SCALES[kind]: torch.cat([state.absmax for _, state in done])}
+
+
+def quantized_shapes(shape: tuple[int, ...], kind: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """The shapes and types of what `quantized_parts` makes of a weight."""
+    size, scales = math.prod(shape), np.dtype(np.float32)
+    if kind == "int8":
+        return {"": (shape, np.dtype(np.int8)), SCALES[kind]: (shape[:1], scales)}
+    return {"": (((size + 1) // 2, 1), np.dtype(np.uint8)), SCALES[kind]: ((-(-size // BLOCK),), scales)}
 
 
 def put_quantized(core: Any, state: Mapping[str, torch.Tensor], *, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

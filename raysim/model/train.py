@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from torch.nn import functional as F
 from raysim.data.tokens import Example
 from raysim.lora.layout import Vector
 from raysim.lora.penalty import tail_gradient
-from raysim.model.engine import ADAM_EPS, make_engine
+from raysim.model.engine import ADAM_EPS, Engine, make_engine
 from raysim.model.language_model import LanguageModel
 from raysim.rng import numpy_rng, seed_for, torch_rng
 
+T = TypeVar("T")
 Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
 """What torch calls after a module with its inputs and its output."""
 GROUPING_WINDOW = 8
@@ -169,14 +171,8 @@ def train_adapter(
     with training_mode(lm, seed=seed):
         for batch in epochs(lengths, settings=settings, seed=seed):
             chosen = [examples[i] for i in batch]
-            num_scored = torch.tensor(sum(len(example.scored) for example in chosen), device=lm.device)
-            lm.flat_grad.zero_()
             with nullcontext() if num_steps else every_factor_learns(lm):
-                for part in micro_batches(batch, size=settings.micro_batch_size):
-                    nll_B, _ = response_nll(lm, [examples[i] for i in part])
-                    weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i in part], device=lm.device)
-                    engine.backward(weighted_B.sum() / num_scored)
-                    total_nll += float(nll_B.detach().sum())
+                total_nll += accumulate(lm, engine, examples, batch, size=settings.micro_batch_size, weights=weights)
             reached = reached or bool(lm.flat_grad.any())
             if settings.prox_mu > 0:
                 lm.flat_grad.add_(lm.flat - anchor, alpha=settings.prox_mu)
@@ -189,7 +185,7 @@ def train_adapter(
                 lm.flat.sub_(shift)
             num_steps += 1
             num_tokens += sum(example.num_tokens for example in chosen)
-            scored += int(num_scored)
+            scored += sum(len(example.scored) for example in chosen)
     check_gradient(reached=reached, loss=total_nll)
     check_change(lm, anchor, optimizer=settings.optimizer, lr=settings.lr)
     return engine.gather(), TrainStats(num_tokens=num_tokens, num_steps=num_steps, loss=finite_mean(total_nll, scored))
@@ -285,7 +281,27 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
     return norm if norm.isfinite() else gradient.double().norm()
 
 
-def micro_batches(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
+def accumulate(
+    lm: LanguageModel, engine: Engine, examples: Sequence[Example], batch: Sequence[int], *, size: int, weights: Sequence[float] | None
+) -> float:
+    """The summed loss of a batch's response tokens; the gradient of their mean is then in the model's `flat_grad`.
+
+    `size` examples are in memory at once, 0 for all; with `weights`, the gradient is that of the weighted mean.
+    """
+    num_scored = torch.tensor(sum(len(examples[i].scored) for i in batch), device=lm.device)
+    lm.flat_grad.zero_()
+    total = 0.0
+    for part in micro_batches(engine.share(batch), size=size):
+        nll_B, _ = response_nll(lm, [examples[i] for i, _ in part])
+        if not all(counts for _, counts in part):
+            nll_B = nll_B * torch.tensor([float(counts) for _, counts in part], device=lm.device)
+        weighted_B = nll_B if weights is None else nll_B * torch.tensor([weights[i] for i, _ in part], device=lm.device)
+        engine.backward(weighted_B.sum() / num_scored)
+        total += float(nll_B.detach().sum())
+    return engine.gathered(total)
+
+
+def micro_batches(batch: Sequence[T], *, size: int) -> list[Sequence[T]]:
     """The batch in parts of `size`, or whole where that is 0."""
     return [batch[start : start + size] for start in range(0, len(batch), size)] if size else [batch]
 

@@ -6,6 +6,7 @@ shapes than the model's own (fused experts, pickled files), which transformers r
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from raysim.model.find import quiet_transformers
 
+MAP_NORESERVE = 0x4000
+"""Linux: of such pages none is set aside (mman.h; Python does not name it)."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {
     "F64": torch.float64,
@@ -108,6 +111,13 @@ def read_all(found: Mapping[str, Place]) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor with its name, read when it is asked for."""
     for name, place in found.items():
         yield name, place.read()
+
+
+def unused(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    """An array that takes no memory until it is used: this machine need not have what all of a model takes."""
+    size = math.prod(shape) * kind.itemsize
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return np.frombuffer(pages, dtype=kind, count=math.prod(shape)).reshape(shape)
 
 
 def num_bytes(found: Mapping[str, Place]) -> int:

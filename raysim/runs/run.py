@@ -27,6 +27,7 @@ from raysim.errors import plain_errors
 from raysim.federation.assignment import Assignment, LocalServer
 from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import Clients, Server, Simulation, owned, released, simulate, start
+from raysim.federation.on_ray import base as shared
 from raysim.federation.on_ray import clients as actors
 from raysim.federation.on_ray import cluster, metrics
 from raysim.federation.setup import EncodedData, Experiment, prepare
@@ -37,6 +38,7 @@ from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, Keep, load_base_model, resolve_dtype
 from raysim.model.language_model import LanguageModel
+from raysim.model.sharded import Sharding, free_address, join, leave
 from raysim.model.train import TrainSettings
 from raysim.model.train_together import check_together, measured_size
 from raysim.privacy.ledger import ledger_of
@@ -158,14 +160,14 @@ def load_run(config: Config, out: Path) -> Run | None:
 def backend_key(config: Config) -> tuple[Any, ...]:
     """What two runs must share to use one backend."""
     cohort = min(config.partition.num_clients, config.server.cohort_size or config.partition.num_clients)
-    return (config.model, config.train.dtype, config.resources, cohort)
+    return (config.model, config.train.dtype, config.train.engine, repr(config.deepspeed), config.resources, cohort)
 
 
 @contextlib.contextmanager
 def open_backend(config: Config, *, display: bool | None = False, base_ref: Any = None, num_actors: int | None = None) -> Iterator[Backend]:
     """A backend for `config` (its dtype resolved), closed on leaving; says what it starts unless `display` is False.
 
-    `base_ref` is a base model that others share (`actors.share_base`), None to load it; `num_actors` the client actors for
+    `base_ref` is a base model that others share (`base.share_base`), None to load it; `num_actors` the client actors for
     which there is room, None to ask the cluster.
 
     Errors: ValueError if the model or the resources cannot be had.
@@ -178,11 +180,13 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
         place = f"{num_actors} client actors on Ray" if on_ray else "clients in this process"
         print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
     if on_ray and base_ref is None:
-        base_ref = actors.share_base(functools.partial(load_model, config))
-    base = actors.shared_base(base_ref) if base_ref is not None else load_model(config)
-    ray_backend = actors.RayBackend(base_ref, resources=resources, num_actors=num_actors or 0) if on_ray else None
+        base_ref = shared.share_base(functools.partial(load_model, config))
+    sharding = sharding_of(config)
+    base = shared.shared_base(base_ref) if base_ref is not None else load_model(config)
+    ray_backend = actors.RayBackend(base_ref, resources=resources, num_actors=num_actors or 0, sharding=sharding) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
-    worker = Worker(base, device=local_device, num_threads=resources.num_threads)
+    group = join(free_address(), 0, sharding) if sharding is not None and not on_ray else None
+    worker = Worker(base, device=local_device, num_threads=resources.num_threads, group=group)
     try:
         yield Backend(backend_key(config), worker, ray_backend)
     except KeyboardInterrupt:
@@ -192,6 +196,16 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     finally:
         if ray_backend is not None:
             ray_backend.close()
+        if group is not None:
+            leave()
+
+
+def sharding_of(config: Config) -> Sharding | None:
+    """How each client is a group of ranks; None where it is a process of plain torch."""
+    if config.train.engine == "torch":
+        return None
+    deepspeed = config.deepspeed
+    return Sharding(config.resources.client.num_ranks, deepspeed.zero_stage, deepspeed.offload, deepspeed.config)
 
 
 def load_model(config: Config, keep: Keep = lambda array: array) -> BaseModel:

@@ -35,6 +35,7 @@ with uncollected():
     from raysim import remote
     from raysim.config import Config
     from raysim.console.sweep_progress import SweepProgress
+    from raysim.federation.on_ray import base as base_models
     from raysim.federation.on_ray import clients as actors
     from raysim.federation.on_ray import cluster, memory
     from raysim.federation.setup import data_key, encode_data
@@ -186,7 +187,7 @@ def bundles(trial: Config, *, num_actors: int) -> list[dict[str, float]]:
 def share_models(config: Config, points: Sequence[Point]) -> dict[tuple[Any, ...], Any]:
     """Each base model of the trials in the object store, once."""
     trials = {_model_key(trial): trial for trial in (trial_of(config, point) for point in points)}
-    return {key: actors.share_base(functools.partial(runner.load_model, trial)) for key, trial in trials.items()}
+    return {key: base_models.share_base(functools.partial(runner.load_model, trial)) for key, trial in trials.items()}
 
 
 def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], Any]:
@@ -201,7 +202,7 @@ def share_data(config: Config, points: Sequence[Point], base_refs: Mapping[tuple
         elsewhere = trial.resources.backend == "local" and trial.resources.client.num_gpus > 0
         if elsewhere or data_key(trial) in shared:
             continue
-        worker = Worker(actors.shared_base(base_refs[_model_key(trial)]), device="cpu", num_threads=trial.resources.num_threads)
+        worker = Worker(base_models.shared_base(base_refs[_model_key(trial)]), device="cpu", num_threads=trial.resources.num_threads)
         with contextlib.suppress(ValueError):
             shared[data_key(trial)] = actors.share(encode_data(trial, worker.language_model(trial.lora)))
     return shared

@@ -11,10 +11,7 @@ import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from raysim.imports import uncollected
 
@@ -27,7 +24,10 @@ with uncollected():
     from raysim.federation.assignment import Assignment
     from raysim.federation.faults import Outcome
     from raysim.federation.loop import OnDone
+    from raysim.federation.on_ray.base import SharedBase
+    from raysim.federation.on_ray.chunk import ChunkDone, Place, Reader, run_chunk
     from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
+    from raysim.federation.on_ray.ranks import RankGroup
     from raysim.federation.on_ray.server import ServerActor
     from raysim.federation.server import ServerState
     from raysim.federation.setup import Experiment
@@ -35,29 +35,14 @@ with uncollected():
     from raysim.lora.layout import Released
     from raysim.measure.evaluate import Job
     from raysim.methods.call import ClientState
-    from raysim.model.base_model import BaseModel, Keep
+    from raysim.model.sharded import Sharding
     from raysim.privacy.cohort import Round
 
 GIB = 2**30
-
-
 AHEAD = 2
 """Calls that an actor is given at once where there are many, so that it need not wait for the driver between two of them."""
 MANY = 8
 """Calls for each actor from which on there are many: the last ones, which nobody can take over, are then a small part."""
-
-
-@dataclass(frozen=True)
-class SharedBase:
-    """A base model whose arrays lie in the object store, each by itself, where every process of a node reads the same copy."""
-
-    shell: BaseModel
-    """All of it but its arrays."""
-    refs: dict[str, Any]
-
-    def get(self) -> BaseModel:
-        """The node's copy, its arrays read-only."""
-        return replace(self.shell, tensors=dict(zip(self.refs, ray.get(list(self.refs.values())), strict=True)))
 
 
 class ClientActor:
@@ -67,42 +52,28 @@ class ClientActor:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
         self._worker: Worker | None = None
-        self._read: dict[str, tuple[Any, Any]] = {}
+        self._read = Reader()
         keep_freed_memory()
         if 0 < num_gpus < 1:
             torch.cuda.set_per_process_memory_fraction(num_gpus)
 
     def run_chunk(
-        self, refs: Sequence[Any], client_ids: Sequence[int], shards: Sequence[bytes], places: Sequence[tuple[int, int] | None], *kept: Any
-    ) -> tuple[Any, tuple[list[Outcome], bool], list[ClientState | None]]:
-        """See `Worker.run_chunk`: what is sent, the outcomes and whether a client keeps anything, and what each keeps.
-
-        `refs` lead to the base model, the assignment and the round, which are read once and not for each call. A client's state is at its
-        place (which of `kept`, and where in it).
-        """
-        base, assignment, round = (self._once(name, ref) for name, ref in zip(("model", "assignment", "round"), refs, strict=True))
-        states = [None if place is None else kept[place[0]][place[1]] for place in places]
-        part, outcomes, new_states = self._on(base).run_chunk(
-            assignment, client_ids, round, [pickle.loads(shard) for shard in shards], states
-        )
-        has_states = any(state is not None for state in new_states)
-        return part, (outcomes, has_states), new_states if has_states else []
+        self, refs: Sequence[Any], client_ids: Sequence[int], shards: Sequence[bytes], places: Sequence[Place | None], *kept: Any
+    ) -> ChunkDone:
+        """See `chunk.run_chunk`; `refs` lead to the base model, the assignment and the round."""
+        base, assignment, round = self._read(refs)
+        return run_chunk(self._on(base), assignment, client_ids, round, shards, places, kept)
 
     def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`; `base_refs` holds the reference to the base model."""
-        return self._on(self._once("model", base_refs[0])).run_job(lora, adapter, job)
+        [base] = self._read(base_refs)
+        return self._on(base).run_job(lora, adapter, job)
 
     def rest(self) -> None:
         """Gives freed memory back, until there is work again."""
         return_freed_memory()
 
-    def _once(self, name: str, ref: Any) -> Any:
-        """What a reference leads to; the last one under a name is kept."""
-        if name not in self._read or self._read[name][0] != ref:
-            self._read[name] = (ref, ray.get(ref))
-        return self._read[name][1]
-
-    def _on(self, base: "SharedBase") -> Worker:
+    def _on(self, base: SharedBase) -> Worker:
         """The worker over `base`, made by the first call of this process (which may be a restarted one)."""
         if self._worker is None:
             self._worker = Worker(base.get(), device=self._device, num_threads=self._num_threads)
@@ -116,22 +87,31 @@ class ClientActor:
 class RayBackend:
     """Client actors and a server actor over one base model, reused by every run that shares model and resources."""
 
-    def __init__(self, base_ref: Any, *, resources: ResourcesConfig, num_actors: int) -> None:
-        """`base_ref` is what `share_base` made of the base model."""
+    def __init__(self, base_ref: Any, *, resources: ResourcesConfig, num_actors: int, sharding: Sharding | None = None) -> None:
+        """`base_ref` is what `share_base` made of the base model; with `sharding` each client is a group of ranks."""
         self.base_ref = base_ref
         client = resources.client
         options: dict[str, Any] = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, "max_restarts": -1, "max_task_retries": -1}
         if client.memory_gb > 0:
             options["memory"] = int(client.memory_gb * GIB)
-        actor_class = ray.remote(ClientActor).options(**options)
-        self.actors: list[Any] = [
-            actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
-        ]
+        self.groups: list[RankGroup] = []
+        if sharding is None:
+            actor_class = ray.remote(ClientActor).options(**options)
+            self.actors: list[Any] = [
+                actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
+            ]
+        else:
+            self.groups = [RankGroup(client, sharding, num_threads=resources.num_threads, options=options) for _ in range(num_actors)]
+            self.actors = [group.first for group in self.groups]
         self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
         """Ends the actors, unless they ended with the connection to Ray."""
-        for actor in [*self.actors, self.server] if ray.is_initialized() else []:
+        if not ray.is_initialized():
+            return
+        for group in self.groups:
+            group.close()
+        for actor in [*([] if self.groups else self.actors), self.server]:
             ray.kill(actor)
 
     def run(self, items: Sequence[tuple[int, Any]], submit: Callable[[Any, Any], Any], done: Callable[[Any, Any], None]) -> None:
@@ -238,26 +218,6 @@ class RayServer:
 def share(value: Any) -> Any:
     """A reference to `value` in the object store, where every process of a node reads the same copy."""
     return ray.put(value)
-
-
-def share_base(load: Callable[[Keep], BaseModel]) -> Any:
-    """A reference to the `SharedBase` of what `load` reads: each array goes to the object store as it is read, and is nowhere else."""
-    refs: dict[int, Any] = {}
-
-    def keep(array: np.ndarray) -> np.ndarray:
-        ref = ray.put(array)
-        kept: np.ndarray = ray.get(ref)
-        refs[id(kept)] = ref
-        return kept
-
-    base = load(keep)
-    return ray.put(SharedBase(replace(base, tensors={}), {name: refs[id(array)] for name, array in base.tensors.items()}))
-
-
-def shared_base(base_ref: Any) -> BaseModel:
-    """The node's copy of a base model that was given to `share_base`, its arrays read-only."""
-    shared: SharedBase = ray.get(base_ref)
-    return shared.get()
 
 
 @contextlib.contextmanager

@@ -111,11 +111,12 @@ def num_client_actors(config: Config, *, num_clients: int) -> int:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     client = config.resources.client
-    fits = sum(_fits(node, client) for node in nodes)
+    fits = sum(_fits(node, client) for node in nodes) // client.num_ranks
     cohort = min(num_clients, config.server.cohort_size or num_clients)
     wanted = cohort if config.resources.num_actors == "auto" else int(config.resources.num_actors)
     if fits == 0 or (config.resources.num_actors != "auto" and wanted > fits):
         asked = f"{client.num_cpus:g} CPUs, {client.num_gpus:g} GPUs" + (f", {client.memory_gb:g} GiB" if client.memory_gb else "")
+        asked = f"{client.num_ranks} ranks of {asked} each" if client.num_ranks > 1 else asked
         key = "resources.client" if fits == 0 else f"resources.num_actors={wanted}"
         raise ValueError(f"{key}: {fits} client actors of {asked} fit into the cluster, which has {_describe(nodes)}")
     return min(wanted, fits)
