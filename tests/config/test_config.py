@@ -52,6 +52,7 @@ CLIENT_ONLY = [key.name for key in KEYS.values() if key.only == "privacy.unit=cl
 HIGHEST = sorted(set(RANGES) - {"resources.client.num_gpus"})
 """Of whole GPUs a rule says why there is at most one."""
 CLIENT = ["privacy.unit=client"]
+DEEPSPEED = ["train.engine=deepspeed"]
 DPLORA = ["method.name=dplora"]
 PRIVATE_FEDPIT = ["method.name=fedpit", "privacy.unit=example", "fedpit.scorer=none"]
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
@@ -191,6 +192,7 @@ IN_A_SETTING = {
     "privacy.num_bands": [*MANY, *CLIENT, "privacy.sampler=cyclic", "server.cohort_size=1"],
     "privacy.population": [*CLIENT, "privacy.noise_cohort_size=10"],
     "privacy.target_epsilon": CLIENT,
+    "resources.client.num_ranks": ["train.engine=deepspeed", "resources.backend=ray"],
     "server.cohort_size": MANY,
 }
 
@@ -305,7 +307,16 @@ COMBINATIONS = [
     (["clients.batched=0"], ["clients.batched='0'", "at least 1"]),
     (["clients.batched=many"], ["clients.batched='many'", "auto"]),
     (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "one device", "use at most 1"]),
-    (["resources.client.num_gpus=2"], ["resources.client.num_gpus=2", "there is no engine for several"]),
+    (["resources.client.num_ranks=2"], ["resources.client.num_ranks=2", "needs train.engine='deepspeed'"]),
+    ([*DEEPSPEED, "resources.client.num_ranks=2", "resources.backend=local"], ["resources.client.num_ranks=2", "resources.backend='ray'"]),
+    ([*DEEPSPEED, "method.name=dplora"], ["train.engine='deepspeed'", "privacy.unit='example'", "use 'torch'"]),
+    (
+        [*DEEPSPEED, "deepspeed.zero_stage=3", "model.quantization=nf4"],
+        ["train.engine='deepspeed'", "deepspeed.zero_stage=3", "model.quantization=none"],
+    ),
+    ([*DEEPSPEED, "sweep.space={lora.rank: [2, 4]}"], ["train.engine='deepspeed'", "no place in a sweep"]),
+    ([*DEEPSPEED, "deepspeed.config={train_batch_size: 4}"], ["deepspeed.config=", "train_batch_size: train.batch_size", "leave it out"]),
+    (["resources.client.num_gpus=2"], ["resources.client.num_gpus=2", "train.engine=deepspeed with resources.client.num_ranks"]),
     *[
         ([f"server.optimizer={name}"], ["server.lr=1", f"server.optimizer='{name}'", "less than 1, such as 0.001"])
         for name in ("adam", "yogi", "adagrad")

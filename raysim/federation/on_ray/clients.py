@@ -41,6 +41,8 @@ with uncollected():
 GIB = 2**30
 AHEAD = 2
 """Calls that an actor is given at once where there are many, so that it need not wait for the driver between two of them."""
+REST_S = 5.0
+"""How long the end of a backend waits for actors that give freed memory back."""
 MANY = 8
 """Calls for each actor from which on there are many: the last ones, which nobody can take over, are then a small part."""
 
@@ -103,12 +105,15 @@ class RayBackend:
         else:
             self.groups = [RankGroup(client, sharding, num_threads=resources.num_threads, options=options) for _ in range(num_actors)]
             self.actors = [group.first for group in self.groups]
+        self._resting: list[Any] = []
         self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
         """Ends the actors, unless they ended with the connection to Ray."""
         if not ray.is_initialized():
             return
+        if self._resting:  # a call that is cut off would be told to the user
+            ray.wait(self._resting, num_returns=len(self._resting), timeout=REST_S)
         for group in self.groups:
             group.close()
         for actor in [*([] if self.groups else self.actors), self.server]:
@@ -131,8 +136,7 @@ class RayBackend:
             with _plain_errors():
                 done(item, ray.get(ready))
             free.append(actor)
-        for actor in self.actors:
-            actor.rest.remote()
+        self._resting = [actor.rest.remote() for actor in self.actors]
 
 
 class RayClients:
