@@ -676,6 +676,8 @@ def _check_value(key: Key, value: Any) -> None:
     if key.bounds is not None:
         low, high, inclusive = key.bounds
         for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, int | float):  # what a list of a file may hold all the same
+                raise ValueError(f"{key.name}={shown(value)} must hold numbers, and {shown(one)} is none")
             if not (low < one <= high or (inclusive and one == low)):  # which not-a-number is not either
                 raise ValueError(f"{key.name}={shown(value)} must {'all ' * isinstance(value, list)}be {bounds_in_words(key)}")
     if key.nonzero and 0 < value < key.nonzero:

@@ -843,6 +843,7 @@ BROUGHT = [
     (["name=../../x"], r"^name: the name '\.\./\.\./x' must not begin with a dot"),
     (["name=a/b"], r"^name: the name 'a/b' must not hold '/'"),
     (["compare_seeds=[-1]"], r"^compare_seeds=\[-1\] must all be at least 0"),
+    (["compare_seeds=[{},[]]"], r"^compare_seeds=\[{}, \[\]\] must hold numbers, and {} is none$"),
     (["sweep.seeds=[" + "9" * 30 + "]"], r"^sweep\.seeds=.* must all be at least 0 and at most"),
     (["audit.multiplicities=[100000]"], r"^audit\.multiplicities=\[100000\] must all be at least 1 and at most 10000"),
     (["data.system_prompt=${x}"], r"^data\.system_prompt: Interpolation key 'x' not found; a plain dollar sign"),
