@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -28,7 +29,7 @@ from raysim.results.files import environment
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).parent / "peers"
 BEFORE = "801247d"
-VERSIONS = {"pfl": "pfl[pytorch]==0.4.0", "flower": "flwr[simulation]==1.22.0"}
+VERSIONS = {"pfl": "pfl==0.6.0", "flower": "flwr==1.22.0"}
 """Peers that are installed, as pip takes them."""
 REACH = {"transport": 10.0, "transport, 10,000": 0.8, "many": 8.0}
 """Times the earlier build's rate; for 10,000 clients, times this build's own rate at 1,000."""
@@ -65,8 +66,10 @@ def installed(peer: str, folder: Path) -> str:
 
     Errors: RuntimeError saying why it cannot be had.
     """
-    venv.create(folder, with_pip=True, system_site_packages=True)  # torch and Ray are those of this environment
+    venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
+    [own] = (folder / "lib").glob("python*/site-packages")
+    (own / "outer.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")  # torch and Ray are those of this environment
     done = subprocess.run(
         [str(python), "-m", "pip", "install", "-q", VERSIONS[peer]], capture_output=True, text=True, timeout=300, check=False
     )
