@@ -13,9 +13,11 @@ import io
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -28,7 +30,7 @@ from raysim.results.files import environment
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).parent / "peers"
 BEFORE = "801247d"
-VERSIONS = {"pfl": "pfl[pytorch]==0.4.0", "flower": "flwr[simulation]==1.22.0"}
+VERSIONS = {"pfl": "pfl==0.6.0"}
 """Peers that are installed, as pip takes them."""
 REACH = {"transport": 10.0, "transport, 10,000": 0.8, "many": 8.0}
 """Times the earlier build's rate; for 10,000 clients, times this build's own rate at 1,000."""
@@ -48,13 +50,20 @@ def measured(program: str, *arguments: str, tree: Path = ROOT, python: str = sys
     path = os.pathsep.join([str(tree), str(PEERS)])
     threads = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
     command = [python, str(PEERS / program), *arguments]
-    try:
-        done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    except subprocess.TimeoutExpired:
-        return {"why": f"longer than {PATIENCE_S} s"}
-    lines = done.stdout.strip().split("\n")
-    if done.returncode or not lines[-1].startswith("{"):
-        said = (done.stderr.strip() or "nothing").split("\n")
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):  # pipes would stay open as long as a daemon that was left
+        process = subprocess.Popen(command, env=os.environ | threads, stdout=out, stderr=err, text=True, start_new_session=True)
+        try:
+            status = process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return {"why": f"longer than {PATIENCE_S} s"}
+        out.seek(0)
+        err.seek(0)
+        lines, said = out.read().strip().split("\n"), (err.read().strip() or "nothing").split("\n")
+    if status or not lines[-1].startswith("{"):
         return {"why": said[-1][:200]}
     found: dict[str, Any] = json.loads(lines[-1])
     return found
@@ -65,8 +74,10 @@ def installed(peer: str, folder: Path) -> str:
 
     Errors: RuntimeError saying why it cannot be had.
     """
-    venv.create(folder, with_pip=True, system_site_packages=True)  # torch and Ray are those of this environment
+    venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
+    [own] = (folder / "lib").glob("python*/site-packages")
+    (own / "outer.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")  # torch and Ray are those of this environment
     done = subprocess.run(
         [str(python), "-m", "pip", "install", "-q", VERSIONS[peer]], capture_output=True, text=True, timeout=300, check=False
     )
@@ -112,7 +123,7 @@ def first_step(tree: Path) -> dict[str, Any]:
 def peers_at(cohort: int, folder: Path) -> dict[str, dict[str, Any]]:
     """Each peer's rate at a round without local work (of those that must train, one SGD step on the vector)."""
     found = {"bare Ray actors": measured("bare_ray.py", "--cohort", str(cohort))}
-    for peer, program in (("pfl", "pfl_research.py"), ("flower", "flower.py")):
+    for peer, program in (("pfl", "pfl_research.py"),):
         try:
             python = installed(peer, folder / peer)
             found[peer] = measured(program, "--cohort", str(min(cohort, 300)), python=python)

@@ -11,13 +11,14 @@ import time
 import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
-from pfl.algorithm.base import FederatedAveraging, NNAlgorithmParams
-from pfl.callback import TrainingProcessCallback
-from pfl.data import ArtificialFederatedDataset
+from pfl.algorithm.base import NNAlgorithmParams
+from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.callback.base import TrainingProcessCallback
+from pfl.data import FederatedDataset
 from pfl.data.dataset import Dataset
 from pfl.data.sampling import MinimizeReuseUserSampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
-from pfl.metrics import Weighted
+from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 
 SIZE = 460_800
@@ -47,8 +48,6 @@ class Clock(TrainingProcessCallback):
 
     def after_central_iteration(self, aggregate_metrics: object, model: object, *, central_iteration: int) -> tuple[bool, object]:
         """Notes it."""
-        from pfl.metrics import Metrics
-
         self.times.append(time.perf_counter())
         return False, Metrics()
 
@@ -60,9 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     sampler = MinimizeReuseUserSampler(list(range(given.cohort)))
-    data = ArtificialFederatedDataset(
-        lambda user: Dataset((np.zeros((1, 1)), np.full((1, 1), float(user % 7))), user_id=str(user)), sampler
-    )
+    data = FederatedDataset(lambda user: Dataset((np.zeros((1, 1)), np.full((1, 1), float(user % 7))), user_id=str(user)), sampler)
     module, clock = Vector(), Clock()
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
     parameters = NNAlgorithmParams(

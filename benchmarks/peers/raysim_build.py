@@ -50,6 +50,11 @@ def update_of(call: Any) -> Any:
     return call.adapter * np.float32(1.0 + call.client_id % 7)
 
 
+def processor_s(processes: Any) -> float:
+    """Processor seconds so far of the driver, the client actors and the server: what other work on the machine disturbs least."""
+    return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+
+
 def transport(cohort: int, *, rounds: int, clip: bool) -> dict[str, Any]:
     """Updates a second of each round but the first (which starts the workers), through the client actors and the server actor."""
     import psutil
@@ -91,9 +96,11 @@ def transport(cohort: int, *, rounds: int, clip: bool) -> dict[str, Any]:
         adapter = np.full(lm.layout.num_parameters, 1e-3, dtype=np.float32)
         state = start(many, experiment, layout=lm.layout)
         state = dataclasses.replace(state, **({"tensors": {"adapter": adapter}} if IS_OURS else {"adapter": adapter}))
-        seconds, size = list[float](), mechanism.chunk_size
+        pids = ray.get([actor.pid.remote() for actor in [*backend.ray.actors, backend.ray.server]])
+        processes = [psutil.Process(), *map(psutil.Process, pids)]
+        seconds, spent, size = list[float](), list[float](), mechanism.chunk_size
         for index in range(rounds + 1):
-            started = time.perf_counter()
+            started, before = time.perf_counter(), processor_s(processes)
             members = mechanism.sample_cohort(index)
             chunks = [tuple(members[i : i + size]) for i in range(0, len(members), size)]
             if IS_OURS:
@@ -105,11 +112,19 @@ def transport(cohort: int, *, rounds: int, clip: bool) -> dict[str, Any]:
                 state, _ = stepping.step(state, parts)
             clients.states(members)
             seconds.append(time.perf_counter() - started)
+            spent.append((processor_s(processes) - before) / cohort)
         del parts
-        server_bytes = psutil.Process(ray.get(backend.ray.server.pid.remote())).memory_full_info().uss
+        server_bytes = processes[-1].memory_full_info().uss
     ray.shutdown()
     rates = [cohort / each for each in seconds[1:]]
-    return {"rate": statistics.median(rates), "rates": rates, "first_round_s": seconds[0], "server_uss_mb": server_bytes / 1e6}
+    cpu = statistics.median(spent[1:])
+    return {
+        "rate": statistics.median(rates),
+        "rates": rates,
+        "cpu_ms": 1e3 * cpu,
+        "first_round_s": seconds[0],
+        "server_uss_mb": server_bytes / 1e6,
+    }
 
 
 def many(num_clients: int, *, batched: str) -> dict[str, Any]:
