@@ -234,7 +234,7 @@ def lines(found: Plan) -> list[str]:
         ("model", f"{found.model} in {found.dtype}" + ("" if found.quantization == "none" else f", {found.quantization}")),
         ("on", found.where),
         ("parameters", f"{found.num_parameters:,} ({found.num_trained:,} trained)"),
-        ("base", megabytes(found.base_bytes)),
+        ("base model", megabytes(found.base_bytes)),
         ("adapter and gradient, a client", megabytes(found.adapter_bytes)),
         ("optimizer, a client", megabytes(found.optimizer_bytes)),
         ("activations, a client", f"{megabytes(found.activation_bytes)} ({found.step_tokens} tokens at once)"),
