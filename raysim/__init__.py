@@ -4,6 +4,7 @@
 `raysim.compare` runs several side by side.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from raysim.config import Config, load
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from raysim.runs.compare import compare
     from raysim.runs.run import Run, run
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it then says what it lacks
 __version__ = "0.1.0"
 __all__ = ["Config", "Run", "__version__", "compare", "load", "run"]
 

@@ -68,6 +68,11 @@ class Worker:
         return self._lm
 
     @property
+    def num_base_parameters(self) -> int:
+        """Parameters of the base model."""
+        return self._base.num_parameters
+
+    @property
     def last(self) -> LanguageModel:
         """The model that was asked for last."""
         assert self._lm is not None, "no model has been asked for"

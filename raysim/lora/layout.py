@@ -27,6 +27,8 @@ Upload = Mapping[str, Vector]
 Released = Vector | Upload
 """What an evaluation is of: an adapter, or, where a LoRA rule moves the base model, an `adapter` and a `delta` by name."""
 
+QUANTIZATION = "base_model_quantization"
+"""Under which an adapter's configuration says how the base was stored that it was trained on; absent where that was as it is."""
 ORDER = "order"
 """What a file of tensors notes the order of the vector under."""
 
@@ -141,6 +143,7 @@ def save_adapter(
     alpha: float,
     dropout: float,
     target_modules: list[str],
+    quantization: str = "none",
     with_order: bool = False,
 ) -> None:
     """Writes `folder` in PEFT's format, so that `peft.PeftModel.from_pretrained` loads it without raysim.
@@ -150,12 +153,16 @@ def save_adapter(
     metadata = {"format": "pt"} | ({ORDER: json.dumps(layout.names)} if with_order else {})
     content = save(unflatten(vector, layout), metadata=metadata)
     storage.write_bytes(folder / "adapter_model.safetensors", content, private=True)  # it remembers private texts
-    settings = peft_settings(base_model=base_model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)
+    settings = peft_settings(
+        base_model=base_model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, quantization=quantization
+    )
     storage.write_text(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
 
 
-def peft_settings(*, base_model: str, rank: int, alpha: float, dropout: float, target_modules: list[str]) -> dict[str, Any]:
-    """What PEFT's `adapter_config.json` says of an adapter."""
+def peft_settings(
+    *, base_model: str, rank: int, alpha: float, dropout: float, target_modules: list[str], quantization: str = "none"
+) -> dict[str, Any]:
+    """What PEFT's `adapter_config.json` says of an adapter; of one that fits a quantised base, that too."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -166,7 +173,7 @@ def peft_settings(*, base_model: str, rank: int, alpha: float, dropout: float, t
         "target_modules": "all-linear" if target_modules == ["all-linear"] else sorted(target_modules),
         "bias": "none",
         "inference_mode": True,
-    }
+    } | ({} if quantization == "none" else {QUANTIZATION: quantization})
 
 
 def load_adapter(folder: Path, layout: Layout) -> Vector:

@@ -131,7 +131,7 @@ def emptied(settings: dict[str, Any], *, tokenizer: Any, name: str, dtype: str, 
     """What `empty_base_model` makes of a model's configuration and tokenizer."""
     core = empty_model(AutoConfig.for_model(**settings), dtype=dtype, attention=attention)
     core.tie_weights()
-    targets = quantizable(core) if quantization != "none" else frozenset()
+    targets = quantizable(core, quantization) if quantization != "none" else frozenset()
     tensors: dict[str, np.ndarray] = {}
     quantized: dict[str, tuple[int, ...]] = {}
     seen: set[int] = set()
@@ -241,7 +241,9 @@ def _untied(state: dict[str, torch.Tensor]) -> Iterator[Named]:
 
 def _targets(config: dict[str, Any], quantization: str) -> frozenset[str]:
     """The weights that are to be quantised."""
-    return frozenset() if quantization == "none" else quantizable(empty_model(AutoConfig.for_model(**config), dtype="float32"))
+    return (
+        frozenset() if quantization == "none" else quantizable(empty_model(AutoConfig.for_model(**config), dtype="float32"), quantization)
+    )
 
 
 def _stored(

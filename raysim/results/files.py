@@ -252,6 +252,7 @@ def _adapter_settings(config: Config) -> dict[str, Any]:
         "alpha": config.lora.alpha,
         "dropout": config.lora.dropout,
         "target_modules": list(config.lora.target_modules),
+        "quantization": config.model.quantization,
     }
 
 

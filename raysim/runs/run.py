@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysim import remote, storage
 from raysim.config import (
     TODAY,
@@ -39,7 +41,7 @@ from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, Keep, load_base_model, resolve_dtype
 from raysim.model.language_model import LanguageModel
 from raysim.model.sharded import Sharding, free_address, join, leave
-from raysim.model.train import TrainSettings
+from raysim.model.train import TrainSettings, mean_nll
 from raysim.model.train_together import check_together, measured_size
 from raysim.privacy.ledger import ledger_of
 from raysim.reports.page import write_run_report
@@ -200,6 +202,19 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
             leave()
 
 
+def base_losses(config: Config, lm: LanguageModel, experiment: Experiment) -> dict[str, float]:
+    """The held-out loss (nats a response token) of the base as it is, and as it is stored; the first is read anew and given up again."""
+    whole = dataclasses.replace(config, model=dataclasses.replace(config.model, quantization="none"))
+    plain = Worker(load_model(whole), device=str(lm.device), num_threads=config.resources.num_threads).language_model(config.lora)
+    losses = {}
+    for how, model in (("none", plain), (config.model.quantization, lm)):
+        model.set_delta(None)
+        model.set_adapter(np.zeros(model.layout.num_parameters, dtype=np.float32))
+        found = mean_nll(model, experiment.heldout, batch_size=config.evaluate.batch_size)
+        losses[how] = sum(nll for nll, _ in found) / sum(count for _, count in found)
+    return losses
+
+
 def sharding_of(config: Config) -> Sharding | None:
     """How each client is a group of ranks; None where it is a process of plain torch."""
     if config.train.engine == "torch":
@@ -263,8 +278,8 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
             state_dir=out / files.STATE,
             after_round=after_round,
         )
-    base_parameters = sum(parameter.numel() for name, parameter in lm.model.named_parameters() if "lora_" not in name)
-    return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=base_parameters)
+    losses = base_losses(config, lm, experiment) if config.model.quantization != "none" else {}
+    return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=backend.worker.num_base_parameters, base=losses)
 
 
 def grouped(config: Config, lm: LanguageModel, experiment: Experiment) -> Config:
@@ -342,13 +357,16 @@ def notes(experiment: Experiment, config: Config) -> list[str]:
     return lines
 
 
-def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int) -> Run:
+def _finish(config: Config, out: Path, simulation: Simulation, *, layout: Any, num_base_parameters: int, base: dict[str, float]) -> Run:
     ledger = ledger_of(simulation.experiment.mechanism, simulation.state.round_index)
     _write_progress(out, simulation, ledger=ledger)
     summary = files.summarise(config, records=simulation.records, ledger=ledger, num_rounds=simulation.state.round_index)
     lora = config.lora
     release = exported(released(simulation), layout, alpha=lora.alpha, rank=lora.release_rank or lora.rank)
     summary |= {"num_parameters": release.layout.num_parameters, "num_base_parameters": num_base_parameters}
+    if base:
+        summary["base_heldout_nll"] = base
+        simulation.progress.note(f"held-out NLL of the base: {', '.join(f'{loss:.4f} ({how})' for how, loss in base.items())}")
     if release.loss is not None:
         summary["release_loss"] = release.loss
         simulation.progress.note(
