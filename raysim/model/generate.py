@@ -21,6 +21,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,11 +102,11 @@ def generate(
     dtype = autocast_dtype or model.dtype
     autocast = torch.autocast(model.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
     if not has_plain_attention(_core(model), longest=len(waiting[0].prompt) + sampling.max_new_tokens):
-        with _eval_mode(model), torch.inference_mode(), autocast:
+        with _eval_mode(model), _without_gradients(), autocast:
             _generate_by_library(model, waiting, sampling=sampling, stop=stop, pad_token_id=pad_token_id, max_rows=batch_size)
         return [request.produced for request in requests]
     batch = _Batch(model, max_rows=min(batch_size, len(requests)), pad_token_id=pad_token_id, dtype=dtype)
-    with _eval_mode(model), torch.inference_mode(), autocast, _linear_kernel(model, batch.dtype):
+    with _eval_mode(model), _without_gradients(), autocast, _linear_kernel(model, batch.dtype):
         batch.share_prefix(common_prefix(prompts))
         while waiting or batch.requests:
             group = batch.next_group(waiting)
@@ -203,6 +204,11 @@ class _Chooser(LogitsProcessor):
         return only  # type: ignore[return-value]  # torch's own functions return plain tensors
 
 
+def _without_gradients() -> AbstractContextManager[Any]:
+    """Inference mode; among ranks only no gradient, since what they gather of a base in parts there may be kept for training."""
+    return torch.no_grad() if torch.distributed.is_initialized() else torch.inference_mode()
+
+
 @contextlib.contextmanager
 def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
@@ -226,7 +232,7 @@ class _OneDnnLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _linear_kernel(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+def _linear_kernel(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> AbstractContextManager[object]:
     usable = model.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # untyped in torch
     return _OneDnnLinear() if usable else contextlib.nullcontext()
 

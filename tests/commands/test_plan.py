@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("more", [[], ["train.gradient_checkpointing=true"], ["train.micro_batch_size=4"]])
+@pytest.mark.parametrize("more", [[], ["train.micro_batch_size=4"]])
 def test_bytes_of_a_step_are_within_a_fifth_of_what_it_takes(folder: Path, more: list[str]) -> None:
     settings = [*SMALL, f"model.name={folder}", "train.batch_size=8", "partition.scheme=iid", "lora.rank=16", *more]
     planned = plan(load("", settings), timed=False)
