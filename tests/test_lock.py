@@ -44,8 +44,9 @@ def environment(python: str, machine: str) -> dict[str, str]:
 
 
 def pinned(name: str, build: str, seen: Mapping[str, str]) -> dict[str, str]:
-    """The version of each package that `name` and the list of a build of torch pin in an environment; none may be pinned twice."""
-    pins = [pin for pin in PINS[name] + PINS[f"tools/torch-{build}.lock"] if pin.marker is None or pin.marker.evaluate(seen)]
+    """The version of each package that `name`, the list of a build of torch and what comes after it pin in an environment; none may be pinned twice."""
+    lists = (name, f"tools/torch-{build}.lock", "tools/deepspeed.lock")
+    pins = [pin for one in lists for pin in PINS[one] if pin.marker is None or pin.marker.evaluate(seen)]
     versions = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     assert len(versions) == len(pins)
     return versions
