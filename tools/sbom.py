@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from raysim import __version__
 from tools.install import ROOT, blocks
 
-LISTS = ("requirements.lock", "tools/torch-cuda.lock", "tools/installer.lock")
+LISTS = ("requirements.lock", "tools/torch-cuda.lock", "tools/deepspeed.lock", "tools/installer.lock")
 """What is pinned; of torch's two builds, which are one release, the one with more beside it."""
 LONGEST_NAME = 120
 """Some packages have the whole text of their licence where others have its name."""
