@@ -29,7 +29,7 @@ SHALLOW, DEEPER = 1, 4
 """Layers of the two models that are timed."""
 FRAGMENTS = {True: 1.25, False: 1.15}
 """How much of a processor's memory a step takes for its tensors and the holes that glibc leaves between them, by whether activations are kept
-(measured: benchmarks/results/plan.json)."""
+(measured: EXPERIMENTS.md)."""
 PATIENCE_S = 8.0
 """How long one of them is timed at most, beyond its first step."""
 

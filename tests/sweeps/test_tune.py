@@ -23,6 +23,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raysim.config import Config, load
 from raysim.console.sweep_progress import SweepProgress
+from raysim.federation.on_ray.base import shared_base
 from raysim.federation.setup import data_key, encode_data, prepare
 from raysim.federation.worker import Worker
 from raysim.privacy.selection import draw_num_trials, selection_epsilon, worst_releases
@@ -146,7 +147,7 @@ def test_tokenised_data_are_made_once_for_all_trials_that_can_share_them(tmp_pat
     shared = share_data(config, points, base_refs)
     assert set(shared) == {data_key(trial) for trial in trials}
     assert len(shared) == 4, "one for each size and seed, whatever the rank"
-    worker = Worker(ray.get(next(iter(base_refs.values()))), device="cpu", num_threads=1)
+    worker = Worker(shared_base(next(iter(base_refs.values()))), device="cpu", num_threads=1)
     for trial in trials[:3]:
         lm, data = worker.language_model(trial.lora), ray.get(shared[data_key(trial)])
         assert data == encode_data(trial, lm)
