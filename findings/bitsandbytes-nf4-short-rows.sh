@@ -9,8 +9,8 @@
 #   rows of  32: 1.89, as one row 0.39
 #   rows of  64: 0.45, as one row 0.45
 #   rows of  96: 2.04, as one row 0.44
-#   rows of 100: 0.47, as one row 0.47
-#   rows of 128: 0.50, as one row 0.50
+#   rows of 100: 0.50, as one row 0.50
+#   rows of 128: 0.47, as one row 0.47
 #
 # Why it matters: a tiny model made for a test, or one with such a width, answers nonsense in nf4 on a processor, and its LoRA is trained
 # against weights that are not the base model's. raysim leaves layers whose inputs are no multiple of 64 as they are.
