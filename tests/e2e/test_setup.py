@@ -44,6 +44,7 @@ LISTS = {
     "requirements.lock": [("rich", "1.0"), ("setuptools", "999.0")],
     "tools/torch-cpu.lock": [("torch", "1.0+cpu")],
     "tools/torch-cuda.lock": [("torch", "1.0"), ("triton", "1.0")],
+    "tools/deepspeed.lock": [("deepspeed", "1.0")],
     "tools/installer.lock": [("uv", "1.0")],
 }
 
@@ -98,7 +99,9 @@ def distributions(tree: Path) -> set[str]:
 def test_pip_is_taken_where_uv_cannot_be_had_and_says_so_in_one_line(tree: Path) -> None:
     done = set_up(tree)
     assert done.returncode == 0, done.stderr
-    assert installed(tree) == {"rich-1.0", "setuptools-999.0", "torch-1.0+cpu", "tree-1.0"}, "not what a package asks for besides"
+    assert installed(tree) == {"deepspeed-1.0", "rich-1.0", "setuptools-999.0", "torch-1.0+cpu", "tree-1.0"}, (
+        "not what a package asks for besides"
+    )
     said, torch = done.stdout.splitlines()
     assert said.startswith("uv cannot be had here (ERROR: No matching distribution found for uv==1.0")
     assert "pip installs instead" in said
@@ -109,7 +112,7 @@ def test_without_a_source_of_cpu_builds_it_is_the_cuda_build_with_its_packages(t
     (tree / "wheels" / "torch-1.0+cpu-py3-none-any.whl").unlink()
     done = set_up(tree)
     assert done.stdout.splitlines()[-1] == "torch: the CUDA build"
-    assert installed(tree) == {"rich-1.0", "setuptools-999.0", "torch-1.0", "triton-1.0", "tree-1.0"}
+    assert installed(tree) == {"deepspeed-1.0", "rich-1.0", "setuptools-999.0", "torch-1.0", "triton-1.0", "tree-1.0"}
 
 
 @pytest.mark.parametrize("name", ["torch", "setuptools"])
