@@ -46,9 +46,7 @@ LOCKS = {
 def main(options: list[str]) -> None:
     """Resolves everything first and writes then: what fails leaves the files as they were."""
     now = {name: (ROOT / name).read_text() if (ROOT / name).exists() else "" for name in LOCKS}
-    every = resolve(
-        "", "pyproject.toml", *(f"--extra={name}" for name in EXTRAS), "--universal", *options, pins="".join(now.values())
-    )
+    every = resolve("", "pyproject.toml", *(f"--extra={name}" for name in EXTRAS), "--universal", *options, pins="".join(now.values()))
     model = resolve(MODEL, "--no-deps", *options, pins=now["requirements.lock"])
     of_torch = [block for block in every if OF_TORCH.match(block)]
     (torch,) = [block.split()[0] for block in of_torch if block.startswith("torch==")]
