@@ -93,6 +93,11 @@ def join(address: str, rank: int, sharding: Sharding) -> Group:
     return Group(rank, sharding)
 
 
+def has_joined() -> bool:
+    """Whether this process is in a group, or was in one that lost a rank."""
+    return distributed.is_initialized()
+
+
 def leave() -> None:
     """Ends this process's part in its group."""
     distributed.destroy_process_group()

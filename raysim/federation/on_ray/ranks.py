@@ -1,12 +1,15 @@
 """A client that is a group of ranks: one actor each in one placement group, the first of which answers for all.
 
 The first rank hands every call on to the others, so that all go through a model together. A rank that dies takes the first one with it: Ray starts
-that one again and gives it its call again, and it starts the others again before. A call is a function of its arguments, so the result is the same.
+that one again and gives it its call again, and before it takes a call it has every other rank that belonged to a group started again. A call is a
+function of its arguments, so the result is the same.
 """
 
 import logging
 import os
 import secrets
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ from raysim.imports import uncollected
 
 with uncollected():
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError
     from ray.util.placement_group import PlacementGroup, placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,7 +28,12 @@ with uncollected():
     from raysim.federation.worker import Worker
     from raysim.lora.layout import Released
     from raysim.measure.evaluate import Job
-    from raysim.model.sharded import Sharding, free_address, held, join
+    from raysim.model.sharded import Sharding, free_address, has_joined, held, join
+
+ANSWER_S = 60.0
+"""How long a rank that is started, or that has lost its group, may take to answer before it is started again."""
+PAUSE_S = 0.2
+"""Between two looks at a rank that is being started."""
 
 
 class Rank:
@@ -42,26 +50,27 @@ class Rank:
         if rank == 0:
             self._address = free_address()
             if ray.get_runtime_context().was_current_actor_reconstructed:
-                for other in self._others:  # what they have belongs to a group that is no more
-                    ray.kill(other, no_restart=False)
+                for other in self._others:
+                    _make_new(other)
 
     def run_chunk(self, refs: Sequence[Any], client_ids: Sequence[int], *rest: Any) -> ChunkDone:
         """See `ClientActor.run_chunk`, of the whole group."""
-        waiting = [other.follow_chunk.remote(self._address, refs, client_ids, *rest) for other in self._others]
+        waiting = self._handed_on([other.follow_chunk for other in self._others], refs, client_ids, *rest)
         done = self._done(self._address, refs, client_ids, *rest)
         self._agree(waiting, [outcome.failure for outcome in done[1][0]])
         return done
 
     def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`, of the whole group."""
-        waiting = [other.follow_job.remote(self._address, base_refs, lora, adapter, job) for other in self._others]
+        waiting, error = self._handed_on([other.follow_job for other in self._others], base_refs, lora, adapter, job), None
         [base] = self._read(base_refs)
         try:
             results = self._on(base, self._address).run_job(lora, adapter, job)
-        except RuntimeError:
-            self._agree(waiting, None)
-            raise
-        self._agree(waiting, None)
+        except RuntimeError as found:
+            results, error = [], found
+        self._agree(waiting, [_words(error)])
+        if error is not None:
+            raise error
         return results
 
     def rest(self) -> None:
@@ -74,10 +83,14 @@ class Rank:
         """What failed of a chunk at this rank, which is what failed at the first one."""
         return [outcome.failure for outcome in self._done(address, refs, client_ids, *rest)[1][0]]
 
-    def follow_job(self, address: str, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> None:
-        """This rank's part of an evaluation job."""
+    def follow_job(self, address: str, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[str]:
+        """What failed of an evaluation job at this rank, likewise."""
         [base] = self._read(base_refs)
-        self._on(base, address).run_job(lora, adapter, job)
+        try:
+            self._on(base, address).run_job(lora, adapter, job)
+        except RuntimeError as error:
+            return [_words(error)]
+        return [_words(None)]
 
     def _done(
         self,
@@ -91,13 +104,22 @@ class Rank:
         base, assignment, round = self._read(refs)
         return run_chunk(self._on(base, address), assignment, client_ids, round, shards, places, kept)
 
-    def _agree(self, waiting: Sequence[Any], failures: Sequence[str] | None) -> None:
+    def _handed_on(self, calls: Sequence[Any], *arguments: Any) -> list[Any]:
+        """References to what the other ranks make of a call; where one of them is lost meanwhile, this process ends.
+
+        It would wait for that rank in a product or at the meeting, where nothing tells it.
+        """
+        waiting = [call.remote(self._address, *arguments) for call in calls]
+        threading.Thread(target=_end_with, args=(waiting,), daemon=True).start()
+        return waiting
+
+    def _agree(self, waiting: Sequence[Any], failures: Sequence[str]) -> None:
         """Ends this process where another rank is lost, or failed otherwise than this one: the call is then made again by a new group."""
         try:
             found = ray.get(list(waiting))
         except RayError:
             os._exit(1)
-        if failures is not None and any(one != list(failures) for one in found):
+        if any(one != list(failures) for one in found):
             os._exit(1)
 
     def _on(self, base: SharedBase, address: str) -> Worker:
@@ -107,6 +129,10 @@ class Rank:
             self._worker = Worker(base.get(), device=self._device, num_threads=self._num_threads, group=group)
         return self._worker
 
+    def is_new(self) -> bool:
+        """Whether this process belongs to no group yet."""
+        return not has_joined()
+
     def num_held(self) -> int:
         """How many numbers of the base this rank holds."""
         assert self._worker is not None, "no call has been made"
@@ -115,6 +141,34 @@ class Rank:
     def pid(self) -> int:
         """This actor's process id."""
         return os.getpid()
+
+
+def _words(error: RuntimeError | None) -> str:
+    return "" if error is None else str(error)
+
+
+def _end_with(calls: Sequence[Any]) -> None:
+    """Ends this process if an actor that was called is lost."""
+    try:
+        ray.get(list(calls))
+    except RayActorError:
+        os._exit(1)
+    except RayError:
+        return  # a call that failed: who asked for it says so
+
+
+def _make_new(rank: Any) -> None:
+    """Returns once a rank is a process that belongs to no group; one that does, or that does not answer, is started again."""
+    while True:
+        try:
+            if ray.get(rank.is_new.remote(), timeout=ANSWER_S):
+                return
+            ray.kill(rank, no_restart=False)
+        except GetTimeoutError:
+            ray.kill(rank, no_restart=False)
+        except RayError:
+            pass  # it is being started
+        time.sleep(PAUSE_S)
 
 
 class RankGroup:
