@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from transformers import LlamaConfig
 
 from raysim.data.chat import ChatFormat
 from raysim.data.records import Record
@@ -15,6 +16,21 @@ from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def llama_config(*, hidden_size: int, num_layers: int, num_heads: int) -> LlamaConfig:
+    """Of a Llama that has the tiny model's tokens, its inner layer about three times as wide."""
+    return LlamaConfig(
+        vocab_size=261,
+        hidden_size=hidden_size,
+        intermediate_size=11 * hidden_size // 4,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
 
 
 def build(base: BaseModel, *, rank: int = 4) -> LanguageModel:

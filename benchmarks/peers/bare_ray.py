@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=3 * 2**30)
-    actors, adapter, seconds = [Client.remote() for _ in range(2)], np.full(SIZE, 1e-3, dtype=np.float32), []  # type: ignore[attr-defined]
+    adapter, seconds = np.full(SIZE, 1e-3, dtype=np.float32), []
+    actors = [Client.remote() for _ in range(2)]  # type: ignore[attr-defined]  # ray.remote gives a class no type
     for _ in range(given.rounds + 1):
         started, reference, total = time.perf_counter(), ray.put(adapter), np.zeros(SIZE)
         waiting = [actors[k % 2].update.remote(reference, k) for k in range(given.cohort)]

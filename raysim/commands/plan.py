@@ -32,25 +32,16 @@ TFLOPS = 100.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will take."""
+class Plan(Footprint):
+    """What a run will take: a client's training, and what comes of it for a round."""
 
     model: str
     dtype: str
     quantization: str
     where: str
-    num_parameters: int
-    num_trained: int
-    base_bytes: int
-    adapter_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
-    client_bytes: int
-    """A client's own: adapter, optimizer, activations."""
     clients_at_once: int
     num_gpus: float
     """The share of a GPU that a client needs (`resources.client.num_gpus`); 0 without one."""
-    step_tokens: int
     step_s: float
     """Seconds of the step that was planned for."""
     round_tokens: int
@@ -75,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Prints the plan and returns 0."""
     config = load(arguments.config, arguments.overrides)
     found = plan(config, gpus=arguments.gpus, gpu_bytes=round(arguments.gpu_memory * 1e9), tflops=arguments.tflops)
-    print(json.dumps(asdict(found), indent=2) if arguments.json else "\n".join(lines(found)))
+    print(json.dumps(asdict(found) | {"client_bytes": found.client_bytes}, indent=2) if arguments.json else "\n".join(lines(found)))
     return 0
 
 
@@ -101,20 +92,13 @@ def plan(config: Config, *, gpus: int = 0, gpu_bytes: int = 0, tflops: float = T
     round_tokens = tokens_of_round(config, data.train)
     size = 4 * sum(_mask_size(lm, config))
     return Plan(
+        **vars(took),
         model=config.model.name,
         dtype=config.train.dtype,
         quantization=config.model.quantization,
         where=f"{gpus} GPUs of {gpu_bytes / 1e9:g} GB" if gpus else f"{os.cpu_count()} CPUs, {_memory() / 1e9:.0f} GB",
-        num_parameters=took.num_parameters,
-        num_trained=took.num_trained,
-        base_bytes=took.base_bytes,
-        adapter_bytes=took.adapter_bytes,
-        optimizer_bytes=took.optimizer_bytes,
-        activation_bytes=took.activation_bytes,
-        client_bytes=took.client_bytes,
         clients_at_once=at_once,
         num_gpus=share_of_gpu(at_once, gpus) if gpus else 0.0,
-        step_tokens=took.num_tokens,
         step_s=step_s,
         round_tokens=round_tokens,
         round_s=step_s * round_tokens / took.num_tokens / max(1, at_once),
@@ -237,7 +221,7 @@ def lines(found: Plan) -> list[str]:
         ("base model", megabytes(found.base_bytes)),
         ("adapter and gradient, a client", megabytes(found.adapter_bytes)),
         ("optimizer, a client", megabytes(found.optimizer_bytes)),
-        ("activations, a client", f"{megabytes(found.activation_bytes)} ({found.step_tokens} tokens at once)"),
+        ("activations, a client", f"{megabytes(found.activation_bytes)} ({found.num_tokens} tokens at once)"),
         ("clients at once", found.clients_at_once),
     ]
     if found.num_gpus:

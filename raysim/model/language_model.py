@@ -98,9 +98,10 @@ class LanguageModel:
         if not kept and not core.supports_gradient_checkpointing:
             raise ValueError(f"train.gradient_checkpointing=true: {type(core).__name__} cannot compute its activations again; leave it out")
         if kept and not self.keeps_activations:
-            core.activation_checkpointing_disable()  # type: ignore[operator]
+            core.activation_checkpointing_disable()  # type: ignore[operator]  # torch types any attribute as a tensor
         if not kept and self.keeps_activations:
-            core.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            settings = {"use_reentrant": False}
+            core.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)  # type: ignore[operator]  # as above
         self.keeps_activations = kept
 
     def get_adapter(self) -> Vector:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from raysim.cli import main
 from raysim.commands.plan import plan, share_of_gpu
@@ -20,6 +20,7 @@ from raysim.model.language_model import build_language_model
 from tests.conftest import SMALL
 from tests.kinds.models import KINDS, build, save
 from tests.small_runs import environment
+from tests.tiny_models import llama_config
 
 MEASURE = """
 import sys
@@ -53,17 +54,7 @@ print(status("VmHWM") - before)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model large enough for its tensors to be what memory goes to."""
     out = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=261,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    config = llama_config(hidden_size=256, num_layers=6, num_heads=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save(out, AutoModelForCausalLM.from_config(config))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from raysim.model.base_model import load_base_model
 from raysim.model.weights import empty_model, matching, num_bytes, places
 from tests.kinds.models import KINDS, build, save
 from tests.small_runs import environment
+from tests.tiny_models import llama_config
 
 DIRECT = ["llama", "llama-tied", "gpt2", "gpt_neo", "gemma3_text", "mamba", "falcon-alibi", "opt"]
 
@@ -88,15 +89,7 @@ print((status("VmHWM") - before) / base.num_bytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_the_stored_size(tmp_path: Path) -> None:
     """A hundred million parameters in ten files: no float32 model beside them, and no second copy."""
-    config = LlamaConfig(
-        vocab_size=261,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
+    config = llama_config(hidden_size=1024, num_layers=8, num_heads=8)
     small, folder = tmp_path / "small", tmp_path / "large"
     save(small, build(KINDS["llama"]).bfloat16())
     with torch.random.fork_rng():
