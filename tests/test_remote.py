@@ -1,9 +1,8 @@
 """Folders of results in a bucket: equal to those on a disk, whole whenever a write fails, held by one command, and gone on with by the next.
 
-The bucket is moto's S3 server on this machine. Left out: Google's, which is reached through the same calls of fsspec.
+The buckets are moto's S3 server and an emulator of Google's, on this machine.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from raysim.config import Config, load
 from raysim.results.folders import RunFolder
 from raysim.runs.compare import compare
 from raysim.runs.run import Backend, open_backend, resolved, run
-from tests.bucket_server import BUCKET, Door, bucket, client, forget_clients, objects
+from tests.bucket_server import BUCKET, Door, bucket, client, forget_clients, google, objects
 from tests.conftest import SMALL
 from tests.small_runs import overrides, results, warm_raysim
 
@@ -44,6 +43,22 @@ def url(door: Door, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
+def googles() -> Iterator[None]:
+    """A bucket of Google's kind."""
+    with google():
+        yield
+
+
+@pytest.fixture(params=["s3", "gs"])
+def anywhere(request: pytest.FixtureRequest) -> str:
+    """A folder of the test's own, in a bucket of either kind."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("url"))
+    request.getfixturevalue("googles")
+    return f"gs://{BUCKET}/runs/with space/{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture(scope="module")
 def backend() -> Iterator[Backend]:
     """Where the runs of this file are made."""
     with open_backend(resolved(small("unused"))) as opened:
@@ -62,18 +77,18 @@ def small(url: str | Path) -> Config:
     return load("", [*overrides("scaffold", "server.num_rounds=3", "evaluate.every=0", "attack.every=-1", out=Path("unset")), f"out={url}"])
 
 
-def test_a_run_into_a_bucket_leaves_there_what_one_leaves_on_a_disk(url: str, tmp_path: Path, backend: Backend) -> None:
-    done, alone = run(small(url), display=False, backend=backend), run(small(tmp_path / "alone"), display=False, backend=backend)
+def test_a_run_into_a_bucket_leaves_there_what_one_leaves_on_a_disk(anywhere: str, tmp_path: Path, backend: Backend) -> None:
+    done, alone = run(small(anywhere), display=False, backend=backend), run(small(tmp_path / "alone"), display=False, backend=backend)
     assert results(done.out) == results(alone.out)
-    there = objects(url)
+    there = objects(anywhere)
     here = {path.relative_to(alone.out).as_posix(): path.read_bytes() for path in alone.out.rglob("*") if path.is_file()}
     assert set(there) == set(here), "and no lock"
     same = [name for name in here if Path(name).name not in UNLIKE and not name.startswith(("state/", "figures/"))]
     assert len(same) >= 5
     assert [name for name in same if there[name] != here[name]] == []
-    assert f"out: {url}\n" in there["config.yaml"].decode()
+    assert f"out: {anywhere}\n" in there["config.yaml"].decode()
     assert str(done.out) not in "".join(content.decode(errors="replace") for content in there.values())
-    assert remote.origin(done.page) == f"{url}/report.html"
+    assert remote.origin(done.page) == f"{anywhere}/report.html"
     assert remote.origin(alone.page) == str(alone.page)
 
 
@@ -85,7 +100,7 @@ def test_commands_read_and_write_there(url: str, capsys: pytest.CaptureFixture[s
     found = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
     assert found.count("ok") == len(found) - 1 > 10, "all but the figures, which are not drawn here"
     assert objects(url) == before
-    client().rm_file(f"{url}/report.html")
+    client("s3").rm_file(f"{url}/report.html")
     assert main(["report", url]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{url}/report.html"
     assert objects(url)["report.html"].startswith(b"<!")
@@ -104,7 +119,7 @@ def test_whichever_write_fails_it_is_one_line_and_the_same_command_goes_on_to_th
     num_writes = len(door.written)
     assert num_writes > 30
     for number in range(0, num_writes, num_writes // 4):
-        client().rm(url, recursive=True)
+        client("s3").rm(url, recursive=True)
         door.writes_left = number
         with pytest.raises((ValueError, RuntimeError)) as refused:
             run(small(url), display=False, backend=backend)
@@ -117,33 +132,35 @@ def test_whichever_write_fails_it_is_one_line_and_the_same_command_goes_on_to_th
         assert RunFolder(done.out).is_finished
 
 
-def test_after_each_round_the_bucket_has_what_a_command_elsewhere_goes_on_from(url: str, backend: Backend) -> None:
+def test_after_each_round_the_bucket_has_what_a_command_elsewhere_goes_on_from(anywhere: str, backend: Backend) -> None:
+    kind = anywhere.partition(":")[0]
     states: list[dict[str, bytes]] = []
-    done = run(small(url), display=False, backend=backend, on_round=lambda records: states.append(objects(url)))
+    done = run(small(anywhere), display=False, backend=backend, on_round=lambda records: states.append(objects(anywhere)))
     for num_rounds, state in enumerate(states, 1):
-        client().rm(url, recursive=True)
+        client(kind).rm(anywhere, recursive=True)
         for name, content in state.items():
             if name != ".lock":
-                client().pipe_file(f"{url}/{name}", content)
+                client(kind).pipe_file(f"{anywhere}/{name}", content)
         told: list[int] = []
-        again = run(small(url), display=False, backend=backend, on_round=lambda records, told=told: told.append(len(records)))  # type: ignore[misc]
+        again = run(small(anywhere), display=False, backend=backend, on_round=lambda records, told=told: told.append(len(records)))  # type: ignore[misc]
         assert told == list(range(num_rounds + 1, 4)), "no round is run twice"
         assert results(again.out) == results(done.out)
 
 
 @pytest.mark.usefixtures("soon")
-def test_a_folder_is_one_commands_and_a_lock_that_a_killed_one_left_holds_nobody_up(url: str) -> None:
-    with remote.worked_on(url) as copy:
+def test_a_folder_is_one_commands_and_a_lock_that_a_killed_one_left_holds_nobody_up(anywhere: str) -> None:
+    kind = anywhere.partition(":")[0]
+    with remote.worked_on(anywhere) as copy:
         (copy / "mine.txt").write_text("1")
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        with pytest.raises(ValueError, match=f"out='{url}' is being written by {holder}; wait"), remote.worked_on(url):
+        with pytest.raises(ValueError, match=f"out='{anywhere}' is being written by {holder}; wait"), remote.worked_on(anywhere):
             pass
-        assert objects(url).keys() == {".lock"}, "it was left alone"
-    assert objects(url) == {"mine.txt": b"1"}
-    client().pipe_file(f"{url}/.lock", json.dumps({"pid": 1, "host": "gone", "token": "a", "beat": 3}).encode())
-    with remote.worked_on(url) as copy:
+        assert objects(anywhere).keys() == {".lock"}, "it was left alone"
+    assert objects(anywhere) == {"mine.txt": b"1"}
+    client(kind).pipe_file(f"{anywhere}/.lock", json.dumps({"pid": 1, "host": "gone", "token": "a", "beat": 3}).encode())
+    with remote.worked_on(anywhere) as copy:
         assert (copy / "mine.txt").read_text() == "1"
-    assert objects(url) == {"mine.txt": b"1"}
+    assert objects(anywhere) == {"mine.txt": b"1"}
 
 
 def test_what_goes_back_is_what_changed_and_in_the_order_in_which_it_was_written(door: Door, url: str) -> None:
@@ -168,7 +185,7 @@ def test_what_goes_back_is_what_changed_and_in_the_order_in_which_it_was_written
 
 @pytest.mark.parametrize("name", ["../../evil", "state/../../../evil", "/evil"])
 def test_a_name_that_would_lead_out_of_the_copy_is_refused(url: str, name: str, tmp_path: Path) -> None:
-    client().call_s3("put_object", Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{name}", Body=b"1")
+    client("s3").call_s3("put_object", Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{name}", Body=b"1")
     with pytest.raises(ValueError, match="would lead out of it"), remote.copied(url, key="folder"):
         pass
 
@@ -181,12 +198,9 @@ def test_a_name_that_would_lead_out_of_the_copy_is_refused(url: str, name: str, 
         ("s3://bucket//x", "names no folder in a bucket"),
         ("s3://bucket/../x", "names no folder in a bucket"),
         ("s3://raysim-absent/runs/x", "cannot be had .*bucket does not exist"),
-        ("gs://bucket/runs/x", "needs the package gcsfs; run: pip install gcsfs"),
     ],
 )
 def test_what_is_no_folder_that_can_be_had_is_one_line(door: Door, place: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if place.startswith("gs://") and importlib.util.find_spec("gcsfs") is not None:
-        pytest.skip("gcsfs is installed here")
     for command in (["run", "quickstart", *SMALL, f"out={place}"], ["verify", place]):
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()

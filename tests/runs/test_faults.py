@@ -1,11 +1,15 @@
 """Runs on disks that fill up, in folders that were damaged after they were finished, and beside another command: the same results, or one line."""
 
+import contextlib
 import errno
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ from tests.small_runs import environment, results, small
 
 QUICK = ["attack.every=-1", "server.num_rounds=1"]
 METHODS = ("fedit", "fedpit")
+SHORT = {"fedit": [], "fedpit": ["fedpit.num_candidates=2", "fedpit.num_kept=2", "fedpit.max_response_tokens=24"]}
+"""Texts as short as those that FEDPIT can keep, since some tests run it dozens of times."""
 READ_ONLY = "unshare --map-root-user --mount sh -c 'mount -t tmpfs -o ro none {} && {}'"
 """A command with a file system of its own at a place, which takes no writes."""
 
@@ -37,7 +43,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 def finished(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a method to the folder of its run, not to be changed."""
     runs = {
-        method: run(small(method, *QUICK, out=tmp_path_factory.mktemp(method) / "run"), display=False, backend=backend).out
+        method: run(small(method, *QUICK, *SHORT[method], out=tmp_path_factory.mktemp(method) / "run"), display=False, backend=backend).out
         for method in METHODS
     }
     return lambda method: runs[method]
@@ -88,7 +94,7 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_same_call_goes_on(
     finished: Callable[[str], Path], backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Every write of a run goes through one place, so that each can be made to fail in turn."""
-    config = small(method, *QUICK, out=tmp_path / "run")
+    config = small(method, *QUICK, *SHORT[method], out=tmp_path / "run")
     out = Path(config.out)
     room = 0
     while (refused := run_on(FullDisk(room), config, backend, monkeypatch)) is not None:
@@ -102,6 +108,48 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_same_call_goes_on(
         room += 1
     assert room > 15
     assert_verified(out)
+
+
+def write_slowly(path: Path, content: bytes, *, mode: int) -> None:
+    """As a disk does that stands still in the middle of each file."""
+    WRITE(path, content[: len(content) // 2], mode=mode)
+    time.sleep(0.03)
+    with path.open("ab") as file:
+        file.write(content[len(content) // 2 :])
+
+
+WRITE = storage._write
+
+
+def seen_torn(out: Path, is_over: threading.Event) -> list[Path]:
+    """What somebody who reads a folder all the while, as a page or a second command does, finds in it that is no JSON."""
+    torn = []
+    while not is_over.is_set():
+        for path in sorted(out.rglob("*.json")):
+            if not any(part.startswith(".") for part in path.relative_to(out).parts):
+                with contextlib.suppress(FileNotFoundError):  # an old checkpoint, taken away since
+                    try:
+                        json.loads(path.read_text())
+                    except ValueError:
+                        torn.append(path)
+        time.sleep(0.002)
+    return torn
+
+
+def test_a_disk_that_is_slow_shows_nobody_half_a_file_and_changes_no_result(
+    finished: Callable[[str], Path], backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+    monkeypatch.setattr(storage, "_write", write_slowly)
+    with ThreadPoolExecutor() as pool:
+        torn = pool.submit(seen_torn, tmp_path / "run", is_over)
+        try:
+            done = run(small("fedit", *QUICK, out=tmp_path / "run"), display=False, backend=backend)
+        finally:
+            is_over.set()
+    assert torn.result() == []
+    assert results(done.out) == results(finished("fedit"))
+    assert_verified(done.out)
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
