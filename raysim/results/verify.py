@@ -77,7 +77,7 @@ def verify(run_dir: Path) -> list[Check]:
         runs = [folder.name for folder in runs_below(run_dir)]
         remedy = f"; it holds runs: {', '.join(runs[:6])}" if runs else ""
         raise ValueError(f"{str(run_dir)!r} is not the folder of a run (no {files.CONFIG}){remedy}")
-    return [_look(name, check, run) for name, check in CHECKS.items()]
+    return [look(name, run) for name in CHECKS]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,10 +101,10 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _look(name: str, check: Callable[[RunFolder], str], run: RunFolder) -> Check:
-    """The check's outcome; a file that cannot be read, or says something of the wrong kind, fails what needs it."""
+def look(name: str, run: RunFolder) -> Check:
+    """The outcome of one of `CHECKS`; a file that cannot be read, or says something of the wrong kind, fails what needs it."""
     try:
-        return Check(name, True, check(run))
+        return Check(name, True, CHECKS[name](run))
     except Violation as violation:
         return Check(name, False, str(violation))
     except FileNotFoundError as error:

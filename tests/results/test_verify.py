@@ -15,10 +15,12 @@ from dp_accounting.rdp import RdpAccountant
 
 from raysim.privacy.accounting import Release, epsilon_of
 from raysim.results.files import seal
+from raysim.results.folders import RunFolder
 from raysim.results.verify import (
     CHECKS,
     Violation,
     fixed_size_detail,
+    look,
     main,
     participation_p_value,
     poisson_detail,
@@ -270,6 +272,7 @@ def test_every_value_of_the_ledger_and_the_summary_is_derived_again(
     """Whoever changes one may as well write the hashes anew."""
     out = Path(shutil.copytree(finished(method), tmp_path / "run"))
     before = (out / name).read_text()
+    likely = "summary"
     for *path, last in leaves(json.loads(before)):
         changed = json.loads(before)
         place = changed
@@ -278,8 +281,10 @@ def test_every_value_of_the_ledger_and_the_summary_is_derived_again(
         place[last] = other(place[last])
         (out / name).write_text(json.dumps(changed))
         seal(out)
-        failed = [check.name for check in verify(out) if not check.ok]
+        # What found the last one is asked first, since computing each epsilon again takes long.
+        failed = next((check for check in (likely, *CHECKS) if not look(check, RunFolder(out)).ok), "")
         assert failed or last == "num_base_parameters", (path, last)  # which only the base model tells
+        likely = failed or likely
     (out / name).write_text(before)
     seal(out)
     assert all(check.ok for check in verify(out))
