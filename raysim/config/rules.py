@@ -250,6 +250,30 @@ RULES: tuple[Rule, ...] = (
         "must have one probability for each of partition.num_clients={partition.num_clients} clients",
     ),
     Rule(
+        "evaluate.exactness_gap=true",
+        lambda c: c.evaluate.exactness_gap and c.privacy.unit == "client",
+        "would be that of the noise, which privacy.unit='client' adds to the mean",
+        "leave it out",
+    ),
+    Rule(
+        "evaluate.exactness_gap=true",
+        lambda c: c.evaluate.exactness_gap and (c.server.rule != "mean" or c.server.optimizer != "none" or c.server.lr != 1),
+        "is one from the mean, and server.rule={server.rule!r} with server.optimizer={server.optimizer!r} makes something else on purpose",
+        "leave it out",
+    ),
+    Rule(
+        "evaluate.exactness_gap=true",
+        lambda c: c.evaluate.exactness_gap and (c.method.spec.separates or not c.method.spec.trains or c.lora.spec.personal),
+        "needs one adapter that all clients train, and share whole",
+        "leave it out",
+    ),
+    Rule(
+        "evaluate.exactness_gap=true",
+        lambda c: c.evaluate.exactness_gap and (c.adversary.attack != "none" or c.clients.late == "stale"),
+        "needs clients that send what they trained, in the round in which they trained it",
+        "leave it out",
+    ),
+    Rule(
         "clients.overselect={value}",
         lambda c: c.clients.overselect > 1 and not c.server.cohort_size,
         "draws more clients than a round needs, and server.cohort_size=0 needs them all",

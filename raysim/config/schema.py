@@ -477,6 +477,9 @@ class EvaluateConfig:
     """What the file looks like: `medqa`, `pubmedqa`, or `options` (JSON lines with `question`, `options` and `answer`)."""
     num_choices: int = number(100, needs="evaluate.choices_path")
     """Questions asked, from the file's beginning; 0 for all."""
+    exactness_gap: bool = setting(False)
+    """How far the server's weights are after each round from the mean of those that the clients trained, as a share of how far that mean moved. It takes
+    every client's adapter to one place, as only a simulation can."""
     private: bool = setting(True, needs=WITH_PRIVATE_ADAPTER)
     """`fedpit`: whether the private adapters that clients keep are measured too, after the last round; one more measurement a client."""
 

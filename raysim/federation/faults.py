@@ -17,6 +17,7 @@ from raysim.rng import numpy_rng
 
 if TYPE_CHECKING:  # the process of a server needs no language model
     from raysim.data.tokens import Example
+    from raysim.lora.properties import Trained
     from raysim.model.train import TrainStats
 
 LONGEST_REASON = 300
@@ -38,6 +39,8 @@ class Outcome:
     """Where that happened, for who has to mend it."""
     uplink_bytes: int = 0
     """Of what it sent on this trip."""
+    trained: "Trained | None" = None
+    """The adapter that it trained, where the gap to the mean of all is measured."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from raysim.federation.server import ServerState, begin
 from raysim.federation.setup import Experiment, labelled_heldout
 from raysim.lora.factors import gathered
 from raysim.lora.layout import Layout, Released, Vector, adapter_sha256, by_name
+from raysim.lora.properties import exactness_gap
 from raysim.lora.rule import Setting, frozen_throughout, lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
@@ -172,7 +173,8 @@ def run_round(simulation: Simulation, round_index: int) -> None:
         round, parts = _second_trip(simulation, round, parts, traffic, failed={one.client_id for one in outcomes if one.stats is None})
     parts += _canaries(simulation, round)
     trained_s = time.perf_counter() - started
-    simulation.state, server_record = simulation.server.step(simulation.state, round, parts, late)
+    before = simulation.state
+    simulation.state, server_record = simulation.server.step(before, round, parts, late)
     simulation.kept |= simulation.clients.states(working)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
@@ -182,7 +184,7 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
-    record |= traffic.record()
+    record |= traffic.record() | _exactness(simulation, before, outcomes)
     simulation.synthetic += [
         {"client_id": outcome.client_id, "round_index": round_index, **row} for outcome in outcomes for row in outcome.synthetic
     ]
@@ -198,6 +200,15 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
+
+
+def _exactness(simulation: Simulation, before: ServerState, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """How far the round's release is from the mean of what its clients trained, where that is measured."""
+    clients = [outcome.trained for outcome in outcomes if outcome.trained is not None and not outcome.failure]
+    if not clients:
+        return {}
+    rule, setting = lora_rule(simulation.config.lora.aggregation), _setting(simulation)
+    return {"exactness_gap": exactness_gap(before.tensors, simulation.state.tensors, clients, rule=rule, setting=setting)}
 
 
 def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:

@@ -20,6 +20,7 @@ from raysim.federation.adversary import hostile_clients, hostile_upload
 from raysim.federation.assignment import Assignment, ranks_of, setting_of
 from raysim.federation.faults import Outcome
 from raysim.lora.layout import Released, Upload, Vector, by_name, check_vector
+from raysim.lora.properties import Trained
 from raysim.lora.rule import LoraRule, Setting, lora_rule
 from raysim.measure.evaluate import Job, run_job
 from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, split_state
@@ -133,7 +134,12 @@ class Worker:
             return
         for (client_id, _, _), result in zip(group, results, strict=True):
             size = sum(tensor.nbytes for tensor in result.upload.values()) * (2 if assignment.mechanism.is_masked else 1)
-            yield client_id, Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size), result
+            trained = Trained(*result.trained, _weight(result, client_id, assignment)) if result.trained else None
+            yield (
+                client_id,
+                Outcome(client_id, result.stats, result.synthetic, failure=_not_finite(result), uplink_bytes=size, trained=trained),
+                result,
+            )
 
     def _within_memory(self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting) -> list[ClientResult]:
         """What the method makes of a group of clients; where memory runs out, each alone and begun anew with half the micro-batch.

@@ -3,11 +3,13 @@
 Left out: what it promises, which the configuration knows.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from raysim.lora.factors import entries, products, spread
+from raysim.lora.factors import Floats, deltas, entries, on_one_thread, pairs, products, spread
 from raysim.lora.layout import Layout, Vector
 from raysim.lora.rule import LoraRule, Setting
 from raysim.rng import numpy_rng
@@ -15,6 +17,41 @@ from raysim.rng import numpy_rng
 SIZES, RANK, ALPHA, WEIGHTS = ((24, 20), (20, 24), (18, 18)), 3, 7.0, (3.0, 1.0, 6.0, 2.0)
 """Layers, and clients' weights, on which a rule is tried; clients and rank together do not fill a layer."""
 TURNS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter that a client trained, its rank, and the weight with which it counts."""
+
+    adapter: Vector
+    rank: int
+    weight: float
+
+
+def means(delta: Vector | None, clients: Sequence[Trained], rule: LoraRule, setting: Setting) -> Iterator[Floats]:
+    """Each layer's weighted mean of the clients' effective changes of its weight, of shape (d, n); `delta` is that of the base they started from."""
+    total = sum(one.weight for one in clients)
+    bases = itertools.repeat(0.0) if delta is None else deltas(delta, setting.layout)
+    of_clients = [pairs(one.adapter, setting.layout, rank=one.rank) for one in clients]
+    for base, *found in zip(bases, *of_clients, strict=False):
+        scaled = [rule.scale(setting, one.rank) * one.weight / total * (b @ a) for one, (b, a) in zip(clients, found, strict=True)]
+        yield np.sum(scaled, axis=0) + base
+
+
+@on_one_thread
+def exactness_gap(
+    before: Mapping[str, Vector], after: Mapping[str, Vector], clients: Sequence[Trained], *, rule: LoraRule, setting: Setting
+) -> float | None:
+    """How far the server's effective weights after a round are from the mean of its clients', as a share of how far that mean moved, both in the Frobenius norm.
+
+    0 where the rule is exact; None if the mean did not move. `before` and `after` are the server's tensors.
+    """
+    lost = moved = 0.0
+    layers_of = [products(one["adapter"], setting.layout, scale=setting.scale, delta=one.get("delta")) for one in (before, after)]
+    for mean, start, end in zip(means(before.get("delta"), clients, rule, setting), *layers_of, strict=True):
+        lost += float(np.square(end - mean).sum())
+        moved += float(np.square(mean - start).sum())
+    return float(np.sqrt(lost / moved)) if moved else None
 
 
 def tried_layout(rule: LoraRule) -> Layout:
@@ -55,9 +92,9 @@ def _losses(rule: LoraRule, turn: int) -> tuple[float, float]:
     mask = entries(layout, rule.trainable(layout, turn), RANK)
     clients = [before["adapter"] + _drawn(layout, mask, "client", turn, k) for k in range(len(WEIGHTS))]
     after = _after(rule, before, clients, setting, turn)
-    shares = np.array(WEIGHTS) / sum(WEIGHTS)
-    of_clients = [products(one, layout, scale=setting.scale, delta=before.get("delta")) for one in clients]
-    ideal = [sum(share * one for share, one in zip(shares, of_layer, strict=True)) for of_layer in zip(*of_clients, strict=True)]
+    ideal = list(
+        means(before.get("delta"), [Trained(*one) for one in zip(clients, [RANK] * len(clients), WEIGHTS, strict=True)], rule, setting)
+    )
     found = products(after["adapter"], layout, scale=setting.scale, delta=after.get("delta"))
     whole = sum(float(np.square(one).sum()) for one in ideal)
     lost = sum(float(np.square(one - other).sum()) for one, other in zip(ideal, found, strict=True))

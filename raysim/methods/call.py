@@ -94,11 +94,13 @@ class ClientCall:
         """What the work came to, as the run's LoRA rule has it: an adapter trained in this call, changes to other tensors, and what else there is."""
         rule = lora_rule(self.config.lora.aggregation)
         kept: Kept = {}
+        rank = self.rank or (self.setting.rank if self.setting else 0)
         if self.setting is not None and rule.kept is not None:
-            kept = rule.kept(trained, self.adapter, self.rank or self.setting.rank, self.setting)
+            kept = rule.kept(trained, self.adapter, rank, self.setting)
         mask = None if self.setting is None else rule.mask(self.setting, self.round.turn)
         changes = {name: np.asarray(gathered(change, mask)) for name, change in (further or {}).items()}
-        return ClientResult(upload=self.upload(trained) | changes, stats=stats, kept=kept, **more)
+        shown = (trained, rank) if self.config.evaluate.exactness_gap else None
+        return ClientResult(upload=self.upload(trained) | changes, stats=stats, kept=kept, trained=shown, **more)
 
     def train_settings(self) -> TrainSettings:
         """Local training as configured, its learning rate scheduled for this round."""
@@ -182,6 +184,8 @@ class ClientResult:
     """Records it generated, with verdicts and scores, for inspection by whoever simulates."""
     kept: Kept = field(default_factory=dict)
     """What the run's LoRA rule has it keep beside its state; never sent either."""
+    trained: tuple[Vector, int] | None = None
+    """The adapter that it trained and its rank, for inspection likewise, where `evaluate.exactness_gap` asks for it."""
     weight: float | None = None
     """The weight it asks for in place of the one assigned to it (`server.weighting: adaptive`, never under privacy)."""
 

@@ -70,6 +70,13 @@ BY_ROUND = (
         kept=("eval", "heldout_nll"),
     ),
     ByRound(
+        "exactness",
+        "What combining loses, by round",
+        "How far the server's weights are from the mean of those that the clients trained, as a share of how far that mean moved: 0 where the rule is exact.",
+        "Exactness gap",
+        ("exactness_gap",),
+    ),
+    ByRound(
         "details",
         "Private details recovered by round",
         "Of the names, dates and values in the attacked records, how many appear in the extracted answers. Dashed: by chance, on held-out records.",

@@ -242,6 +242,8 @@ class RoundRecord:
     client_clip_fraction: float | None = None
     """Share of examples clipped at the clients, where updates are clipped as well."""
     num_contributed: int | None = None
+    exactness_gap: float | None = None
+    """How far the release is from the mean of what the clients trained, as a share of how far that mean moved; None where it was not measured."""
     empty_round: bool = False
     aborted: bool = False
     """Too few clients sent, to open a secure sum or for `server.min_clients`: nothing was released."""

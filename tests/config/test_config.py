@@ -265,6 +265,15 @@ COMBINATIONS = [
     (["lora.target_modules=[]"], ["lora.target_modules", "q_proj"]),
     (["server.cohort_size=4"], ["server.cohort_size=4", "partition.num_clients=3"]),
     (["clients.dropout_by_client=[0.1]"], ["clients.dropout_by_client=[0.1]", "partition.num_clients=3"]),
+    (["evaluate.exactness_gap=true", *CLIENT], ["evaluate.exactness_gap=true", "that of the noise"]),
+    (["evaluate.exactness_gap=true", "server.rule=median"], ["evaluate.exactness_gap=true", "server.rule='median'"]),
+    (["evaluate.exactness_gap=true", "server.lr=0.5"], ["evaluate.exactness_gap=true", "something else on purpose"]),
+    (["evaluate.exactness_gap=true", "method.name=locit"], ["evaluate.exactness_gap=true", "one adapter that all clients train"]),
+    (["evaluate.exactness_gap=true", "lora.aggregation=fedsa"], ["evaluate.exactness_gap=true", "share whole"]),
+    (
+        ["evaluate.exactness_gap=true", "adversary.attack=sign_flip", "adversary.share=0.34"],
+        ["evaluate.exactness_gap=true", "send what they trained"],
+    ),
     (["clients.overselect=1.3"], ["clients.overselect=1.3", "set server.cohort_size"]),
     (["clients.overselect=1.3", "server.cohort_size=2", *CLIENT], ["clients.overselect=1.3", "lets one client decide by its speed"]),
     (
