@@ -159,6 +159,11 @@ OURS = {
 """What DeepSpeed's own configuration may not say, and the key that says it."""
 
 
+def _together(config: Config) -> bool:
+    """Whether several clients are asked to train in one pass."""
+    return config.clients.batched not in ("auto", "1")
+
+
 def _ours(config: Config) -> list[str]:
     """The entries of `deepspeed.config` that other keys say."""
     zero = config.deepspeed.config.get("zero_optimization", {})
@@ -628,6 +633,24 @@ RULES: tuple[Rule, ...] = (
         "clients.batched={value}",
         lambda c: c.clients.batched != "auto" and not re.fullmatch(r"[1-9][0-9]{0,5}", c.clients.batched),
         "must be 'auto' or a number of at least 1",
+    ),
+    Rule(
+        "clients.batched={value}",
+        lambda c: _together(c) and c.privacy.unit == "client",
+        "would let the last bits of a client's update depend on who trains beside it, and privacy.unit='client' bounds what one client changes of them all",
+        "use 1",
+    ),
+    Rule(
+        "clients.batched={value}",
+        lambda c: _together(c) and (c.train.micro_batch_size > 0 or c.train.gradient_checkpointing),
+        "holds the batches of all of a group at once, which train.micro_batch_size and train.gradient_checkpointing are there to avoid",
+        "use 1, or leave those out",
+    ),
+    Rule(
+        "clients.batched={value}",
+        lambda c: _together(c) and c.train.engine == "deepspeed",
+        "trains several clients in one process, and with train.engine='deepspeed' a client is several",
+        "use 1",
     ),
     Rule(
         "resources.client.num_ranks={value}",

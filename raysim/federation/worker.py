@@ -29,7 +29,7 @@ from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.private_train import PRIVATE_BATCH
 from raysim.model.sharded import Group
-from raysim.model.train import TrainStats
+from raysim.model.train import TrainStats, is_out_of_memory
 from raysim.privacy.aggregation import Part, Sent, sum_sent
 from raysim.privacy.cohort import Round
 
@@ -223,11 +223,6 @@ def group_size(config: Config) -> int:
 def groups(members: Sequence[Member], *, size: int) -> list[Sequence[Member]]:
     """The members in order, so many at once."""
     return [members[i : i + size] for i in range(0, len(members), size)]
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device, or this machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def smaller_micro_batch(config: Config) -> int | None:

@@ -306,6 +306,11 @@ def micro_batches(batch: Sequence[T], *, size: int) -> list[Sequence[T]]:
     return [batch[start : start + size] for start in range(0, len(batch), size)] if size else [batch]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def finite_mean(total: float, count: int) -> float | None:
     """None for a training that diverged: its update is dropped, and no record of a run holds a NaN."""
     return total / count if math.isfinite(total) else None

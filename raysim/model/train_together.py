@@ -32,6 +32,7 @@ from raysim.model.train import (
     epochs,
     every_factor_learns,
     finite_mean,
+    is_out_of_memory,
     response_nll,
     train_adapter,
     training_mode,
@@ -237,23 +238,31 @@ def check_together(lm: LanguageModel, examples: Sequence[Example], *, size: int)
 
 
 def measured_size(lm: LanguageModel, shards: Sequence[Sequence[Example]], *, settings: TrainSettings) -> int:
-    """The size of a group, one of `CANDIDATES`, at which a client's first step is fastest here, by a short measurement; 1 where groups are no gain.
+    """The size of a group, one of `CANDIDATES`, at which a client's first step is fastest here, by a short measurement.
 
-    Errors: as `check_together`.
+    1 where groups are no gain, or where this model's clients cannot be trained together; no larger than what memory holds.
     """
     first = [shard for shard in shards if shard][: CANDIDATES[-1]]
     if len(first) < 2 or draws(lm):
         return 1
-    check_together(lm, [example for shard in first for example in shard], size=len(first))
+    try:
+        check_together(lm, [example for shard in first for example in shard], size=len(first))
+    except ValueError:
+        return 1
     step, own = dataclasses.replace(settings, max_steps=1), lm.get_adapter()
     adapter = (TRIED_STD * numpy_rng(0, "tried").standard_normal(len(own))).astype(np.float32)
     best, best_s = 1, math.inf
     for size in [size for size in CANDIDATES if size <= len(first)]:
         client_s = []
-        for _ in range(2):
-            started = time.perf_counter()
-            train_together(lm, [adapter] * size, first[:size], settings=step, seeds=range(size))
-            client_s.append((time.perf_counter() - started) / size)
+        try:
+            for _ in range(2):
+                started = time.perf_counter()
+                train_together(lm, [adapter] * size, first[:size], settings=step, seeds=range(size))
+                client_s.append((time.perf_counter() - started) / size)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            break
         if GAIN * min(client_s) < best_s:
             best, best_s = size, min(client_s)
     lm.set_adapter(own)

@@ -236,6 +236,16 @@ def load_model(config: Config, keep: Keep = lambda array: array) -> BaseModel:
     )
 
 
+def _may_be_grouped(config: Config) -> bool:
+    """Whether `clients.batched=auto` may come to more than 1: what `n` is refused for aside, it is measured where the clients train."""
+    on_another_device = config.resources.backend == "ray" and config.resources.client.num_gpus > 0
+    try:
+        validate(with_values(config, {"clients.batched": "2"}))
+    except ValueError:
+        return False
+    return not on_another_device
+
+
 def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | None, display: bool | None, on_round: OnRound | None) -> Run:
     lm = backend.worker.language_model(config.lora)
     judged.check_tokenizer(config.judge, lm.tokenizer)
@@ -288,7 +298,8 @@ def grouped(config: Config, lm: LanguageModel, experiment: Experiment) -> Config
     Errors: ValueError where this model's clients cannot be trained together.
     """
     batched, examples = config.clients.batched, experiment.real_examples
-    if not config.method.spec.only_trains or batched == "1" or len(examples) < 2:
+    alone = not config.method.spec.only_trains or len(examples) < 2
+    if batched == "1" or alone or (batched == "auto" and not _may_be_grouped(config)):
         return with_values(config, {"clients.batched": "1"}) if batched == "auto" else config
     if batched != "auto":
         check_together(lm, examples, size=int(batched))

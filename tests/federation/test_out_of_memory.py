@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from raysim.config import load
-from raysim.federation.worker import is_out_of_memory, smaller_micro_batch
+from raysim.federation.worker import smaller_micro_batch
+from raysim.model.train import is_out_of_memory
 from tests.conftest import SMALL
 from tests.small_runs import environment
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from raysim.config import Config, load
 from raysim.data.records import Record
@@ -143,6 +144,25 @@ def test_a_measured_size_is_one_of_those_that_were_tried(lm: LanguageModel) -> N
     assert measured_size(lm, shards, settings=WHOLE) in (1, 4)
     assert measured_size(lm, shards[:1], settings=WHOLE) == 1
     assert lm.get_adapter().tobytes() == own.tobytes()
+
+
+def test_what_is_measured_stops_where_memory_does_and_where_clients_are_mixed_up(lm: LanguageModel) -> None:
+    _, shards = clients(lm, *[2] * 20)
+    layer = lm.model.get_submodule(lm.layout.names[0].partition(".lora_A")[0])
+
+    def full(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if inputs[0].shape[0] >= 2 * 16:  # the rows of sixteen clients
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = layer.register_forward_pre_hook(full)  # type: ignore[arg-type]  # as above
+    try:
+        assert measured_size(lm, shards, settings=WHOLE) in (1, 4)
+    finally:
+        hook.remove()
+    spoilt = build()
+    layer = spoilt.model.get_submodule(spoilt.layout.names[0].partition(".lora_A")[0])
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].flip(0),))  # type: ignore[arg-type]  # rows of others, as experts see
+    assert measured_size(spoilt, shards, settings=WHOLE) == 1
 
 
 @pytest.mark.parametrize("method", ["fedit", "scaffold"])
