@@ -7,6 +7,7 @@ on. An object is whole or not there. Left out: a sweep over several nodes, whose
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import re
@@ -27,8 +28,8 @@ from raysim.errors import one_line
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 """The kinds of buckets that are taken, and the package that fsspec needs for each."""
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-COPY, SENT, ORIGIN = "copy", "sent", "origin"
-"""Beside a copy: what the bucket has of each of its folders, and where it belongs."""
+COPY, SENT, ORIGIN, LOST = "copy", "sent", "origin", "lost"
+"""Beside a copy: what the bucket has of each of its folders, where it belongs, and that another command has taken it over."""
 BEAT_S = 10.0
 """How often who holds a folder says so."""
 STALE_S = 60.0
@@ -93,16 +94,18 @@ def copied(url: str, *, key: str) -> Iterator[Path]:
         yield _copy(bucket.root)
 
 
-def push(folder: Path) -> None:
-    """Brings the bucket to what a copy, or a folder within one, holds; does nothing with any other folder.
+def push(path: Path) -> None:
+    """Brings the bucket to what a copy, or a folder or a file within one, holds; does nothing with any other.
 
     Errors: OSError naming the address, after which a later call brings the rest.
     """
-    root = _root(folder)
+    root = _root(path)
     if root is None:
         return
     filesystem, address = _filesystem(_address(root)), _address(root)
-    below, now = folder.absolute().relative_to(_copy(root)), _prints(folder)
+    if (root / LOST).is_file():
+        raise OSError(errno.EBUSY, "another command has taken the folder over, since this one said nothing for long", address)
+    below, now = path.absolute().relative_to(_copy(root)), _prints(path)
     sent = _sent(root, below)
     changed = sorted((name for name, found in now.items() if sent.get(name) != found), key=lambda name: now[name][1])
     with _told(address):
@@ -110,9 +113,13 @@ def push(folder: Path) -> None:
             filesystem.rm_file(f"{address}/{name}")
             _note(root, name, None)
         for name in changed:
-            with contextlib.suppress(FileNotFoundError):  # taken away since, by the trial whose it is
+            try:
                 filesystem.put_file(str(_copy(root) / name), f"{address}/{name}")
-                _note(root, name, now[name])
+            except FileNotFoundError:
+                if (_copy(root) / name).exists():  # it is the bucket that is gone
+                    raise
+                continue  # taken away since, by the trial whose it is
+            _note(root, name, now[name])
 
 
 # --- the copy
@@ -183,18 +190,18 @@ def _pull(bucket: _Bucket) -> None:
         _note(bucket.root, name, _print(path))
 
 
-def _prints(folder: Path) -> dict[str, Print]:
-    """The files in a folder of a copy, by their names below the copy, without those that begin with a dot: locks, and what is being written."""
-    root = _root(folder)
+def _prints(path: Path) -> dict[str, Print]:
+    """The file, or those in a folder, of a copy, by their names below the copy, without those that begin with a dot: locks, and what is being written."""
+    root = _root(path)
     assert root is not None, "only a copy goes back"
-    found: dict[str, Print] = {}
-    for place, folders, names in os.walk(folder):
+    paths = [path] if path.is_file() else []
+    for place, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(place) / name
-            with contextlib.suppress(FileNotFoundError):  # taken away since
-                if not name.startswith("."):
-                    found[path.absolute().relative_to(_copy(root)).as_posix()] = _print(path)
+        paths += [Path(place) / name for name in names if not name.startswith(".")]
+    found: dict[str, Print] = {}
+    for one in paths:
+        with contextlib.suppress(FileNotFoundError):  # taken away since
+            found[one.absolute().relative_to(_copy(root)).as_posix()] = _print(one)
     return found
 
 
@@ -204,10 +211,10 @@ def _print(path: Path) -> Print:
 
 
 def _sent(root: Path, below: Path) -> dict[str, Print]:
-    """What the bucket has of a folder, by name below the copy: a file for each, so that trials can say so side by side."""
-    folder = root / SENT / below
+    """What the bucket has of a folder or a file, by name below the copy: a file for each, so that trials can say so side by side."""
+    place = root / SENT / below
     found: dict[str, Print] = {}
-    for path in folder.rglob("*") if folder.is_dir() else ():
+    for path in [place, *place.rglob("*")]:
         if path.is_file():
             found[path.relative_to(root / SENT).as_posix()] = tuple(json.loads(path.read_text(encoding="utf-8")))
     return found
@@ -237,7 +244,7 @@ def _held(bucket: _Bucket, *, key: str) -> Iterator[None]:
             if holder := _alive(bucket.filesystem, path):
                 raise ValueError(f"{key}={bucket.url!r} is being written by {holder}; wait for it or end it, or choose another folder")
     is_over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(bucket.filesystem, path, token, is_over), daemon=True)
+    thread = threading.Thread(target=_beat, args=(bucket, path, token, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -245,7 +252,8 @@ def _held(bucket: _Bucket, *, key: str) -> Iterator[None]:
         is_over.set()
         thread.join()
         with _told(bucket.url), contextlib.suppress(FileNotFoundError):
-            bucket.filesystem.rm_file(path)
+            if (_read(bucket.filesystem, path) or {}).get("token") == token:
+                bucket.filesystem.rm_file(path)
 
 
 def _created(filesystem: Any, path: str, content: bytes) -> bool:
@@ -263,32 +271,41 @@ def _alive(filesystem: Any, path: str) -> str:
     while time.monotonic() < deadline:
         time.sleep(BEAT_S / 10)
         now = _read(filesystem, path)
-        if not now:
+        if now is None:
             return ""
-        if now != first:
+        if now and now != first:
             return f"process {now.get('pid')} on {now.get('host')}"
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm_file(path)
     return ""
 
 
-def _beat(filesystem: Any, path: str, token: str, is_over: threading.Event) -> None:
+def _beat(bucket: _Bucket, path: str, token: str, is_over: threading.Event) -> None:
+    """Says again and again that the lock is held, until it is over, or another command has taken the lock: what is pushed then is refused."""
     number = 0
     while not is_over.wait(BEAT_S):
         number += 1
-        with contextlib.suppress(OSError):  # a bucket that is not there for a while is told by what is written
-            filesystem.pipe_file(path, _said(token, number))
+        with contextlib.suppress(Exception):  # a bucket that is not there for a while, in whatever words, is told by what is written
+            found = _read(bucket.filesystem, path)
+            if found is not None and found.get("token") != token:
+                (bucket.root / LOST).touch()
+                return
+            bucket.filesystem.pipe_file(path, _said(token, number))
 
 
 def _said(token: str, number: int) -> bytes:
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": token, "beat": number}).encode()
 
 
-def _read(filesystem: Any, path: str) -> dict[str, Any]:
-    """What a lock says; empty for one that is gone."""
+def _read(filesystem: Any, path: str) -> dict[str, Any] | None:
+    """What a lock says; empty for one that says nothing that can be read, None for one that is gone."""
     try:
-        return dict(json.loads(filesystem.cat_file(path)))
-    except (FileNotFoundError, ValueError, TypeError):
+        content = filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
         return {}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from raysim.runs.compare import compare
 from raysim.runs.run import Backend, open_backend, resolved, run
 from tests.bucket_server import BUCKET, Door, bucket, client, forget_clients, google, objects
 from tests.conftest import SMALL
-from tests.small_runs import overrides, results, warm_raysim
+from tests.small_runs import overrides, results, wait_for, warm_raysim
 
 UNLIKE = ("environment.json", "report.html", "README.md", "config.yaml", "sha256.json", "rounds.jsonl", "summary.json")
 """Files that hold times, places or hashes of such."""
@@ -163,6 +164,59 @@ def test_a_folder_is_one_commands_and_a_lock_that_a_killed_one_left_holds_nobody
     assert objects(anywhere) == {"mine.txt": b"1"}
 
 
+@pytest.mark.usefixtures("soon")
+def test_a_lock_that_says_nothing_at_all_holds_nobody_up_either(url: str) -> None:
+    client("s3").pipe_file(f"{url}/.lock", b"")
+    with remote.worked_on(url) as copy:
+        (copy / "mine.txt").write_text("1")
+    assert objects(url) == {"mine.txt": b"1"}
+
+
+@pytest.mark.usefixtures("soon")
+def test_who_was_taken_for_dead_writes_no_more_and_leaves_the_lock_to_who_took_it(url: str) -> None:
+    theirs = json.dumps({"pid": 1, "host": "other", "token": "theirs", "beat": 1}).encode()
+
+    def work() -> None:
+        with remote.worked_on(url) as copy:
+            client("s3").pipe_file(f"{url}/.lock", theirs)
+            wait_for(lambda: (copy.parent.parent / remote.LOST).is_file(), patience_s=20)
+            (copy / "mine.txt").write_text("1")
+
+    with pytest.raises(OSError, match="another command has taken the folder over"):
+        work()
+    assert objects(url) == {".lock": theirs}
+
+
+def test_a_lock_is_held_on_while_the_bucket_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its client raises: those of buckets have exceptions that are no OSError."""
+    tried, is_over = [], threading.Event()
+
+    class Away:
+        def cat_file(self, path: str) -> bytes:
+            tried.append(path)
+            raise RuntimeError("Could not connect to the endpoint URL")
+
+    monkeypatch.setattr(remote, "BEAT_S", 0.01)
+    thread = threading.Thread(target=remote._beat, args=(remote._Bucket("s3://b/x", tmp_path, Away()), "s3://b/x/.lock", "mine", is_over))
+    thread.start()
+    wait_for(lambda: len(tried) > 3, patience_s=20)
+    is_over.set()
+    thread.join()
+    assert not (tmp_path / remote.LOST).exists()
+
+
+def test_a_bucket_that_is_gone_is_told_of(url: str) -> None:
+
+    def work() -> None:
+        with remote.worked_on(url) as copy:
+            (copy / "mine.txt").write_text("1")
+            client("s3").rm(f"s3://{BUCKET}", recursive=True)
+
+    with pytest.raises(OSError, match="bucket does not exist"):
+        work()
+    client("s3").mkdir(f"s3://{BUCKET}")
+
+
 def test_what_goes_back_is_what_changed_and_in_the_order_in_which_it_was_written(door: Door, url: str) -> None:
     with remote.worked_on(url) as copy:
         for name in ("b", "a", "state/c"):
@@ -227,13 +281,15 @@ def test_a_comparison_goes_into_a_bucket_too(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_on_one_node_goes_into_a_bucket_and_goes_on_from_there(url: str, tmp_path: Path) -> None:
+def test_a_sweep_on_one_node_goes_into_a_bucket_and_goes_on_from_there(url: str, door: Door, tmp_path: Path) -> None:
     """As a command, whose Ray is its own: trials find the bucket by the environment that the command was started in."""
     space = ["sweep.space={method.name: [dplora], lora.rank: [2, 4]}", "sweep.seeds=[0]", "resources.client.num_cpus=1"]
     arguments = ("sweep", "sweep-smoke", *space, f"out={url}", "--quiet")
     done = warm_raysim(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    first = objects(url)
+    first, written = objects(url), [line.rpartition("/")[2] for line in door.written]
+    assert written[0] == "sweep.yaml", "a command that is killed leaves what the next one knows a sweep's folder by"
+    assert max(place for place, name in enumerate(written) if name == "sha256.json") < written.index("results.csv"), "a trial when it ends"
     assert {"results.csv", "report.html", "sweep.yaml"} <= set(first)
     assert sum(name.endswith("/sha256.json") for name in first) == 2
     assert first["results.csv"].count(b",done,") == 2

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysim import storage
+from raysim import remote, storage
 from raysim.config import Config, JudgeConfig
 from raysim.judging.endpoint import EndpointJudge, EndpointSettings, endpoint_from
 from raysim.judging.likelihood import LikelihoodJudge, score_tokens
@@ -109,6 +109,8 @@ def judge_runs(config: Config, folders: Sequence[Path], *, journal: Path, displa
         for folder in waiting:
             with storage.held(folder):
                 words = judge_run(folder, judge, settings=settings or {})
+            remote.push(journal)
+            remote.push(folder)
             if display is not False:
                 print(f"judged {folder.name}: {words}", flush=True)
     return True

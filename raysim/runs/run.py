@@ -289,7 +289,9 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
             after_round=after_round,
         )
     losses = base_losses(config, lm, experiment) if config.model.quantization != "none" else {}
-    return _finish(config, out, simulation, layout=lm.layout, num_base_parameters=backend.worker.num_base_parameters, base=losses)
+    done = _finish(config, out, simulation, layout=lm.layout, num_base_parameters=backend.worker.num_base_parameters, base=losses)
+    remote.push(out)
+    return done
 
 
 def grouped(config: Config, lm: LanguageModel, experiment: Experiment) -> Config:

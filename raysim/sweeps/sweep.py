@@ -73,6 +73,7 @@ def _sweep(
 ) -> SweepResult:
     check_folder(config)  # another command may have made it its own
     runfiles.write_config(out / runfiles.SWEEP, config)
+    remote.push(out / runfiles.SWEEP)
     with SweepProgress(config.name, enabled=display) as progress:
         for warning in idle_keys(config, points):
             progress.note(warning)

@@ -336,7 +336,8 @@ class Suggestions(OptunaSearch):
         self._num += 1
         if self._num > len(self._points):
             self._points.append(point)
-            runfiles.write_jsonl(Path(self._config.out) / runfiles.POINTS, [one.settings for one in self._points])
+            runfiles.write_jsonl(points := Path(self._config.out) / runfiles.POINTS, [one.settings for one in self._points])
+            remote.push(points)
         return {"point": dataclasses.asdict(point)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -383,7 +384,8 @@ class Watch(tune.Callback):
             self.progress.end(name, over_before)
         elif result["status"] == "running":
             told = {"num_rounds": result["round"], "scheduler": self._config.sweep.scheduler}
-            runfiles.write_json(trial_folder(self._config, point) / runfiles.STOPPED, told)
+            runfiles.write_json(marker := trial_folder(self._config, point) / runfiles.STOPPED, told)
+            remote.push(marker)
             self.progress.end(name, "stopped")
         else:
             self._end(name, result["status"], error=result.get("error", ""))
