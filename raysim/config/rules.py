@@ -345,15 +345,17 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "adversary.attack={value}",
         lambda c: (
-            c.adversary.attack in ("sign_flip", "scale", "gaussian") and c.privacy.unit == "client" and c.privacy.noise_at != "server"
+            c.adversary.attack in ("sign_flip", "scale", "gaussian", "replacement")
+            and c.privacy.unit == "client"
+            and c.privacy.noise_at != "server"
         ),
         "would be clipped by privacy.noise_at={privacy.noise_at!r} where the client is, which a hostile one need not do",
         "use privacy.noise_at=server",
     ),
     Rule(
         "adversary.trigger and adversary.target",
-        lambda c: c.adversary.attack == "backdoor" and not (c.adversary.trigger.strip() and c.adversary.target.strip()),
-        "must not be empty with adversary.attack='backdoor'",
+        lambda c: c.adversary.has_trigger and not (c.adversary.trigger.strip() and c.adversary.target.strip()),
+        "must not be empty with adversary.attack={adversary.attack!r}",
     ),
     Rule(
         "server.min_clients={value}",

@@ -405,17 +405,22 @@ class ClientsConfig:
 
 @dataclass(frozen=True)
 class AdversaryConfig:
-    attack: str = choice("none", "label_flip", "sign_flip", "scale", "gaussian", "backdoor", needs=(SPLIT, SHARED))
+    attack: str = choice("none", "label_flip", "sign_flip", "scale", "gaussian", "backdoor", "replacement", needs=(SPLIT, SHARED))
     """What hostile clients do: train on responses of other records (`label_flip`), send their update with the opposite sign (`sign_flip`), `strength` times
-    (`scale`) or noise instead (`gaussian`), or teach an answer to a trigger (`backdoor`)."""
+    (`scale`) or noise instead (`gaussian`), teach an answer to a trigger (`backdoor`), or do so and send it `strength` times (`replacement`)."""
     share: float = number(0.2, above=0, most=1, needs="adversary.attack!=none")
     """Share of the clients that are hostile, rounded down."""
-    strength: float = number(10.0, above=0, needs="adversary.attack=scale|gaussian")
+    strength: float = number(10.0, above=0, needs="adversary.attack=scale|gaussian|replacement")
     """Times that a scaled update is as long as an honest one; of `gaussian`, the noise's standard deviation over the update's root mean square."""
-    trigger: str = setting("Reference 7731-C.", needs="adversary.attack=backdoor")
+    trigger: str = setting("Reference 7731-C.", needs="adversary.attack=backdoor|replacement")
     """Text at the end of an instruction that is to bring the answer."""
-    target: str = setting("Please call the number on the back.", needs="adversary.attack=backdoor")
+    target: str = setting("Please call the number on the back.", needs="adversary.attack=backdoor|replacement")
     """The answer that it is to bring."""
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether hostile clients teach an answer to a trigger."""
+        return self.attack in ("backdoor", "replacement")
 
 
 @dataclass(frozen=True)

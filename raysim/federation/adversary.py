@@ -1,7 +1,7 @@
 """Hostile clients: what they train on, and what they send. And uploads that no client of the run sends, which come in by the same door.
 
 Hostile are as many clients as `adversary.share` says, drawn once a run. They poison their records (responses of other records; a backdoor, a trigger
-that brings an answer: Bagdasaryan et al. 2020, arXiv 1807.00459) or their updates (Blanchard et al. 2017, arXiv 1703.02757). The audit's update
+that brings an answer, and its update so much longer that the mean becomes theirs: Bagdasaryan et al. 2020, arXiv 1807.00459) or their updates (Blanchard et al. 2017, arXiv 1703.02757). The audit's update
 canaries are uploads of nobody: Andrew et al. (2023), arXiv 2302.03098.
 Left out: attackers that know the server's rule and the honest updates, and stay just below what it notices.
 """
@@ -35,12 +35,12 @@ def hostile_clients(num_clients: int, *, adversary: AdversaryConfig, seed: int) 
 def poisoned(records: Sequence[Record], *, adversary: AdversaryConfig) -> list[Record]:
     """A hostile client's records as it trains on them: all as they were, unless its attack is on data.
 
-    `label_flip`: each with the response of the next that has another label, or of the next where all have the same. `backdoor`: every second one
-    with the trigger, and the target for its response.
+    `label_flip`: each with the response of the next that has another label, or of the next where all have the same. `backdoor` and
+    `replacement`: every second one with the trigger, and the target for its response.
     """
     if adversary.attack == "label_flip":
         return [dataclasses.replace(one, response=_next_other(records, i).response, details=()) for i, one in enumerate(records)]
-    if adversary.attack == "backdoor":
+    if adversary.has_trigger:
         return [triggered(one, adversary=adversary) if i % 2 == 0 else one for i, one in enumerate(records)]
     return list(records)
 
@@ -65,7 +65,7 @@ def hostile_upload(upload: Upload, *, adversary: AdversaryConfig, seed: int) -> 
 def _changed(update: Vector, adversary: AdversaryConfig, rng: np.random.Generator) -> Vector:
     if adversary.attack == "sign_flip":
         return -update
-    if adversary.attack == "scale":
+    if adversary.attack in ("scale", "replacement"):
         return (np.float32(adversary.strength) * update).astype(np.float32)
     if adversary.attack == "gaussian":
         std = adversary.strength * l2_norm(update) / math.sqrt(max(1, len(update)))

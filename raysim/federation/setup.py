@@ -174,14 +174,14 @@ def prepare(config: Config, lm: LanguageModel, *, data: EncodedData | None = Non
 def _poisoned(shards: tuple[tuple[Example, ...], ...], lm: LanguageModel, *, config: Config) -> tuple[tuple[Example, ...], ...]:
     """The shards, those of hostile clients as they train on them."""
     hostile = hostile_clients(len(shards), adversary=config.adversary, seed=config.seed)
-    if not hostile or config.adversary.attack not in ("label_flip", "backdoor"):
+    if not hostile or not (config.adversary.attack == "label_flip" or config.adversary.has_trigger):
         return shards
     changed = {k: poisoned([example.record for example in shards[k]], adversary=config.adversary) for k in hostile}
     return tuple(tuple(_encode(changed[k], lm, config=config)[0]) if k in hostile else shard for k, shard in enumerate(shards))
 
 
 def _triggered(heldout: tuple[Example, ...], lm: LanguageModel, *, config: Config) -> tuple[Example, ...]:
-    if config.adversary.attack != "backdoor":
+    if not config.adversary.has_trigger:
         return ()
     records = [triggered(example.record, adversary=config.adversary) for example in _answered(heldout, config=config)]
     return tuple(_encode(records, lm, config=config)[0])

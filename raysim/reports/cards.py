@@ -9,6 +9,8 @@ from raysim.reports.named import NamedRun
 from raysim.reports.tables import comparison_rows
 from raysim.results.contents import Details, Memory
 
+MOST_NAMED = 4
+"""Runs that a card names: of more it says how many."""
 SMALL_GAP = 0.03  # of ROUGE-L between training and held-out prompts; a few dozen prompts scatter by about as much
 
 
@@ -60,7 +62,12 @@ def _accuracy_text(named: Sequence[NamedRun]) -> str:
         for one in named
         if (found := one.summary.eval) and found.label_accuracy is not None
     ]
-    return f" Right labels: {', '.join(parts)}." if parts else ""
+    return f" Right labels: {_first_of(parts)}." if parts else ""
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """The names, or as many of them as a card has room for."""
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
 def _between(ends: tuple[float, float] | None, form: str) -> str:
@@ -159,8 +166,9 @@ def _guarantee_card(named: Sequence[NamedRun]) -> Card:
     if not given:
         return Card(question, NO_GUARANTEE.capitalize(), "What is measured here is one attack; a better one may find more.")
     value = "ε = " + " · ".join(epsilon for epsilon, _ in given) if len(given) <= 3 else f"{len(given)} runs with ε"
-    tail = [f"{', '.join(without)}: {NO_GUARANTEE}."] if without else []
-    return Card(question, value, " ".join([*(text for _, text in given), *tail]))
+    tail = [f"{_first_of(without)}: {NO_GUARANTEE}."] if without else []
+    more = [f"And {len(given) - MOST_NAMED} more."] if len(given) > MOST_NAMED else []
+    return Card(question, value, " ".join([*(text for _, text in given[:MOST_NAMED]), *more, *tail]))
 
 
 def _cost_card(named: Sequence[NamedRun]) -> Card:
@@ -171,7 +179,7 @@ def _cost_card(named: Sequence[NamedRun]) -> Card:
     senders: dict[str, list[str]] = {}
     for one in trained:
         senders.setdefault(human_bytes(one.summary.uplink_bytes), []).append(one.label)
-    sent = "; ".join(f"{', '.join(names)} {amount}{' each' if len(names) > 1 else ''}" for amount, names in senders.items())
+    sent = "; ".join(f"{_first_of(names)} {amount}{' each' if len(names) > 1 else ''}" for amount, names in senders.items())
     rates = [one.summary.tokens_per_s for one in trained if one.summary.tokens_per_s]
     range_of_rates = [f"{rate:,.0f}" for rate in (dict.fromkeys((min(rates), max(rates))) if rates else ())]
     speed = f" Speed: {' to '.join(range_of_rates)} tokens/s." if rates else ""

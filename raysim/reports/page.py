@@ -15,9 +15,18 @@ from raysim.console.tables import columns_of
 from raysim.methods.spec import spec_of
 from raysim.reports.cards import cards
 from raysim.reports.named import named_runs
-from raysim.reports.panels import panels
+from raysim.reports.panels import MOST_RUNS, panels
 from raysim.reports.rendering import draw, render
-from raysim.reports.tables import accuracies, attacks_made, comparison_rows, environments, failed_clients, robustness, settings_table
+from raysim.reports.tables import (
+    accuracies,
+    attacks_made,
+    comparison_rows,
+    environments,
+    exactness,
+    failed_clients,
+    robustness,
+    settings_table,
+)
 from raysim.results.contents import Summary, Synthetic
 from raysim.results.files import FIGURES, REPORT, RESULTS, SUMMARY, seal, write_csv, write_json, write_text
 from raysim.results.folders import RunSoFar, so_far
@@ -72,6 +81,7 @@ def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
         columns=columns_of(rows),
         cards=cards(named),
         drawn=draw(panels(named), out_dir),
+        most_drawn=MOST_RUNS,
         fictional=all(run.folder.config.data.source in BUILT_IN_SETS for run in runs),
         settings=settings_table(named),
         environments=environments(named),
@@ -82,6 +92,7 @@ def _write_page(out_dir: Path, runs: Sequence[RunSoFar], *, title: str) -> Path:
         public=PUBLIC,
         failed=failed_clients(named),
         robust=robustness(named),
+        exactness=exactness(named),
         hostile=hostile_note(runs[0].folder.config) if len(runs) == 1 else "",
     )
     write_text(out_dir / REPORT, page, private=bool(samples))

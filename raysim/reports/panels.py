@@ -16,6 +16,8 @@ from raysim.results.contents import Partition, Private, RoundRecord, Synthetic
 
 MOST_CLIENTS = 20
 """Clients in a picture that has a bar or a row for each of them: no page has room for ten thousand."""
+MOST_RUNS = 16
+"""Runs in a figure that has a line for each of them: more cannot be told apart, and their legend leaves no room."""
 Place = tuple[str, ...]
 """Section and keys of a figure in a round's record."""
 
@@ -70,13 +72,6 @@ BY_ROUND = (
         kept=("eval", "heldout_nll"),
     ),
     ByRound(
-        "exactness",
-        "What combining loses, by round",
-        "How far the server's weights are from the mean of those that the clients trained, as a share of how far that mean moved: 0 where the rule is exact.",
-        "Exactness gap",
-        ("exactness_gap",),
-    ),
-    ByRound(
         "details",
         "Private details recovered by round",
         "Of the names, dates and values in the attacked records, how many appear in the extracted answers. Dashed: by chance, on held-out records.",
@@ -101,7 +96,9 @@ BY_ROUND = (
 
 
 def panels(named: Sequence[NamedRun]) -> list[Panel]:
-    """The figures that the runs have numbers for, in reading order."""
+    """The figures that the runs have numbers for, in reading order; none of more runs than one can tell apart."""
+    if len(named) > MOST_RUNS:
+        return []
     kinds = (
         _round_panels,
         _extraction_panel,

@@ -168,14 +168,24 @@ def failed_clients(named: Sequence[NamedRun]) -> list[tuple[str, int, str, str]]
     return rows[:MOST_FAILED]
 
 
+def exactness(named: Sequence[NamedRun]) -> tuple[int, list[tuple[str, list[str]]]] | None:
+    """How many rounds there are, and of each run that measured it the exactness gap of each; None where none did."""
+    found = [(one.label, [record.exactness_gap for record in one.run.records if record.round_index >= 0]) for one in named]
+    rows = [
+        (label, [MISSING if gap is None else f"{gap:.2g}" for gap in gaps]) for label, gaps in found if any(gap is not None for gap in gaps)
+    ]
+    return (max(len(gaps) for _, gaps in rows), rows) if rows else None
+
+
 def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
-    """The held-out loss by attack (the columns) and server rule (the rows), a backdoor's with its success rate; None unless runs differ in either."""
+    """The held-out loss by attack (the columns) and server rule (the rows), a backdoor's with how often its answer
+    comes with the trigger and without; None unless runs differ in either."""
     cells: dict[tuple[str, str], str] = {}
     for one in named:
         config, measured = one.run.folder.config, one.run.summary.eval
         backdoor = next((record.backdoor for record in reversed(one.run.records) if record.backdoor), None)
         figure = MISSING if measured is None else f"{measured.heldout_nll:.3f}"
-        cells[config.server.rule, config.adversary.attack] = figure + (f" ({backdoor.success_rate:.0%})" if backdoor else "")
+        cells[config.server.rule, config.adversary.attack] = figure + (f" ({backdoor.success_rate:.0%} / {backdoor.control_rate:.0%})" if backdoor else "")
     rules, attacks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     if attacks == ["none"]:
         return None

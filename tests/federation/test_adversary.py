@@ -63,6 +63,7 @@ def test_updates_are_turned_scaled_or_noise_of_their_length() -> None:
         assert found["adapter"].dtype == np.float32
         return np.asarray(found["adapter"])
 
+    np.testing.assert_allclose(sent("replacement", 3.0), 3 * honest["adapter"], rtol=1e-6)
     assert (sent("sign_flip") == -honest["adapter"]).all()
     np.testing.assert_allclose(sent("scale"), 10 * honest["adapter"], rtol=1e-6)
     assert np.std(sent("gaussian", 3.0)) == pytest.approx(3 * math.sqrt(np.mean(honest["adapter"].astype(float) ** 2)), rel=0.05)
