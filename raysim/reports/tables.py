@@ -185,7 +185,9 @@ def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, li
         config, measured = one.run.folder.config, one.run.summary.eval
         backdoor = next((record.backdoor for record in reversed(one.run.records) if record.backdoor), None)
         figure = MISSING if measured is None else f"{measured.heldout_nll:.3f}"
-        cells[config.server.rule, config.adversary.attack] = figure + (f" ({backdoor.success_rate:.0%} / {backdoor.control_rate:.0%})" if backdoor else "")
+        cells[config.server.rule, config.adversary.attack] = figure + (
+            f" ({backdoor.success_rate:.0%} / {backdoor.control_rate:.0%})" if backdoor else ""
+        )
     rules, attacks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     if attacks == ["none"]:
         return None

@@ -1,10 +1,13 @@
 """The base model: every kind of name and the line that refuses it, one conversion of a GGUF file, and weights that nothing writes."""
 
 import hashlib
+import importlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -17,7 +20,7 @@ from raysim.data.records import Record
 from raysim.data.tokens import Example, encode_records
 from raysim.lora.layout import initial_adapter
 from raysim.model.base_model import BaseModel, load_base_model, resolve_dtype
-from raysim.model.find import find_model
+from raysim.model.find import find_model, packaged_gguf
 from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.train import TrainSettings, train_adapter
 
@@ -84,6 +87,38 @@ def test_a_folder_of_sharded_weights_gives_the_same_model(tmp_path: Path) -> Non
     lm.tokenizer.save_pretrained(tmp_path)
     assert not (tmp_path / "model.safetensors").exists(), "the weights are in one file, so this tests nothing"
     assert weights_sha256(load_base_model(str(tmp_path))) == weights_sha256(base)
+
+
+def install(site: Path, package: str, *, requires: Sequence[str] = (), files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """What an installer leaves of a package in the folder `site`."""
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    lines = [f"Name: {package}", "Version: 1.0", *(f"Requires-Dist: {one}" for one in requires)]
+    (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines]) + "\n")
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    for name, content in files.items():
+        (site / name).write_bytes(content)
+    importlib.invalidate_caches()
+
+
+def test_a_file_in_parts_is_joined_in_order_and_anew_when_a_part_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(site))
+    install(site, "whole", requires=["second-part", "absent; extra == 'more'"], files={"m.gguf.part00": b"one "})
+    with pytest.raises(ValueError, match="'whole' requires 'second-part', which is not installed; run: pip install second-part"):
+        packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
+    install(site, "second-part", files={"m.gguf.part01": b"two", "m.gguf.part02": b" three"})
+    joined = packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
+    assert joined.read_bytes() == b"one two three"
+    assert packaged_gguf("whole", cache_dir=str(tmp_path / "cache")) == joined
+    install(site, "second-part", files={"m.gguf.part01": b"TWO", "m.gguf.part02": b" three"})
+    os.utime(site / "m.gguf.part01", ns=(0, 10**18))
+    again = packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
+    assert again.read_bytes() == b"one TWO three", "of the same name and size, and another model"
+    (site / "second-part-1.0.dist-info" / "RECORD").write_text("m.gguf.part02,,\n")
+    with pytest.raises(ValueError, match=r"of m\.gguf there are parts \[0, 2\], which do not follow one another"):
+        packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "models").iterdir()) == [".gguf", ".gguf"], "and nothing half written"
 
 
 @pytest.mark.parametrize(
