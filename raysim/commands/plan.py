@@ -16,10 +16,10 @@ from raysim.config import Config, load, with_values
 from raysim.data.tokens import Example
 from raysim.federation.setup import encode_data
 from raysim.lora.rule import lora_rule
+from raysim.methods.call import examples_at_once
 from raysim.model.base_model import BaseModel, emptied, empty_base_model, resolve_dtype
 from raysim.model.footprint import Footprint, cut, filled, footprint, num_layers, seconds_per_step
 from raysim.model.language_model import LanguageModel, build_language_model
-from raysim.model.private_train import PRIVATE_BATCH
 from raysim.model.train import TrainSettings
 
 GIB = 2**30
@@ -98,7 +98,7 @@ def plan(config: Config, *, gpus: int = 0, gpu_bytes: int = 0, tflops: float = T
         quantization=config.model.quantization,
         where=f"{gpus} GPUs of {gpu_bytes / 1e9:g} GB" if gpus else f"{os.cpu_count()} CPUs, {_memory() / 1e9:.0f} GB",
         clients_at_once=at_once,
-        num_gpus=share_of_gpu(at_once, gpus) if gpus else 0.0,
+        num_gpus=share_of_gpu(at_once * config.resources.client.num_ranks, gpus) if gpus else 0.0,
         step_s=step_s,
         round_tokens=round_tokens,
         round_s=step_s * round_tokens / took.num_tokens / max(1, at_once),
@@ -123,12 +123,6 @@ def _build(base: BaseModel, config: Config) -> LanguageModel:
     return lm
 
 
-def examples_at_once(config: Config) -> int:
-    """The examples that a step of `config` has in memory at once."""
-    whole = min(config.dplora.batch_size, PRIVATE_BATCH) if config.method.spec.steps_privately else config.train.batch_size
-    return min(config.train.micro_batch_size or whole, whole)
-
-
 def _optimizer(config: Config) -> str:
     return config.dplora.optimizer if config.method.spec.steps_privately else config.train.optimizer
 
@@ -146,15 +140,22 @@ def _mask_size(lm: LanguageModel, config: Config) -> list[int]:
 
 
 def clients_at_once(took: Footprint, config: Config, *, gpus: int, gpu_bytes: int) -> int:
-    """How many clients of a cohort fit at once: on a GPU each process has the base for itself, on processors a node has one."""
+    """How many clients of a cohort fit at once: on a GPU each process has the base for itself, on processors a node has one.
+
+    A client is as many processes as it has ranks, each of which has its part of what the engine partitions.
+    """
+    num_ranks, stage = (config.resources.client.num_ranks, config.deepspeed.zero_stage) if config.train.engine == "deepspeed" else (1, 0)
+    base = took.base_bytes // (num_ranks if stage == 3 else 1)
+    own = took.client_bytes - took.optimizer_bytes + took.optimizer_bytes // (num_ranks if stage else 1)
     if gpus:
-        return min(_cohort(config), gpus * int(gpu_bytes // (CONTEXT_BYTES + took.base_bytes + took.client_bytes)))
-    by_memory = int((_memory() - took.base_bytes - PROCESS_BYTES) // (PROCESS_BYTES + took.client_bytes))
-    num_cpus = config.resources.client.num_cpus
+        return min(_cohort(config), gpus * int(gpu_bytes // (CONTEXT_BYTES + base + own)) // num_ranks)
+    on_node = took.base_bytes if stage == 3 else base  # its parts together
+    by_memory = int((_memory() - on_node - PROCESS_BYTES) // (PROCESS_BYTES + own)) // num_ranks
+    num_cpus = config.resources.client.num_cpus * num_ranks
     by_cpus = int((os.cpu_count() or 1) / num_cpus + 1e-9) if num_cpus else by_memory
     actors = config.resources.num_actors
     wanted = int(actors) if actors != "auto" else _cohort(config)
-    return max(0, min(wanted, by_memory, by_cpus)) if config.resources.backend == "ray" else min(1, by_memory)
+    return max(0, min(wanted, by_memory, by_cpus) if config.resources.backend == "ray" else min(1, by_memory))
 
 
 def share_of_gpu(at_once: int, gpus: int) -> float:

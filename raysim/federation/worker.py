@@ -23,11 +23,10 @@ from raysim.lora.layout import Released, Upload, Vector, by_name, check_vector
 from raysim.lora.properties import Trained
 from raysim.lora.rule import LoraRule, Setting, lora_rule
 from raysim.measure.evaluate import Job, run_job
-from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, split_state
+from raysim.methods.call import OF_RULE, ClientCall, ClientResult, ClientState, examples_at_once, split_state
 from raysim.methods.registry import method_of
 from raysim.model.base_model import BaseModel
 from raysim.model.language_model import LanguageModel, build_language_model
-from raysim.model.private_train import PRIVATE_BATCH
 from raysim.model.sharded import Group
 from raysim.model.train import TrainStats, is_out_of_memory
 from raysim.privacy.aggregation import Part, Sent, sum_sent
@@ -227,9 +226,7 @@ def groups(members: Sequence[Member], *, size: int) -> list[Sequence[Member]]:
 
 def smaller_micro_batch(config: Config) -> int | None:
     """Half of the examples that a step has in memory at once; None where it has one."""
-    whole = min(config.dplora.batch_size, PRIVATE_BATCH) if config.method.spec.steps_privately else config.train.batch_size
-    size = min(config.train.micro_batch_size or whole, whole)
-    return size // 2 or None
+    return examples_at_once(config) // 2 or None
 
 
 def _not_finite(result: ClientResult) -> str:

@@ -19,7 +19,7 @@ from raysim.lora.layout import Upload, Vector
 from raysim.lora.penalty import tail_start
 from raysim.lora.rule import Kept, Setting, lora_rule
 from raysim.model.language_model import LanguageModel
-from raysim.model.private_train import PrivateSettings
+from raysim.model.private_train import PRIVATE_BATCH, PrivateSettings
 from raysim.model.train import TrainSettings, TrainStats, scheduled_lr
 from raysim.privacy.canaries import canary_coins, canary_directions, holders, scores_along
 from raysim.privacy.cohort import Round
@@ -192,6 +192,15 @@ class ClientResult:
 
 Method = Callable[[LanguageModel, Sequence[ClientCall]], list[ClientResult]]
 """What the clients of a group do in a round, in order. They share a round; a method that can trains them in one pass."""
+
+
+def examples_at_once(config: Config) -> int:
+    """The examples that a step of a client has in memory at once."""
+    asked = config.train.micro_batch_size
+    if not config.method.spec.steps_privately:
+        return min(asked or config.train.batch_size, config.train.batch_size)
+    by_default = PRIVATE_BATCH if config.dplora.mode == "example" else config.dplora.batch_size
+    return min(asked or by_default, config.dplora.batch_size)
 
 
 def one_by_one(work: Callable[[LanguageModel, ClientCall], ClientResult]) -> Method:

@@ -118,8 +118,3 @@ def unused(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
     size = math.prod(shape) * kind.itemsize
     pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     return np.frombuffer(pages, dtype=kind, count=math.prod(shape)).reshape(shape)
-
-
-def num_bytes(found: Mapping[str, Place]) -> int:
-    """The stored size of these tensors."""
-    return sum(math.prod(place.shape) * place.dtype.itemsize for place in found.values())

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raysim.cli import main
-from raysim.commands.plan import plan, share_of_gpu
+from raysim.commands.plan import clients_at_once, plan, share_of_gpu
 from raysim.config import load
 from raysim.lora.release import plain_layout
 from raysim.model.base_model import empty_base_model, load_base_model
@@ -27,7 +27,7 @@ import sys
 import torch
 from raysim.config import load
 from raysim.cli import main
-from raysim.commands.plan import examples_at_once
+from raysim.methods.call import examples_at_once
 from raysim.federation.setup import encode_data
 from raysim.lora.layout import initial_adapter
 from raysim.model.base_model import load_base_model
@@ -112,6 +112,24 @@ def test_clients_on_gpus_that_are_not_here(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"resources\.client\.num_gpus: not even one client fits"):
         plan(config, gpus=2, gpu_bytes=one // 2, timed=False)
     assert share_of_gpu(8, 8) == 1.0
+
+
+def test_a_client_of_several_ranks_has_the_base_in_parts(folder: Path) -> None:
+    config = load("", [*SMALL, f"model.name={folder}", "partition.num_clients=12", "train.batch_size=8", "resources.backend=ray"])
+    alone = plan(config, gpus=8, gpu_bytes=10**12, timed=False)
+    context, own = round(0.6 * 2**30), alone.adapter_bytes + alone.activation_bytes
+    parts = ["train.engine=deepspeed", "deepspeed.zero_stage=3", "resources.client.num_ranks=4"]
+    in_parts = load("", [*SMALL, f"model.name={folder}", "partition.num_clients=12", "train.batch_size=8", "resources.backend=ray", *parts])
+    rank = context + alone.base_bytes // 4 + own + alone.optimizer_bytes // 4
+    assert plan(in_parts, gpus=8, gpu_bytes=rank + 10, timed=False).clients_at_once == 2
+    with pytest.raises(ValueError, match="not even one client fits"):
+        plan(in_parts, gpus=8, gpu_bytes=rank - 10, timed=False)
+
+
+def test_a_base_that_does_not_fit_is_no_negative_number_of_clients(folder: Path) -> None:
+    config = load("", [*SMALL, f"model.name={folder}", "train.batch_size=8"])
+    took = plan(config, gpus=1, gpu_bytes=10**12, timed=False)
+    assert clients_at_once(replace(took, base_bytes=10**15), config, gpus=0, gpu_bytes=0) == 0
 
 
 def test_a_model_is_cut_to_its_first_layers() -> None:

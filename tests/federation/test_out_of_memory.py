@@ -78,6 +78,8 @@ def test_the_micro_batch_is_halved_down_to_one() -> None:
         (["train.batch_size=8", "train.micro_batch_size=3"], 1),
         (["train.batch_size=8", "train.micro_batch_size=1"], None),
         (["method.name=dplora", "dplora.batch_size=64"], 4),
+        (["method.name=dplora", "dplora.batch_size=64", "train.micro_batch_size=32"], 16),
+        (["method.name=dplora", "dplora.batch_size=64", "dplora.mode=literal"], 32),
         (["method.name=dplora", "dplora.batch_size=2"], 1),
     ):
         assert smaller_micro_batch(load("", [*SMALL, *settings])) == expected

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.commands.plan import examples_at_once, plan
+from raysim.commands.plan import plan
 from raysim.config import Config
 from raysim.federation.setup import encode_data
 from raysim.lora.layout import initial_adapter
+from raysim.methods.call import examples_at_once
 from raysim.model.base_model import load_base_model
 from raysim.model.language_model import build_language_model
 from raysim.model.train import TrainSettings, train_adapter

@@ -91,7 +91,7 @@ def test_a_folder_of_sharded_weights_gives_the_same_model(tmp_path: Path) -> Non
 
 def install(site: Path, package: str, *, requires: Sequence[str] = (), files: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """What an installer leaves of a package in the folder `site`."""
-    info = site / f"{package}-1.0.dist-info"
+    info = site / f"{package.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     lines = [f"Name: {package}", "Version: 1.0", *(f"Requires-Dist: {one}" for one in requires)]
     (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines]) + "\n")
@@ -115,7 +115,7 @@ def test_a_file_in_parts_is_joined_in_order_and_anew_when_a_part_is_another(tmp_
     os.utime(site / "m.gguf.part01", ns=(0, 10**18))
     again = packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
     assert again.read_bytes() == b"one TWO three", "of the same name and size, and another model"
-    (site / "second-part-1.0.dist-info" / "RECORD").write_text("m.gguf.part02,,\n")
+    (site / "second_part-1.0.dist-info" / "RECORD").write_text("m.gguf.part02,,\n")
     with pytest.raises(ValueError, match=r"of m\.gguf there are parts \[0, 2\], which do not follow one another"):
         packaged_gguf("whole", cache_dir=str(tmp_path / "cache"))
     assert sorted(path.suffix for path in (tmp_path / "cache" / "models").iterdir()) == [".gguf", ".gguf"], "and nothing half written"
