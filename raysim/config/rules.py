@@ -667,6 +667,18 @@ RULES: tuple[Rule, ...] = (
         "use 'ray', or 1",
     ),
     Rule(
+        "resources.client.num_ranks={value}",
+        lambda c: c.resources.client.num_ranks > 1 and c.lora.dropout > 0,
+        "would drop out other entries than one process does, since each rank draws for the examples that it has; lora.dropout={lora.dropout:g} changes results then",
+        "set it to 0, or use 1",
+    ),
+    Rule(
+        "resources.client.num_ranks={value}",
+        lambda c: c.resources.client.num_ranks > 1 and 0 < c.resources.client.num_gpus < 1,
+        "is of ranks that have a GPU each, and resources.client.num_gpus={resources.client.num_gpus:g} would put two on one",
+        "use resources.client.num_gpus=1",
+    ),
+    Rule(
         "train.engine='deepspeed'",
         lambda c: c.train.engine == "deepspeed" and c.privacy.unit == "example",
         "has no guarantee with privacy.unit='example': each of a client's ranks has examples of a step to itself, and the bound is on their sum in one",

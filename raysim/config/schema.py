@@ -250,7 +250,7 @@ class DeepspeedConfig:
     """What a client's ranks have in parts: nothing (0), the optimizer's state (1), gradients too (2), the base model too (3)."""
     offload: str = choice("none", "cpu")
     """`cpu` keeps the parts in the processor's memory until they are needed."""
-    config: dict[str, Any] = mapping()
+    config: dict[str, Any] = mapping(neutral=False)
     """Further entries of DeepSpeed's configuration, such as `{zero_optimization: {stage3_max_live_parameters: 100000000}}`."""
 
 

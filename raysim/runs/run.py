@@ -41,7 +41,7 @@ from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, Keep, load_base_model, resolve_dtype
 from raysim.model.language_model import LanguageModel
 from raysim.model.sharded import Sharding, free_address, join, leave
-from raysim.model.train import TrainSettings, mean_nll
+from raysim.model.train import TrainSettings, is_out_of_memory, mean_nll
 from raysim.model.train_together import check_together, measured_size
 from raysim.privacy.ledger import ledger_of
 from raysim.reports.page import write_run_report
@@ -202,17 +202,29 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
             leave()
 
 
-def base_losses(config: Config, lm: LanguageModel, experiment: Experiment) -> dict[str, float]:
-    """The held-out loss (nats a response token) of the base as it is, and as it is stored; the first is read anew and given up again."""
+def base_losses(config: Config, lm: LanguageModel, experiment: Experiment) -> tuple[dict[str, float], list[str]]:
+    """The held-out loss (nats a response token) of the base as it is, and as it is stored; the first is read anew and given up again.
+
+    Where memory does not hold both, the first is left out, and the second value says so.
+    """
+    how = config.model.quantization
+    losses = {how: base_loss(config, lm, experiment)}
     whole = dataclasses.replace(config, model=dataclasses.replace(config.model, quantization="none"))
-    plain = Worker(load_model(whole), device=str(lm.device), num_threads=config.resources.num_threads).language_model(config.lora)
-    losses = {}
-    for how, model in (("none", plain), (config.model.quantization, lm)):
-        model.set_delta(None)
-        model.set_adapter(np.zeros(model.layout.num_parameters, dtype=np.float32))
-        found = mean_nll(model, experiment.heldout, batch_size=config.evaluate.batch_size)
-        losses[how] = sum(nll for nll, _ in found) / sum(count for _, count in found)
-    return losses
+    try:
+        plain = Worker(load_model(whole), device=str(lm.device), num_threads=config.resources.num_threads).language_model(config.lora)
+        return {"none": base_loss(config, plain, experiment)} | losses, []
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return losses, [f"the loss of the base without model.quantization={how} is not shown: memory does not hold it beside the other"]
+
+
+def base_loss(config: Config, lm: LanguageModel, experiment: Experiment) -> float:
+    """The held-out loss of a base, nats a response token."""
+    lm.set_delta(None)
+    lm.set_adapter(np.zeros(lm.layout.num_parameters, dtype=np.float32))
+    found = mean_nll(lm, experiment.heldout, batch_size=config.evaluate.batch_size)
+    return sum(nll for nll, _ in found) / sum(count for _, count in found)
 
 
 def sharding_of(config: Config) -> Sharding | None:
@@ -269,8 +281,9 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
         if on_round is not None:
             on_round(simulation.records)
 
+    losses, unmeasured = base_losses(config, lm, experiment) if config.model.quantization != "none" else ({}, [])
     with Progress(rounds_to_run(experiment, config), config.name, enabled=display) as progress, metrics.monitored(config.name) as tell:
-        for line in [*damage, *notes(experiment, config)]:
+        for line in [*damage, *unmeasured, *notes(experiment, config)]:
             progress.note(line)
         simulation = simulate(
             Simulation(
@@ -288,7 +301,6 @@ def _run(config: Config, out: Path, backend: Backend, *, data: EncodedData | Non
             state_dir=out / files.STATE,
             after_round=after_round,
         )
-    losses = base_losses(config, lm, experiment) if config.model.quantization != "none" else {}
     done = _finish(config, out, simulation, layout=lm.layout, num_base_parameters=backend.worker.num_base_parameters, base=losses)
     remote.push(out)
     return done

@@ -180,6 +180,7 @@ def test_the_lowest_value_is_allowed(key: str) -> None:
 
 MANY = ["data.num_train=0", "partition.num_clients=1000000"]
 CLIENT = ["privacy.unit=client"]
+RANKS = ["train.engine=deepspeed", "resources.backend=ray", "resources.client.num_ranks=2"]
 IN_A_SETTING = {
     "clients.overselect": ["server.cohort_size=2"],
     "server.min_clients": MANY,
@@ -316,6 +317,8 @@ COMBINATIONS = [
     (["clients.batched=4", *CLIENT], ["clients.batched='4'", "who trains beside it"]),
     (["clients.batched=4", "train.micro_batch_size=2"], ["clients.batched='4'", "train.micro_batch_size"]),
     (["clients.batched=4", "train.engine=deepspeed", "resources.backend=ray"], ["clients.batched='4'", "a client is several"]),
+    ([*RANKS, "lora.dropout=0.1"], ["resources.client.num_ranks=2", "lora.dropout=0.1"]),
+    ([*RANKS, "resources.client.num_gpus=0.5"], ["resources.client.num_ranks=2", "use resources.client.num_gpus=1"]),
     (["clients.batched=0"], ["clients.batched='0'", "at least 1"]),
     (["clients.batched=many"], ["clients.batched='many'", "auto"]),
     (["resources.client.num_gpus=1.5"], ["resources.client.num_gpus=1.5", "one device", "use at most 1"]),
