@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from raysim.config import load
+from raysim.config import Config, load
 from raysim.lora.layout import save_adapter
 from raysim.model.base_model import BaseModel, load_base_model
 from raysim.model.generate import Sampling, write_texts
@@ -18,6 +19,7 @@ from raysim.model.language_model import LanguageModel, build_language_model
 from raysim.model.private_train import check_private, clipped_gradient_sum
 from raysim.model.quantize import PIECE, quantized_parts
 from raysim.model.train import mean_nll, response_nll, train_adapter
+from raysim.runs import run as runner
 from raysim.runs.run import run
 from tests.kinds.models import KINDS, build, save
 from tests.method_calls import RECORDS, some_adapter
@@ -173,3 +175,20 @@ def test_peft_loads_the_adapter(tmp_path: Path) -> None:
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tmp_path / "adapter")
     assert sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name) == lm.layout.num_parameters
     assert load("", ["model.quantization=nf4"]).model.quantization == "nf4"
+
+
+def test_where_memory_does_not_hold_the_whole_base_too_the_run_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = runner.load_model
+
+    def reads_what_fits(config: Config, *rest: Any) -> BaseModel:
+        if config.model.quantization == "none":
+            raise MemoryError
+        return read(config, *rest)
+
+    monkeypatch.setattr(runner, "load_model", reads_what_fits)
+    done = run(small("fedit", "model.quantization=nf4", "server.num_rounds=1", out=tmp_path / "run"))
+    assert set(done.summary["base_heldout_nll"]) == {"nf4"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the loss of the base without model.quantization=nf4 is not shown: memory does not hold it beside the other" in said
