@@ -15,8 +15,10 @@ from matplotlib import image
 from raysim.attacks.views import SEES
 from raysim.console.tables import columns_of
 from raysim.reports import figures
+from raysim.reports.named import named_runs
 from raysim.reports.page import write_comparison_report, write_run_report
-from raysim.reports.tables import comparison_rows
+from raysim.reports.panels import MOST_RUNS
+from raysim.reports.tables import comparison_rows, robustness
 from raysim.results.folders import so_far
 from tests.run_folders import record, write_run
 
@@ -404,3 +406,42 @@ def test_a_label_is_drawn_as_it_stands_and_not_as_mathematics() -> None:
     svg = figures.inline_svg(figure, name="one", title="t")
     assert "$x^2$" in svg
     assert "_y" in svg
+
+
+def test_rules_and_attacks_stand_in_one_table_and_backdoors_with_how_often_they_come(tmp_path: Path) -> None:
+    folders = []
+    for number, (rule, attack) in enumerate([("mean", "none"), ("mean", "replacement"), ("median", "none"), ("median", "replacement")]):
+        attacked = {"adversary__attack": attack, "adversary__share": 0.34} if attack != "none" else {}
+        folder = write_run(tmp_path / f"{rule}-{attack}", "fedit", num_clients=9, server__rule=rule, **attacked)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["eval"]["heldout_nll"] = 2.0 + number / 8
+        (folder / "summary.json").write_text(json.dumps(summary))
+        if attack != "none":
+            records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+            records[-1]["backdoor"] = {"success_rate": 0.75 if rule == "mean" else 0.0, "control_rate": 0.125, "num_prompts": 8}
+            (folder / "rounds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+        folders.append(folder)
+    found = robustness(named_runs([so_far(folder) for folder in folders]))
+    assert found == (
+        ["none", "replacement"],
+        [("mean", ["2.000", "2.125 (75% / 12%)"]), ("median", ["2.250", "2.375 (0% / 12%)"])],
+    )
+    page = write_comparison_report(tmp_path / "both", folders).read_text()
+    assert page.index("<h2>Hostile clients</h2>") < page.index("<h2>Results</h2>")
+    assert "2.125 (75% / 12%)" in page
+    assert robustness(named_runs([so_far(folders[0])])) is None
+
+
+@pytest.mark.pictures
+def test_a_page_of_many_runs_names_a_few_on_its_cards_and_draws_no_lines(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / f"run-{i:02d}", "fedit", num_rounds=2, name=f"run-{i:02d}", lora__rank=i + 1) for i in range(MOST_RUNS + 1)
+    ]
+    page = write_comparison_report(tmp_path / "all", folders).read_text()
+    assert f"Figures are drawn of up to {MOST_RUNS} runs" in page
+    assert "<svg" not in page
+    assert f"and {MOST_RUNS - 3} more" in page
+    assert page.count("<details") < 4, "the settings of one, and where the others differ"
+    few = write_comparison_report(tmp_path / "few", folders[:3]).read_text()
+    assert "<svg" in few
+    assert " more " not in few.partition("<h2>Results</h2>")[0]
