@@ -165,7 +165,7 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     traffic = _Traffic(simulation, round)
     parts = simulation.clients.run_round(round, _chunks(round.survivors, mechanism.chunk_size), on_done)
     late = simulation.clients.run_round(round, _chunks(round.late, mechanism.chunk_size), on_done) if round.late else []
-    if all(outcome.stats is None for outcome in outcomes):  # the next round would come to no more
+    if _all_failed(outcomes, mechanism):
         check_outcomes(outcomes, round_index=round_index)
     traffic.up(outcomes)
     if lora_rule(simulation.config.lora.aggregation).trips:
@@ -176,9 +176,9 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     simulation.kept |= simulation.clients.states(working)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
-    num_sent = sum(outcome.stats is not None for outcome in outcomes)
-    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - num_sent}
-    record |= {"failures": failures(outcomes, round.absent), "num_late": len(round.late), "simulated_s": round.simulated_s}
+    failed = failures(outcomes, round.absent)
+    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(failed), "failures": failed}
+    record |= {"num_late": len(round.late), "simulated_s": round.simulated_s}
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
@@ -200,6 +200,14 @@ def run_round(simulation: Simulation, round_index: int) -> None:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
 
 
+def _all_failed(outcomes: Sequence[Outcome], mechanism: Mechanism) -> bool:
+    """Whether all the clients that there are took part and failed, so that the next round would come to no more.
+
+    Never where a client is protected: that the run ends would tell of its data, and no noise covers that.
+    """
+    return mechanism.kind != "client" and len(outcomes) == mechanism.num_clients and all(outcome.stats is None for outcome in outcomes)
+
+
 def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
     return [client_ids[i : i + size] for i in range(0, len(client_ids), size)]
 
@@ -215,12 +223,18 @@ def _begun(simulation: Simulation, mechanism: Mechanism) -> Round:
 def _second_trip(
     simulation: Simulation, round: Round, parts: Sequence[Any], traffic: "_Traffic", *, failed: Set[int]
 ) -> tuple[Round, list[Any]]:
-    """The round as those of its clients that have not `failed` are asked once more, and what they send then."""
+    """The round as those of its clients that have not `failed` are asked once more, and what they send then.
+
+    One that fails only then ends the run: what was relayed is made of what it sent before, so that the answers of the others alone would be
+    those to a question about other updates than theirs (of FedASK, the mean without it laid into a basis of the mean with it).
+    Errors: RuntimeError naming the round and the client.
+    """
     again, outcomes = simulation.server.relay(round, parts), list[Outcome]()
     again = dataclasses.replace(again, survivors=tuple(k for k in again.survivors if k not in failed))
 
     def on_done(chunk: Sequence[Outcome]) -> None:
-        check_outcomes(chunk, round_index=round.index)
+        why = "on the second trip, of which the first one already counts its update: "
+        check_outcomes([dataclasses.replace(one, failure=why + one.failure) for one in chunk], round_index=round.index)
         outcomes.extend(chunk)
 
     answers = simulation.clients.run_round(again, _chunks(again.survivors, simulation.experiment.mechanism.chunk_size), on_done)
