@@ -9,7 +9,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ from raysim.lora.layout import Layout, Released, Vector, adapter_sha256, by_name
 from raysim.lora.rule import Setting, frozen_throughout, lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
-from raysim.methods.call import ClientState, split_state
+from raysim.methods.call import CANARY_NOTES, OF_RULE, ClientState, split_state
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
@@ -581,11 +581,36 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
     done = [record.get("round_index") for record in found.records]
     if found.num_rounds > simulation.num_rounds or done != list(range(found.num_rounds)):
         return f"it says {found.num_rounds} rounds of {simulation.num_rounds}, and holds the records of {len(done)}"
-    num_clients = len(simulation.experiment.shards)
+    clip_norm, adaptive = found.clip_norm, simulation.experiment.mechanism.clipping == "adaptive"
+    if clip_norm is not None and not (adaptive and math.isfinite(clip_norm) and clip_norm > 0):
+        return f"clip_norm={clip_norm:g} is no bound of this run's"
     for client_id, own in found.client_arrays.items():
-        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != begun["adapter"]):
-            return f"the state of client {client_id} is none of this run's"
+        there = client_id < len(simulation.experiment.shards)
+        odd = _odd_array(simulation, found, client_id, own) if there else "there is no such client"
+        if odd:
+            return f"the state of client {client_id} is none of this run's: {odd}"
     return ""
+
+
+def _odd_array(simulation: Simulation, found: Snapshot, client_id: int, own: Mapping[str, np.ndarray]) -> str:
+    """The name of an array that the client cannot have kept: of another shape, or not finite though its updates always counted; empty for none."""
+    size, audit = np.shape(simulation.state.tensors["adapter"]), simulation.config.audit
+    by_rule = _shapes_kept(simulation, client_id)
+    diverged = any(failure.get("client_id") == client_id for record in found.records for failure in record.get("failures", ()))
+    for name, array in own.items():
+        shape = by_rule.get(name) if name.startswith(OF_RULE) else (audit.num_canaries,) if name == CANARY_NOTES else size
+        if array.shape != shape or not (diverged or np.isfinite(array).all()):
+            return name
+    return ""
+
+
+def _shapes_kept(simulation: Simulation, client_id: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that the LoRA rule has a client keep, by their names in its state."""
+    rule, nothing = lora_rule(simulation.config.lora.aggregation), np.zeros_like(simulation.state.tensors["adapter"])
+    if rule.kept is None or simulation.layout is None:
+        return {}
+    rank = ranks_of(simulation.config, num_clients=len(simulation.experiment.shards))[client_id]
+    return {f"{OF_RULE}{name}": array.shape for name, array in rule.kept(nothing, nothing, rank, _setting(simulation)).items()}
 
 
 def _resume(simulation: Simulation, state_dir: Path) -> None:

@@ -441,7 +441,7 @@ def test_an_update_that_is_not_finite_is_dropped_and_counted_and_costs_no_privac
     failure = {"client_id": 1, "reason": "its update is not finite (adapter); lower train.lr"}
     assert [(record["failures"], record["num_failed"]) for record in done.records] == [([failure], 1)] * 2
     assert METRICS["raysim_failed_clients"][1](done.records) == 2
-    cells = r"<td>fedit[^<]*</td><td>1</td><td>1, 2</td><td[^>]*>its update is not finite \(adapter\); lower train.lr</td>"
+    cells = r"<td>[^<]*</td><td>1</td><td>1, 2</td><td[^>]*>its update is not finite \(adapter\); lower train.lr</td>"
     assert re.search(cells, done.page.read_text())
     assert [record["num_dropped"] for record in done.records] == [1, 1]
     assert [record["num_contributed"] for record in done.records] == [2, 2]
@@ -566,7 +566,7 @@ def test_a_client_that_fails_only_on_the_second_trip_ends_the_run_and_is_told_wh
 def test_a_deadline_changes_neither_the_noise_nor_the_ledger_of_protected_clients(backend: Backend, tmp_path: Path) -> None:
     """Who comes too late adds zero to a sum that is divided and noised as if everybody came."""
     base = ["partition.scheme=quantity", "partition.alpha=0.3", "clients.token_s=1", "attack.every=-1", "privacy.delta=1e-5"]
-    settings = [*base, "privacy.noise_at=server", "privacy.clip_norm=1e-3", "privacy.noise_multiplier=1e-9"]
+    settings = [*base, "privacy.noise_at=server", "privacy.clip_norm=1e-3", "privacy.noise_multiplier=1e-6"]
     everybody = finished("fedit-client", *settings, backend=backend, out=tmp_path / "all")
     sizes = [client["num_tokens"] for client in json.loads((tmp_path / "all" / "partition.json").read_text())["clients"]]
     deadline = f"clients.deadline_s={sorted(sizes)[0]}"
