@@ -557,7 +557,9 @@ def test_a_client_that_fails_only_on_the_second_trip_ends_the_run_and_is_told_wh
             return super().run_round(round, chunks, on_done)
 
     other = Seam(backend.key, backend.worker, None, partial(Lost, backend.worker))
-    with pytest.raises(RuntimeError, match="round 0, client 1: on the second trip, of which the first one already counts its update: KeyError"):
+    with pytest.raises(
+        RuntimeError, match="round 0, client 1: on the second trip, of which the first one already counts its update: KeyError"
+    ):
         finished("fedit", "lora.aggregation=fedask", backend=other, out=tmp_path / "run")
     done = finished("fedit", "lora.aggregation=fedask", backend=failing(backend), out=tmp_path / "first")
     assert [[failure["client_id"] for failure in record["failures"]] for record in done.records] == [[2], [2]]
