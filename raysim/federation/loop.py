@@ -586,9 +586,8 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
         return f"clip_norm={clip_norm:g} is no bound of this run's"
     for client_id, own in found.client_arrays.items():
         there = client_id < len(simulation.experiment.shards)
-        odd = _odd_array(simulation, found, client_id, own) if there else "there is no such client"
-        if odd:
-            return f"the state of client {client_id} is none of this run's: {odd}"
+        if odd_one := _odd_array(simulation, found, client_id, own) if there else "there is no such client":
+            return f"the state of client {client_id} is none of this run's: {odd_one}"
     return ""
 
 

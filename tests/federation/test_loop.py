@@ -35,6 +35,7 @@ from raysim.privacy.cohort import Round
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
 from raysim.runs.run import Backend, Run, open_backend, run
+from tests.failing_clients import broken
 from tests.small_runs import small
 
 
@@ -647,12 +648,6 @@ def test_what_comes_late_counts_in_the_next_round_or_not_at_all_and_a_resume_cha
 def everybody_weight(out: Path, client_id: int) -> float:
     """The weight of a client: its number of examples."""
     return float(json.loads((out / "partition.json").read_text())["clients"][client_id]["num_examples"])
-
-
-def broken(experiment: Experiment) -> Experiment:
-    """The experiment with a token in client 2's shard that the model does not know."""
-    example = dataclasses.replace(experiment.shards[2][0], response_ids=(10**6,))
-    return dataclasses.replace(experiment, shards=(*experiment.shards[:2], (example,)))
 
 
 def kept(out: Path, num_rounds: int) -> dict[int, Vector]:

@@ -1,0 +1,105 @@
+"""How often a process died at a call, so that what kills its process each time is given up, and not tried for ever.
+
+Ray gives a call again to the process that stands in for a dead one, and does not say how often it has. So such a process notes with the server's
+actor what it begins and what it ends: what was begun and has not ended was a death. A first process notes nothing: an undisturbed run pays nothing
+for this, and the first death is not counted.
+Left out: notes that a lost server takes with it. What they were about is then tried so often again.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from raysim.imports import uncollected
+
+with uncollected():
+    import ray
+    from ray.exceptions import RayError
+    from torch import distributed
+
+    from raysim.federation.worker import MOST_DEATHS
+
+WHOLE = -1
+"""What stands, where a client's number does, for a call as a whole."""
+ANSWER_S = 60.0
+"""How long the server may take to note something, before it is left."""
+
+
+class Notes:
+    """What one process has noted of its calls; `server` is the name of the actor that keeps it."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._stands_in = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+    def watch(self, meet: Callable[[], None] = lambda: None) -> "CallWatch | None":
+        """The watch over the call that this process is at; None for its first process. `meet` returns once every rank is there."""
+        if not self._stands_in:
+            return None
+        call = _call()
+        return CallWatch(self._asked("deaths", call) or {}, lambda done, client_ids: self._asked(f"note_{done}", call, client_ids), meet)
+
+    def blame(self, client_ids: Sequence[int]) -> None:
+        """Notes clients at whose work this process is about to end."""
+        self._asked("note_begin", _call(), client_ids)
+
+    def _asked(self, what: str, *arguments: Any) -> Any:
+        with contextlib.suppress(RayError, ValueError):  # a server that is lost, or is no more
+            server = ray.get_actor(self._server)
+            methods = {"deaths": server.deaths, "note_begin": server.note_begin, "note_end": server.note_end}
+            return ray.get(methods[what].remote(*arguments), timeout=ANSWER_S)
+        return None
+
+
+class CallWatch:
+    """See `worker.Watch`: with the deaths that were known when the call came, and where to note what is begun and ended."""
+
+    def __init__(self, deaths: Mapping[int, int], note: Callable[[str, Sequence[int]], Any], meet: Callable[[], None]) -> None:
+        self.known = dict(deaths)
+        self.note, self._meet = note, meet
+
+    def deaths(self, client_id: int) -> int:
+        """See `worker.Watch`."""
+        return self.known.get(client_id, 0)
+
+    @contextlib.contextmanager
+    def at_work(self, client_ids: Sequence[int]) -> Iterator[None]:
+        """See `worker.Watch`; no rank begins before that is noted, and none is noted to have ended before all have."""
+        self.note("begin", client_ids)
+        self._meet()
+        yield
+        self._meet()
+        self.note("end", client_ids)
+
+
+@contextlib.contextmanager
+def whole(watch: CallWatch | None, *, num_clients: int) -> Iterator[None]:
+    """While open, a call of a process that stands in for a dead one is noted as a whole, so that it ends though no client's work is why.
+
+    Errors: RuntimeError where more processes died at it than its clients explain.
+    """
+    if watch is None:
+        yield
+        return
+    if watch.deaths(WHOLE) >= MOST_DEATHS * (num_clients + 1):
+        raise RuntimeError(f"a client actor's process died {watch.deaths(WHOLE)} times at the same work; it may need more memory")
+    watch.note("begin", [WHOLE])
+    try:
+        yield
+    finally:
+        watch.note("end", [WHOLE])
+
+
+def met() -> None:
+    """Returns once every rank of this process's group has come here; where one does not come, this process ends."""
+    try:
+        if distributed.is_initialized():
+            distributed.barrier()
+    except RuntimeError:
+        os._exit(1)
+
+
+def _call() -> str:
+    """The number of the call that this process is at, the same each time that it is given."""
+    return str(ray.get_runtime_context().get_task_id())

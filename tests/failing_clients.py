@@ -1,0 +1,52 @@
+"""Clients whose data make their work fail: by an error, for want of memory, or by the end of the process that does it."""
+
+import dataclasses
+import os
+from typing import Any
+
+from raysim.data.tokens import Example
+from raysim.federation.setup import Experiment
+
+FAILS = 2
+"""The client that does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadly(Example):
+    """An example that ends each process but one in which its tokens are read."""
+
+    home: int = 0
+    """The process that may."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """An attribute, if the process is still there."""
+        if name == "response_ids" and os.getpid() != object.__getattribute__(self, "home"):
+            os._exit(1)
+        return object.__getattribute__(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hungry(Example):
+    """An example that never finds room for its tokens."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """An attribute, but for the tokens."""
+        if name == "response_ids":
+            raise MemoryError("no room for a client's tokens")
+        return object.__getattribute__(self, name)
+
+
+def broken(experiment: Experiment) -> Experiment:
+    """The experiment with a token in the client's shard that the model does not know."""
+    return _with(experiment, dataclasses.replace(experiment.shards[FAILS][0], response_ids=(10**6,)))
+
+
+def deadly(experiment: Experiment) -> Experiment:
+    """The experiment with a client whose work ends every process but this one."""
+    example = experiment.shards[FAILS][0]
+    return _with(experiment, Deadly(example.record, example.prompt_ids, example.response_ids, home=os.getpid()))
+
+
+def _with(experiment: Experiment, example: Example) -> Experiment:
+    shards = [(example,) if k == FAILS else shard for k, shard in enumerate(experiment.shards)]
+    return dataclasses.replace(experiment, shards=tuple(shards))
