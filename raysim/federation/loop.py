@@ -190,11 +190,19 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     record["wall_s"] = time.perf_counter() - started
     simulation.records.append(record)
     progress.record(record)
+    _tell(progress, record, outcomes)
+
+
+def _tell(progress: Progress, record: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Says what of a round did not go as planned."""
+    title = f"round {record['round_index']}"
     for outcome in outcomes:
         if outcome.failure:
-            progress.note(f"round {round_index}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
+            progress.note(f"{title}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
     if record["aborted"]:
-        progress.note(f"round {round_index}: {record['num_contributed']} clients sent, too few: nothing is released")
+        progress.note(f"{title}: {record['num_contributed']} clients sent, too few: nothing is released")
+    elif record["empty_round"] and record["cohort"]:
+        progress.note(f"{title}: no client's update counts: {'noise alone' if record['noise_std'] else 'nothing'} is released")
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")

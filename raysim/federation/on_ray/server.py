@@ -25,7 +25,10 @@ class Deaths:
 
     def end(self, call: str, client_ids: Sequence[int]) -> None:
         """Notes that it has ended, in whatever."""
-        self._begun.setdefault(call, Counter()).subtract(client_ids)
+        left = self._begun.pop(call, Counter())
+        left.subtract(client_ids)
+        if any(count > 0 for count in left.values()):
+            self._begun[call] = left
 
     def counts(self, call: str) -> dict[int, int]:
         """How often a process died at the work of each client, and at the call as a whole."""
