@@ -21,15 +21,13 @@ import ray
 from safetensors.numpy import load_file
 
 from raysim.federation.assignment import Assignment
-from raysim.federation.loop import Clients
 from raysim.federation.on_ray.server import ServerActor
 from raysim.federation.server import ServerState
-from raysim.federation.setup import Experiment
 from raysim.federation.worker import MOST_DEATHS
 from raysim.lora.spec import RULES
 from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
-from tests.failing_clients import FAILS, broken, deadly
+from tests.failing_clients import FAILS, Failing, broken, deadly
 from tests.small_runs import results, small
 
 FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]
@@ -244,17 +242,6 @@ def test_paused_actors_change_nothing(backend: Backend, in_process: Callable[...
     assert paused.ended_at < done, "the run was over before they went on"
     assert pids(two)[who] == before[who], "they are the ones that were paused"
     assert results(tmp_path / "run") == expected
-
-
-@dataclasses.dataclass
-class Failing(Backend):
-    """A backend of which one client's data make its work fail, as the function `spoil` has it."""
-
-    spoil: Callable[[Experiment], Experiment]
-
-    def clients(self, assignment: Assignment, experiment: Experiment) -> Clients:
-        """The clients of a run."""
-        return super().clients(assignment, self.spoil(experiment))
 
 
 @pytest.mark.parametrize("method", ["fedit", "fedit-client"])

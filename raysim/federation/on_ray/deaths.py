@@ -32,17 +32,21 @@ class Notes:
     def __init__(self, server: str) -> None:
         self._server = server
         self._stands_in = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._watch: CallWatch | None = None
 
     def watch(self, meet: Callable[[], None] = lambda: None) -> "CallWatch | None":
         """The watch over the call that this process is at; None for its first process. `meet` returns once every rank is there."""
         if not self._stands_in:
             return None
-        call = _call()
-        return CallWatch(self._asked("deaths", call) or {}, lambda done, client_ids: self._asked(f"note_{done}", call, client_ids), meet)
+        call = call_number()
+        known = self._asked("deaths", call) or {}
+        self._watch = CallWatch(known, lambda done, client_ids: self._asked(f"note_{done}", call, client_ids), meet)
+        return self._watch
 
-    def blame(self, client_ids: Sequence[int]) -> None:
-        """Notes clients at whose work this process is about to end."""
-        self._asked("note_begin", _call(), client_ids)
+    def blame(self, client_ids: Sequence[int], call: str) -> None:
+        """Notes clients at whose work in a call this process is about to end, unless that is noted already."""
+        noted = [] if self._watch is None else [WHOLE, *self._watch.at]
+        self._asked("note_begin", call, [k for k in client_ids if k not in noted])
 
     def _asked(self, what: str, *arguments: Any) -> Any:
         with contextlib.suppress(RayError, ValueError):  # a server that is lost, or is no more
@@ -57,6 +61,8 @@ class CallWatch:
 
     def __init__(self, deaths: Mapping[int, int], note: Callable[[str, Sequence[int]], Any], meet: Callable[[], None]) -> None:
         self.known = dict(deaths)
+        self.at: Sequence[int] = ()
+        """The clients that were begun last."""
         self.note, self._meet = note, meet
 
     def deaths(self, client_id: int) -> int:
@@ -65,12 +71,13 @@ class CallWatch:
 
     @contextlib.contextmanager
     def at_work(self, client_ids: Sequence[int]) -> Iterator[None]:
-        """See `worker.Watch`; no rank begins before that is noted, and none is noted to have ended before all have."""
+        """See `worker.Watch`; what was before has ended once every rank has come here, and none goes on before the new work is noted."""
+        self._meet()
+        self.note("end", self.at)
         self.note("begin", client_ids)
+        self.at = client_ids
         self._meet()
         yield
-        self._meet()
-        self.note("end", client_ids)
 
 
 @contextlib.contextmanager
@@ -88,7 +95,7 @@ def whole(watch: CallWatch | None, *, num_clients: int) -> Iterator[None]:
     try:
         yield
     finally:
-        watch.note("end", [WHOLE])
+        watch.note("end", [WHOLE, *watch.at])
 
 
 def met() -> None:
@@ -100,6 +107,6 @@ def met() -> None:
         os._exit(1)
 
 
-def _call() -> str:
+def call_number() -> str:
     """The number of the call that this process is at, the same each time that it is given."""
     return str(ray.get_runtime_context().get_task_id())

@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysim.imports import uncollected
@@ -24,7 +24,7 @@ with uncollected():
     from raysim.config import ClientResources, LoraConfig
     from raysim.federation.on_ray.base import SharedBase
     from raysim.federation.on_ray.chunk import ChunkDone, Place, Reader, run_chunk
-    from raysim.federation.on_ray.deaths import WHOLE, CallWatch, Notes, met, whole
+    from raysim.federation.on_ray.deaths import WHOLE, CallWatch, Notes, call_number, met, whole
     from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
     from raysim.federation.worker import Worker
     from raysim.lora.layout import Released
@@ -33,6 +33,8 @@ with uncollected():
 
 ANSWER_S = 60.0
 """How long a rank that is started, or that has lost its group, may take to answer before it is started again."""
+ALONE_S = 20.0
+"""How long the first rank may still be at a call in which another failed, before it is taken to wait for that one."""
 PAUSE_S = 0.2
 """Between two looks at a rank that is being started."""
 
@@ -48,6 +50,7 @@ class Rank:
         self._others = [ray.get_actor(name) for name in others]
         self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
         self._worker: Worker | None = None
+        self._answered = threading.Event()
         self._read, self._notes = Reader(), Notes(server)
         keep_freed_memory()
         if rank == 0:
@@ -61,7 +64,7 @@ class Rank:
         watch = self._notes.watch(met)
         with whole(watch, num_clients=len(client_ids)):
             told = None if watch is None else watch.known
-            waiting = self._handed_on([other.follow_chunk for other in self._others], told, refs, client_ids, *rest)
+            waiting = self._handed_on([other.follow_chunk for other in self._others], client_ids, told, refs, client_ids, *rest)
             done = self._done(self._address, watch, refs, client_ids, *rest)
             self._agree(waiting, [outcome.failure for outcome in done[1][0]], client_ids)
             return done
@@ -69,7 +72,7 @@ class Rank:
     def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`, of the whole group."""
         with whole(self._notes.watch(), num_clients=0):
-            waiting, error = self._handed_on([other.follow_job for other in self._others], base_refs, lora, adapter, job), None
+            waiting, error = self._handed_on([other.follow_job for other in self._others], [WHOLE], base_refs, lora, adapter, job), None
             [base] = self._read(base_refs)
             try:
                 results = self._on(base, self._address).run_job(lora, adapter, job)
@@ -115,13 +118,18 @@ class Rank:
         base, assignment, round = self._read(refs)
         return run_chunk(self._on(base, address), assignment, client_ids, round, shards, places, kept, watch)
 
-    def _handed_on(self, calls: Sequence[Any], *arguments: Any) -> list[Any]:
-        """References to what the other ranks make of a call; where one of them is lost meanwhile, this process ends.
+    def _handed_on(self, calls: Sequence[Any], client_ids: Sequence[int], *arguments: Any) -> list[Any]:
+        """References to what the other ranks make of a call; where one of them is lost meanwhile, or fails alone, this process ends.
 
         It would wait for that rank in a product or at the meeting, where nothing tells it.
         """
         waiting = [call.remote(self._address, *arguments) for call in calls]
-        threading.Thread(target=_end_with, args=(waiting,), daemon=True).start()
+        self._answered, call_id = threading.Event(), call_number()
+
+        def blame(failures: Sequence[str]) -> None:
+            self._notes.blame([k for k, failure in zip(client_ids, failures, strict=True) if failure], call_id)
+
+        threading.Thread(target=_end_with, args=(waiting, self._answered, blame), daemon=True).start()
         return waiting
 
     def _agree(self, waiting: Sequence[Any], failures: Sequence[str], client_ids: Sequence[int]) -> None:
@@ -129,13 +137,14 @@ class Rank:
 
         Each client at whose work the ranks came to different ends is noted, so that it is given up where that goes on.
         """
+        self._answered.set()
         try:
             found = ray.get(list(waiting))
         except RayError:
             os._exit(1)
         odd = [k for i, k in enumerate(client_ids) if any(one[i] != failures[i] for one in found)]
         if odd:
-            self._notes.blame(odd)
+            self._notes.blame(odd, call_number())
             os._exit(1)
 
     def _on(self, base: SharedBase, address: str) -> Worker:
@@ -163,14 +172,18 @@ def _words(error: RuntimeError | None) -> str:
     return "" if error is None else str(error)
 
 
-def _end_with(calls: Sequence[Any]) -> None:
-    """Ends this process if an actor that was called is lost."""
+def _end_with(calls: Sequence[Any], answered: threading.Event, blame: Callable[[Sequence[str]], None]) -> None:
+    """Ends this process if an actor that was called is lost, or if one failed at something, which is blamed, while this process still waits for it."""
     try:
-        ray.get(list(calls))
+        found = ray.get(list(calls))
     except RayActorError:
         os._exit(1)
     except RayError:
         return  # a call that failed: who asked for it says so
+    failed = next((failures for failures in found if any(failures)), None)
+    if failed and not answered.wait(ALONE_S):
+        blame(failed)
+        os._exit(1)
 
 
 def _make_new(rank: Any) -> None:
