@@ -64,7 +64,7 @@ def uplink(runs: Runs) -> Reading:
 
 def sent_bytes(run: RunData) -> tuple[int, int, int]:
     """What all clients of a run sent: as counted in its rounds, by formula, and what full fine-tuning would have sent."""
-    turns = sum(len(record.cohort) - record.num_failed for record in run.rounds)
+    turns = sum(len(record.cohort) - record.num_failed + record.num_dropped for record in run.rounds)
     counted = sum(record.uplink_bytes for record in run.rounds)
     formula = turns * sum(rank * size for rank, size in run.factors) * BYTES_PER_PARAMETER
     return counted, formula, turns * (run.summary.num_base_parameters or 0) * BYTES_PER_PARAMETER

@@ -9,7 +9,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from raysim.lora.properties import exactness_gap
 from raysim.lora.rule import Setting, frozen_throughout, lora_rule
 from raysim.measure.audits import exposure_jobs, exposure_record
 from raysim.measure.evaluate import Job, MemoryPlan, Plan, base_likelihoods, batches, loss_is_finite, mean_of, measure, plan, record_rows
-from raysim.methods.call import ClientState, split_state
+from raysim.methods.call import CANARY_NOTES, OF_RULE, ClientState, split_state
 from raysim.privacy.clipping import ChunkSum
 from raysim.privacy.cohort import Round
 from raysim.privacy.mechanism import Mechanism
@@ -166,7 +166,7 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     traffic = _Traffic(simulation, round)
     parts = simulation.clients.run_round(round, _chunks(round.survivors, mechanism.chunk_size), on_done)
     late = simulation.clients.run_round(round, _chunks(round.late, mechanism.chunk_size), on_done) if round.late else []
-    if all(outcome.stats is None for outcome in outcomes):  # the next round would come to no more
+    if _all_failed(outcomes, mechanism):
         check_outcomes(outcomes, round_index=round_index)
     traffic.up(outcomes)
     if lora_rule(simulation.config.lora.aggregation).trips:
@@ -178,9 +178,9 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     simulation.kept |= simulation.clients.states(working)
 
     outcomes.sort(key=lambda outcome: outcome.client_id)
-    num_sent = sum(outcome.stats is not None for outcome in outcomes)
-    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(round.cohort) - num_sent}
-    record |= {"failures": failures(outcomes, round.absent), "num_late": len(round.late), "simulated_s": round.simulated_s}
+    failed = failures(outcomes, round.absent)
+    record = {"round_index": round_index, "cohort": list(round.cohort), "num_failed": len(failed), "failures": failed}
+    record |= {"num_late": len(round.late), "simulated_s": round.simulated_s}
     record |= {**_client_record(outcomes, trained_s), **server_record}
     if record["clip_fraction"] is None:  # clipped per example at the clients, not per update at the server
         record["clip_fraction"] = record.pop("client_clip_fraction")
@@ -192,11 +192,19 @@ def run_round(simulation: Simulation, round_index: int) -> None:
     record["wall_s"] = time.perf_counter() - started
     simulation.records.append(record)
     progress.record(record)
+    _tell(progress, record, outcomes)
+
+
+def _tell(progress: Progress, record: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Says what of a round did not go as planned."""
+    title = f"round {record['round_index']}"
     for outcome in outcomes:
         if outcome.failure:
-            progress.note(f"round {round_index}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
+            progress.note(f"{title}, client {outcome.client_id}: {outcome.failure.splitlines()[0]}; its update does not count")
     if record["aborted"]:
-        progress.note(f"round {round_index}: {record['num_contributed']} clients sent, too few: nothing is released")
+        progress.note(f"{title}: {record['num_contributed']} clients sent, too few: nothing is released")
+    elif record["empty_round"] and record["cohort"]:
+        progress.note(f"{title}: no client's update counts: {'noise alone' if record['noise_std'] else 'nothing'} is released")
     fate: Any = record.get("synthetic")
     if fate and not fate["num_kept"]:
         progress.note("no synthetic record passed the filters in this round: see synthetic.jsonl for the reasons")
@@ -209,6 +217,14 @@ def _exactness(simulation: Simulation, before: ServerState, outcomes: Sequence[O
         return {}
     rule, setting = lora_rule(simulation.config.lora.aggregation), _setting(simulation)
     return {"exactness_gap": exactness_gap(before.tensors, simulation.state.tensors, clients, rule=rule, setting=setting)}
+
+
+def _all_failed(outcomes: Sequence[Outcome], mechanism: Mechanism) -> bool:
+    """Whether all the clients that there are took part and failed, so that the next round would come to no more.
+
+    Never where a client is protected: that the run ends would tell of its data, and no noise covers that.
+    """
+    return mechanism.kind != "client" and len(outcomes) == mechanism.num_clients and all(outcome.stats is None for outcome in outcomes)
 
 
 def _chunks(client_ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
@@ -226,12 +242,18 @@ def _begun(simulation: Simulation, mechanism: Mechanism) -> Round:
 def _second_trip(
     simulation: Simulation, round: Round, parts: Sequence[Any], traffic: "_Traffic", *, failed: Set[int]
 ) -> tuple[Round, list[Any]]:
-    """The round as those of its clients that have not `failed` are asked once more, and what they send then."""
+    """The round as those of its clients that have not `failed` are asked once more, and what they send then.
+
+    One that fails only then ends the run: what was relayed is made of what it sent before, so that the answers of the others alone would be
+    those to a question about other updates than theirs (of FedASK, the mean without it laid into a basis of the mean with it).
+    Errors: RuntimeError naming the round and the client.
+    """
     again, outcomes = simulation.server.relay(round, parts), list[Outcome]()
     again = dataclasses.replace(again, survivors=tuple(k for k in again.survivors if k not in failed))
 
     def on_done(chunk: Sequence[Outcome]) -> None:
-        check_outcomes(chunk, round_index=round.index)
+        why = "on the second trip, of which the first one already counts its update: "
+        check_outcomes([dataclasses.replace(one, failure=why + one.failure) for one in chunk], round_index=round.index)
         outcomes.extend(chunk)
 
     answers = simulation.clients.run_round(again, _chunks(again.survivors, simulation.experiment.mechanism.chunk_size), on_done)
@@ -578,11 +600,35 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
     done = [record.get("round_index") for record in found.records]
     if found.num_rounds > simulation.num_rounds or done != list(range(found.num_rounds)):
         return f"it says {found.num_rounds} rounds of {simulation.num_rounds}, and holds the records of {len(done)}"
-    num_clients = len(simulation.experiment.shards)
+    clip_norm, adaptive = found.clip_norm, simulation.experiment.mechanism.clipping == "adaptive"
+    if clip_norm is not None and not (adaptive and math.isfinite(clip_norm) and clip_norm > 0):
+        return f"clip_norm={clip_norm:g} is no bound of this run's"
     for client_id, own in found.client_arrays.items():
-        if client_id >= num_clients or ("adapter" in own and own["adapter"].shape != begun["adapter"]):
-            return f"the state of client {client_id} is none of this run's"
+        there = client_id < len(simulation.experiment.shards)
+        if odd_one := _odd_array(simulation, found, client_id, own) if there else "there is no such client":
+            return f"the state of client {client_id} is none of this run's: {odd_one}"
     return ""
+
+
+def _odd_array(simulation: Simulation, found: Snapshot, client_id: int, own: Mapping[str, np.ndarray]) -> str:
+    """The name of an array that the client cannot have kept: of another shape, or not finite though its updates always counted; empty for none."""
+    size, audit = np.shape(simulation.state.tensors["adapter"]), simulation.config.audit
+    by_rule = _shapes_kept(simulation, client_id)
+    diverged = any(failure.get("client_id") == client_id for record in found.records for failure in record.get("failures", ()))
+    for name, array in own.items():
+        shape = by_rule.get(name) if name.startswith(OF_RULE) else (audit.num_canaries,) if name == CANARY_NOTES else size
+        if array.shape != shape or not (diverged or np.isfinite(array).all()):
+            return name
+    return ""
+
+
+def _shapes_kept(simulation: Simulation, client_id: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that the LoRA rule has a client keep, by their names in its state."""
+    rule, nothing = lora_rule(simulation.config.lora.aggregation), np.zeros_like(simulation.state.tensors["adapter"])
+    if rule.kept is None or simulation.layout is None:
+        return {}
+    rank = ranks_of(simulation.config, num_clients=len(simulation.experiment.shards))[client_id]
+    return {f"{OF_RULE}{name}": array.shape for name, array in rule.kept(nothing, nothing, rank, _setting(simulation)).items()}
 
 
 def _resume(simulation: Simulation, state_dir: Path) -> None:

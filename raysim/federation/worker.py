@@ -9,7 +9,8 @@ import gc
 import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,18 @@ logger = logging.getLogger(__name__)
 
 Member = tuple[int, tuple[Example, ...], ClientState | None]
 """A client of a chunk: its id, its examples, and what it keeps."""
+MOST_DEATHS = 3
+"""Processes that die at a client's work, beside the first, before it is given up."""
+
+
+class Watch(Protocol):
+    """Who counts the processes that died at a client's work."""
+
+    def deaths(self, client_id: int) -> int:
+        """How many did, as far as is known."""
+
+    def at_work(self, client_ids: Sequence[int]) -> AbstractContextManager[None]:
+        """While open, these clients are at work."""
 
 
 class Worker:
@@ -85,11 +98,12 @@ class Worker:
         round: Round,
         shards: Sequence[tuple[Example, ...]],
         states: Sequence[ClientState | None],
+        watch: Watch | None = None,
     ) -> tuple[Part | None, list[Outcome], list[ClientState | None]]:
         """What the chunk sends to the server (None if every client failed), and the outcome and new state of each client.
 
         On a second trip nobody trains: clients answer what the server relayed, from what they kept. Where clients add noise of their own, one that
-        failed sends an update of zero, with its noise: nobody sees that it failed.
+        failed sends an update of zero, with its noise: nobody sees that it failed. A client at whose work one process after the other died has failed.
         """
         setting = setting_of(assignment.config, self.language_model(assignment.config.lora).layout)
         outcomes: list[Outcome] = []
@@ -98,7 +112,7 @@ class Worker:
 
         def sent() -> Iterator[Sent]:
             for group in groups(members, size=group_size(assignment.config)):
-                for client_id, outcome, result in self._tried(assignment, round, group, setting):
+                for client_id, outcome, result in self._watched(assignment, round, group, setting, watch):
                     outcomes.append(outcome)
                     if result is not None:
                         new_states[client_id] = _with_kept(result)
@@ -110,6 +124,25 @@ class Worker:
         form = "stack" if own else lora_rule(assignment.config.lora.aggregation).form
         part = sum_sent(sent(), round=round, mechanism=assignment.mechanism, form=form)
         return part, outcomes, list(new_states.values())
+
+    def _watched(
+        self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting, watch: Watch | None
+    ) -> Iterator[tuple[int, Outcome, ClientResult | None]]:
+        """See `_tried`; where a process died at a group's work, each client is tried alone, and given up if that goes on."""
+        if watch is None:
+            yield from self._tried(assignment, round, group, setting)
+            return
+        ids = [client_id for client_id, _, _ in group]
+        deaths = max(watch.deaths(client_id) for client_id in ids)
+        if deaths and len(group) > 1:
+            for member in group:
+                yield from self._watched(assignment, round, [member], setting, watch)
+        elif deaths >= MOST_DEATHS:
+            yield ids[0], Outcome(ids[0], None, failure=f"its process died {deaths} times"), None
+        else:
+            with watch.at_work(ids):
+                found = list(self._tried(assignment, round, group, setting))
+            yield from found
 
     def _tried(
         self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting

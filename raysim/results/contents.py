@@ -226,9 +226,9 @@ class RoundRecord:
     eval: Eval | None
     attack: Attack | None
     num_failed: int = 0
-    """Clients drawn that sent nothing."""
+    """Clients drawn whose updates did not count: they sent nothing, or what is not finite (`num_dropped`)."""
     failures: tuple[Failure, ...] = ()
-    """Those whose updates did not count."""
+    """Each of them, and why."""
     num_late: int = 0
     """Clients that sent after the deadline, and count in the next round."""
     simulated_s: float = 0.0

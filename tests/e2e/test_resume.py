@@ -1,7 +1,9 @@
 """A run that is killed in the middle of any round and started again ends as one that was left alone."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -12,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from raysim.config import Config, load, to_yaml
 from raysim.federation import checkpoint
@@ -21,6 +25,14 @@ from tests.small_runs import command, environment, results, small, started, wait
 
 NUM_ROUNDS = 4
 ROUNDS = [f"server.num_rounds={NUM_ROUNDS}", "train.num_epochs=4"]
+LATE = [
+    "partition.num_clients=4",
+    "clients.speed=lognormal",
+    "clients.spread=2",
+    "clients.token_s=0.1",
+    "clients.deadline_s=60",
+    "clients.late=stale",
+]
 PATIENCE_S = 240
 
 
@@ -119,6 +131,69 @@ def test_a_checkpoint_with_a_flipped_bit_is_passed_over_for_the_one_before(
     run(small("fedpit", *ROUNDS, out=out), display=False, backend=backend)
     assert results(out) == results(undisturbed("fedpit"))
     assert (out / "state" / f"round-{NUM_ROUNDS - 1:05d}" / "manifest.json").stat().st_mtime_ns == before, "one round is repeated, not two"
+
+
+ADAPTIVE = ("fedit-client", "privacy.clipping=adaptive", "privacy.delta=1e-5")
+FORGED: dict[str, tuple[tuple[str, ...], Callable[[Path], object], str]] = {
+    "adapter": (
+        ("scaffold",),
+        lambda at: change(at / "server.safetensors", "adapter", lambda one: one[:-1]),
+        "the server's adapter has another",
+    ),
+    "late": (("fedit", *LATE), lambda at: change(at / "server.safetensors", "late_weight", lambda one: one * np.inf), "are not finite"),
+    "control": (("scaffold",), lambda at: change(at / "client-00001.safetensors", "control", lambda one: one[:3]), "client 1 .*: control"),
+    "nan": (("fedpit",), lambda at: change(at / "client-00001.safetensors", "adapter", lambda one: one * np.nan), "client 1 .*: adapter"),
+    "of a rule": (
+        ("fedit", "lora.aggregation=fedsa"),
+        lambda at: change(at / "client-00002.safetensors", "lora.own_B", lambda one: one[1:]),
+        r"client 2 .*: lora\.own_B",
+    ),
+    "bound": (ADAPTIVE, lambda at: rewrite(at / "records.json", clip_norm=math.nan), "clip_norm=nan is no bound"),
+    "no bound": (("scaffold",), lambda at: rewrite(at / "records.json", clip_norm=1.0), "clip_norm=1 is no bound"),
+    "number": (("scaffold",), lambda at: rewrite(at / "manifest.json", num_rounds=99), "it says 99 rounds of 4"),
+}
+"""By name a run, a change to its last checkpoint that leaves every checksum right, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_checkpoint_with_right_checksums_that_cannot_be_of_the_run_is_passed_over(
+    backend: Backend, undisturbed: Callable[..., Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (method, *more), forge, said = FORGED[name]
+    expected = undisturbed(method, *more)
+    out = unfinished(expected, tmp_path / "run")
+    newest = out / "state" / f"round-{NUM_ROUNDS:05d}"
+    forge(newest)
+    sign(newest)
+    if name == "number":
+        newest = newest.rename(newest.with_name("round-00099"))
+    assert checkpoint.load_checkpoint(newest), "by its checksums it is sound"
+    capsys.readouterr()
+    run(small(method, *ROUNDS, *more, out=out), backend=backend)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert len(notes) == 1
+    assert re.search(f"checkpoint {newest.name} is damaged .*{said}", notes[0])
+    assert results(out) == results(expected)
+
+
+def change(path: Path, name: str, changed: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes one array of a file."""
+    arrays = load_file(path)
+    save_file(arrays | {name: np.ascontiguousarray(changed(arrays[name]))}, path)
+
+
+def rewrite(path: Path, **values: object) -> None:
+    """Changes values of an object in a file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def sign(folder: Path) -> None:
+    """Gives a checkpoint's manifest the checksums of what is there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"] = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in manifest["files"]}
+    signature = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    rewrite(folder / "manifest.json", files=manifest["files"], sha256=signature)
 
 
 def test_a_bit_flipped_anywhere_in_a_checkpoints_list_of_files_is_seen(undisturbed: Callable[..., Path], tmp_path: Path) -> None:

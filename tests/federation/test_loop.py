@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +23,19 @@ from raysim.federation import loop
 from raysim.federation.assignment import Assignment
 from raysim.federation.in_process import LocalClients
 from raysim.federation.loop import due
+from raysim.federation.on_ray.metrics import METRICS
 from raysim.federation.setup import Experiment, prepare
-from raysim.federation.worker import Worker
+from raysim.federation.worker import Member, Worker
 from raysim.lora.layout import Vector
+from raysim.lora.rule import Setting, lora_rule
 from raysim.measure.evaluate import Job
-from raysim.privacy.clipping import clip_and_sum
+from raysim.methods.call import ClientResult
+from raysim.model.base_model import BaseModel
 from raysim.privacy.cohort import Round
 from raysim.privacy.noise import gaussian
 from raysim.rng import seed_for
 from raysim.runs.run import Backend, Run, open_backend, run
+from tests.failing_clients import broken
 from tests.small_runs import small
 
 
@@ -432,8 +437,13 @@ def test_an_update_that_is_not_finite_is_dropped_and_counted_and_costs_no_privac
     backend: Backend, tmp_path: Path, method: str, value: float
 ) -> None:
     healthy = finished(method, backend=backend, out=tmp_path / "healthy")
-    other = Seam(backend.key, backend.worker, None, partial(Diverging, backend.worker, value=value))
+    other = Seam(backend.key, backend.worker, None, partial(LocalClients, Diverging(backend.worker._base, value=value)))
     done = finished(method, backend=other, out=tmp_path / "diverged")
+    failure = {"client_id": 1, "reason": "its update is not finite (adapter); lower train.lr"}
+    assert [(record["failures"], record["num_failed"]) for record in done.records] == [([failure], 1)] * 2
+    assert METRICS["raysim_failed_clients"][1](done.records) == 2
+    cells = r"<td>[^<]*</td><td>1</td><td>1, 2</td><td[^>]*>its update is not finite \(adapter\); lower train.lr</td>"
+    assert re.search(cells, done.page.read_text())
     assert [record["num_dropped"] for record in done.records] == [1, 1]
     assert [record["num_contributed"] for record in done.records] == [2, 2]
     assert done.summary["num_dropped"] == 2
@@ -444,21 +454,19 @@ def test_an_update_that_is_not_finite_is_dropped_and_counted_and_costs_no_privac
     assert np.isfinite(load_file(tmp_path / "diverged" / "state" / "round-00002" / "server.safetensors")["adapter"]).all()
 
 
-class Diverging(LocalClients):
-    """Local clients of which client 1 sends an update with one coordinate that is not a number."""
+class Diverging(Worker):
+    """A worker at which the update of client 1 has one coordinate that is not a number."""
 
-    def __init__(self, worker: Worker, assignment: Assignment, experiment: Experiment, *, value: float) -> None:
-        super().__init__(worker, assignment, experiment)
-        self._mechanism, self._assigned, self._value = experiment.mechanism, assignment, value
+    def __init__(self, base: BaseModel, *, value: float) -> None:
+        super().__init__(base, device="cpu", num_threads=1)
+        self._value = value
 
-    def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: loop.OnDone) -> list[Any]:
-        """See `Clients`."""
-        sums: list[Any] = super().run_round(round, chunks, on_done)
-        spoilt = np.zeros_like(round.broadcast["adapter"])
-        spoilt[3] = self._value
-        weights = [self._assigned.weights[1]]
-        sums[chunks.index((1,))] = clip_and_sum([spoilt], weights=weights, clip_norm=self._mechanism.update_clip_norm)
-        return sums
+    def _trained(self, assignment: Assignment, round: Round, group: Sequence[Member], setting: Setting) -> list[ClientResult]:
+        results = super()._trained(assignment, round, group, setting)
+        for (client_id, _, _), result in zip(group, results, strict=True):
+            if client_id == 1:
+                result.upload["adapter"][3] = self._value
+        return results
 
 
 def failing(backend: Backend) -> Seam:
@@ -496,13 +504,91 @@ def test_a_client_that_raises_is_in_the_records_and_on_the_page_and_the_round_go
     assert "IndexError" in page
 
 
-def test_a_round_in_which_every_client_fails_ends_the_run(backend: Backend, tmp_path: Path) -> None:
-    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
-        shard = broken(experiment).shards[2]
-        return LocalClients(backend.worker, assignment, dataclasses.replace(experiment, shards=(shard,) * 3))
+def all_failing(backend: Backend) -> Seam:
+    """A backend of which each client has broken data."""
 
+    def make(assignment: Assignment, experiment: Experiment) -> LocalClients:
+        shards = (broken(experiment).shards[2],) * len(experiment.shards)
+        return LocalClients(backend.worker, assignment, dataclasses.replace(experiment, shards=shards))
+
+    return Seam(backend.key, backend.worker, None, make)
+
+
+def test_a_round_in_which_every_client_of_a_run_fails_ends_it(backend: Backend, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="round 0, client 0: IndexError"):
-        finished("fedit", backend=Seam(backend.key, backend.worker, None, make), out=tmp_path / "run")
+        finished("fedit", backend=all_failing(backend), out=tmp_path / "run")
+
+
+def test_a_round_whose_whole_cohort_fails_releases_nothing_and_the_run_goes_on(backend: Backend, tmp_path: Path) -> None:
+    """The others of the run may do better."""
+    settings = ["server.cohort_size=1", "server.num_rounds=6", "evaluate.every=0", "attack.every=-1"]
+    done = finished("fedit", *settings, backend=failing(backend), out=tmp_path / "run")
+    whole = [record["cohort"] for record in done.records]
+    assert [2] in whole, "the cohorts of this seed must draw the client that fails"
+    assert any(cohort != [2] for cohort in whole), "and others"
+    for record in done.records:
+        fails = record["cohort"] == [2]
+        assert [failure["client_id"] for failure in record["failures"]] == [2] * fails
+        assert (record["num_failed"], record["num_contributed"], record["empty_round"]) == (fails, not fails, fails)
+        assert record["num_failed"] == 0 or (record["uplink_bytes"], record["train_loss"]) == (0, None)
+    without = finished("fedit", *settings, "clients.dropout_by_client=[0,0,0.99]", backend=backend, out=tmp_path / "without")
+    assert done.summary["adapter_sha256"] == without.summary["adapter_sha256"]
+
+
+def test_whether_the_whole_cohort_of_protected_clients_fails_shows_in_no_noise_and_no_ledger(backend: Backend, tmp_path: Path) -> None:
+    """Such a round is the one of an empty cohort: noise alone, and accounted."""
+    healthy = finished("fedit-client", backend=backend, out=tmp_path / "healthy")
+    done = finished("fedit-client", backend=all_failing(backend), out=tmp_path / "run")
+    nobody = finished("fedit-client", "clients.dropout=0.99", backend=backend, out=tmp_path / "nobody")
+    assert [record["num_contributed"] for record in nobody.records] == [0, 0]
+    for record, sound, empty in zip(done.records, healthy.records, nobody.records, strict=True):
+        assert (record["num_failed"], record["empty_round"], record["aborted"]) == (3, True, False)
+        assert {failure["reason"].partition(":")[0] for failure in record["failures"]} == {"IndexError"}
+        for key in ("noise_std", "epsilon", "epsilon_rdp"):
+            assert record[key] == sound[key] == empty[key]
+    assert done.ledger == healthy.ledger
+    assert done.summary["adapter_sha256"] == nobody.summary["adapter_sha256"], "the same noise, and nothing else"
+
+
+def test_a_client_that_fails_only_on_the_second_trip_ends_the_run_and_is_told_why(backend: Backend, tmp_path: Path) -> None:
+    class Lost(LocalClients):
+        def run_round(self, round: Round, chunks: Sequence[tuple[int, ...]], on_done: loop.OnDone) -> list[Any]:
+            if round.trip:
+                self._states.pop(1)
+            return super().run_round(round, chunks, on_done)
+
+    other = Seam(backend.key, backend.worker, None, partial(Lost, backend.worker))
+    with pytest.raises(
+        RuntimeError, match="round 0, client 1: on the second trip, of which the first one already counts its update: KeyError"
+    ):
+        finished("fedit", "lora.aggregation=fedask", backend=other, out=tmp_path / "run")
+    done = finished("fedit", "lora.aggregation=fedask", backend=failing(backend), out=tmp_path / "first")
+    assert [[failure["client_id"] for failure in record["failures"]] for record in done.records] == [[2], [2]]
+
+
+def test_a_deadline_changes_neither_the_noise_nor_the_ledger_of_protected_clients(backend: Backend, tmp_path: Path) -> None:
+    """Who comes too late adds zero to a sum that is divided and noised as if everybody came."""
+    base = ["partition.scheme=quantity", "partition.alpha=0.3", "clients.token_s=1", "attack.every=-1", "privacy.delta=1e-5"]
+    settings = [*base, "privacy.noise_at=server", "privacy.clip_norm=1e-3", "privacy.noise_multiplier=1e-6"]
+    everybody = finished("fedit-client", *settings, backend=backend, out=tmp_path / "all")
+    sizes = [client["num_tokens"] for client in json.loads((tmp_path / "all" / "partition.json").read_text())["clients"]]
+    deadline = f"clients.deadline_s={sorted(sizes)[0]}"
+    done = finished("fedit-client", *settings, deadline, backend=backend, out=tmp_path / "late")
+    assert [record["num_failed"] for record in done.records] == [2, 2], "else nobody came too late"
+    assert [record["num_contributed"] for record in done.records] == [1, 1]
+    assert done.ledger == everybody.ledger
+    for key in ("noise_std", "epsilon", "epsilon_rdp", "clip_norm"):
+        assert [record[key] for record in done.records] == [record[key] for record in everybody.records]
+    first = begun(done, backend)
+    moved = float(np.linalg.norm(released(tmp_path / "late", 1) - first))
+    assert moved == pytest.approx(1e-3 / 3, rel=1e-2), "one clipped update, divided by the three that were expected"
+
+
+def begun(done: Run, backend: Backend) -> Vector:
+    """The adapter before the first round."""
+    layout = backend.worker.language_model(done.config.lora).layout
+    adapter: Vector = lora_rule(done.config.lora.aggregation).start(layout, done.config.seed)["adapter"]
+    return adapter
 
 
 def test_a_round_to_which_too_few_clients_send_releases_nothing_and_says_so(
@@ -562,12 +648,6 @@ def test_what_comes_late_counts_in_the_next_round_or_not_at_all_and_a_resume_cha
 def everybody_weight(out: Path, client_id: int) -> float:
     """The weight of a client: its number of examples."""
     return float(json.loads((out / "partition.json").read_text())["clients"][client_id]["num_examples"])
-
-
-def broken(experiment: Experiment) -> Experiment:
-    """The experiment with a token in client 2's shard that the model does not know."""
-    example = dataclasses.replace(experiment.shards[2][0], response_ids=(10**6,))
-    return dataclasses.replace(experiment, shards=(*experiment.shards[:2], (example,)))
 
 
 def kept(out: Path, num_rounds: int) -> dict[int, Vector]:

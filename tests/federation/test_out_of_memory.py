@@ -7,9 +7,14 @@ import sys
 import pytest
 
 from raysim.config import load
-from raysim.federation.worker import smaller_micro_batch
+from raysim.federation.assignment import Assignment
+from raysim.federation.worker import Worker, smaller_micro_batch
+from raysim.model.base_model import load_base_model
 from raysim.model.train import is_out_of_memory
+from raysim.privacy.clipping import ChunkSum
 from tests.conftest import SMALL
+from tests.failing_clients import Hungry
+from tests.method_calls import make_call
 from tests.small_runs import environment
 
 SCRIPT = """
@@ -70,6 +75,27 @@ def test_a_client_out_of_memory_comes_to_what_a_smaller_micro_batch_does() -> No
     assert "out of memory; clients [0] again, train.micro_batch_size=32" in found["said"][0]
     assert found["same"]
     assert not found["other"], "else the test could not tell"
+
+
+def test_a_client_that_runs_out_of_memory_one_example_at_a_time_fails_and_the_others_count(caplog: pytest.LogCaptureFixture) -> None:
+    config = load("", [*SMALL, "train.batch_size=4", "clients.batched=2"])
+    worker = Worker(load_base_model("tiny"), device="cpu", num_threads=1)
+    call = make_call(worker.language_model(config.lora))
+    assignment = Assignment(config, call.mechanism, (1.0,) * 9)
+    [example, *_] = call.shard
+    hungry = (Hungry(example.record, example.prompt_ids, example.response_ids),)
+    with caplog.at_level("WARNING", logger="raysim.federation.worker"):
+        part, outcomes, _ = worker.run_chunk(assignment, (0, 2), call.round, [call.shard, hungry], [None, None])
+    assert [(one.client_id, one.failure.partition(":")[0], one.stats is None) for one in outcomes] == [
+        (0, "", False),
+        (2, "MemoryError", True),
+    ]
+    alone, _, _ = worker.run_chunk(assignment, (0,), call.round, [call.shard], [None])
+    assert isinstance(part, ChunkSum)
+    assert isinstance(alone, ChunkSum)
+    assert (part.total.tobytes(), part.weight) == (alone.total.tobytes(), 1.0)
+    tried = [message for message in caplog.messages if "clients [2] again" in message]
+    assert [message.rpartition("=")[2] for message in tried][-1] == "1", "down to one example"
 
 
 def test_the_micro_batch_is_halved_down_to_one() -> None:

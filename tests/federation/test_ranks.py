@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
+from raysim.federation.setup import Experiment
+from raysim.federation.worker import MOST_DEATHS
 from raysim.results.folders import RunFolder
 from raysim.runs.run import open_backend, resolved, run
+from tests.failing_clients import FAILS, Failing, deadly, failing_at_one_rank
 from tests.small_runs import METHODS, small, wait_for
 
 pytest.importorskip("deepspeed")
@@ -68,3 +72,20 @@ def test_a_rank_that_is_killed_changes_nothing(tmp_path: Path, killed: int) -> N
     assert before != after
     run(resolved(small("fedit", *HERE, *RANKS, "train.num_epochs=8", out=tmp_path / "quiet")), display=False)
     assert adapter(tmp_path / "killed").tobytes() == adapter(tmp_path / "quiet").tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("spoil", [deadly, failing_at_one_rank])
+def test_a_client_at_whose_work_a_group_always_ends_is_given_up(tmp_path: Path, spoil: Callable[[Experiment], Experiment]) -> None:
+    """It ends the processes of all ranks, or one rank alone fails, so that they never agree."""
+    few = ["partition.num_clients=3", "server.num_rounds=1", "attack.every=-1", "evaluate.every=0"]
+    config = resolved(small("fedit", *HERE, *RANKS, *few, out=tmp_path / "ranks"))
+    with open_backend(config) as backend:
+        failing = Failing(backend.key, backend.worker, backend.ray, spoil)
+        [record] = run(config, display=False, backend=failing).records
+        without = [*few, "clients.dropout_by_client=[0,0,0.99]"]
+        run(resolved(small("fedit", *HERE, *RANKS, *without, out=tmp_path / "without")), display=False, backend=backend)
+    assert record["failures"] == [{"client_id": FAILS, "reason": f"its process died {MOST_DEATHS} times"}]
+    assert record["num_contributed"] == 2
+    assert adapter(tmp_path / "ranks").tobytes() == adapter(tmp_path / "without").tobytes()

@@ -23,12 +23,15 @@ from safetensors.numpy import load_file
 from raysim.federation.assignment import Assignment
 from raysim.federation.on_ray.server import ServerActor
 from raysim.federation.server import ServerState
+from raysim.federation.worker import MOST_DEATHS
 from raysim.lora.spec import RULES
 from raysim.privacy.cohort import Round
 from raysim.runs.run import Backend, open_backend, run
+from tests.failing_clients import FAILS, Failing, broken, deadly
 from tests.small_runs import results, small
 
 FEDERATED = ["fedit", "fedpit", "dplora-example", "dplora-literal", "fedit-client"]
+PAUSE_S = 2.0
 RAY = ["resources.backend=ray", "resources.num_actors=3"]
 QUICK = [
     "server.num_rounds=3",
@@ -225,6 +228,49 @@ def test_a_killed_server_actor_changes_nothing(backend: Backend, in_process: Cal
     assert results(tmp_path / "run") == expected
 
 
+@pytest.mark.parametrize("who", ["clients", "server"])
+def test_paused_actors_change_nothing(backend: Backend, in_process: Callable[..., Path], tmp_path: Path, who: str) -> None:
+    busy = ["train.num_epochs=12", "evaluate.every=0", "attack.every=-1"]
+    expected = results(in_process("fedit", *busy))
+    two = first(backend, 2)
+    before = pids(two)
+    done = time.monotonic()
+    with killing(before[who], once=tmp_path / "run" / "state" / "round-00001", after_s=0.0, pause_s=PAUSE_S) as paused:
+        run(small("fedit", *RAY, *busy, out=tmp_path / "run"), display=False, backend=two)
+        done = time.monotonic()
+    assert paused.ended_at is not None, "they were not paused"
+    assert paused.ended_at < done, "the run was over before they went on"
+    assert pids(two)[who] == before[who], "they are the ones that were paused"
+    assert results(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("method", ["fedit", "fedit-client"])
+def test_a_client_that_raises_on_an_actor_is_the_failure_that_it_is_in_process(backend: Backend, tmp_path: Path, method: str) -> None:
+    for name, where in (("ray", first(backend, 2).ray), ("here", None)):
+        run(small(method, *RAY, out=tmp_path / name), display=False, backend=Failing(backend.key, backend.worker, where, broken))
+    assert results(tmp_path / "ray") == results(tmp_path / "here")
+    [failure] = rounds(tmp_path / "ray")[0]["failures"]
+    assert (failure["client_id"], failure["reason"].partition(":")[0]) == (FAILS, "IndexError")
+
+
+def test_a_client_that_always_ends_its_process_is_given_up_and_the_others_count(backend: Backend, tmp_path: Path) -> None:
+    settings = ["server.num_rounds=1", "evaluate.every=0", "attack.every=-1"]
+    one = Failing(backend.key, backend.worker, first(backend, 1).ray, deadly)
+    run(small("fedit", *RAY, *settings, out=tmp_path / "ray"), display=False, backend=one)
+    local = Failing(backend.key, backend.worker, None, broken)
+    run(small("fedit", *settings, out=tmp_path / "here"), display=False, backend=local)
+    [record], [other] = rounds(tmp_path / "ray"), rounds(tmp_path / "here")
+    assert record["failures"] == [{"client_id": FAILS, "reason": f"its process died {MOST_DEATHS} times"}]
+    assert (record["num_failed"], record["num_contributed"]) == (other["num_failed"], other["num_contributed"]) == (1, 2)
+    assert results(tmp_path / "ray")["adapter_sha256"] == results(tmp_path / "here")["adapter_sha256"]
+
+
+def test_such_a_client_ends_the_run_in_one_line_where_records_are_protected(backend: Backend, tmp_path: Path) -> None:
+    one = Failing(backend.key, backend.worker, first(backend, 1).ray, deadly)
+    with pytest.raises(RuntimeError, match=f"^round 0, client {FAILS}: its process died {MOST_DEATHS} times$"):
+        run(small("dplora-example", *RAY, *QUICK, out=tmp_path / "run"), display=False, backend=one)
+
+
 def test_the_order_of_evaluation_jobs_changes_nothing(backend: Backend, tmp_path: Path) -> None:
     every = ["data.num_heldout=8", "evaluate.num_generated=8", "evaluate.batch_size=2", "attack.num_examples=8"]
     out = tmp_path / "forward"
@@ -293,15 +339,18 @@ def pids(backend: Backend) -> dict[str, list[int]]:
 
 
 class killing:
-    """While open, a thread that waits for the folder `once`, then `after_s` seconds, and kills the processes."""
+    """While open, a thread that waits for the folder `once`, then `after_s` seconds, and kills the processes; or has them stop for `pause_s`."""
 
-    def __init__(self, victims: list[int], *, once: Path, after_s: float) -> None:
-        self._victims, self._once, self._after_s = victims, once, after_s
+    def __init__(self, victims: list[int], *, once: Path, after_s: float, pause_s: float = 0.0) -> None:
+        self._victims, self._once, self._after_s, self._pause_s = victims, once, after_s, pause_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._kill)
+        self.ended_at: float | None = None
+        """When the processes went on."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "killing":
         self._thread.start()
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
@@ -313,4 +362,10 @@ class killing:
                 return
         time.sleep(self._after_s)
         for pid in self._victims:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP if self._pause_s else signal.SIGKILL)
+        if not self._pause_s:
+            return
+        time.sleep(self._pause_s)
+        for pid in self._victims:
+            os.kill(pid, signal.SIGCONT)
+        self.ended_at = time.monotonic()

@@ -8,7 +8,7 @@ import ray
 
 from raysim.federation.assignment import Assignment
 from raysim.federation.faults import Outcome
-from raysim.federation.worker import Worker
+from raysim.federation.worker import Watch, Worker
 from raysim.methods.call import ClientState
 from raysim.privacy.cohort import Round
 
@@ -40,9 +40,11 @@ def run_chunk(
     shards: Sequence[bytes],
     places: Sequence[Place | None],
     kept: Sequence[Any],
+    watch: Watch | None,
 ) -> ChunkDone:
     """See `Worker.run_chunk`; shards come pickled, and a client's state is at its place in `kept`."""
     states = [None if place is None else kept[place[0]][place[1]] for place in places]
-    part, outcomes, new_states = worker.run_chunk(assignment, client_ids, round, [pickle.loads(shard) for shard in shards], states)
+    own = [pickle.loads(shard) for shard in shards]
+    part, outcomes, new_states = worker.run_chunk(assignment, client_ids, round, own, states, watch)
     has_states = any(state is not None for state in new_states)
     return part, (outcomes, has_states), new_states if has_states else []

@@ -1,6 +1,7 @@
 """Ray: the same workers and the same server as actors, the base model's weights shared by all of a node.
 
-Every call is a pure function of its arguments, so actors restart and calls are retried without a trace in the results.
+Every call is a pure function of its arguments, so actors restart and calls are retried without a trace in the results. A client at whose work
+one process after the other dies is given up (see `deaths`).
 What a client keeps is a separate return value of its call: the driver holds the reference, and no argument of the server's
 `step` ever is one.
 """
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import os
 import pickle
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +28,7 @@ with uncollected():
     from raysim.federation.loop import OnDone
     from raysim.federation.on_ray.base import SharedBase
     from raysim.federation.on_ray.chunk import ChunkDone, Place, Reader, run_chunk
+    from raysim.federation.on_ray.deaths import Notes, whole
     from raysim.federation.on_ray.memory import keep_freed_memory, return_freed_memory
     from raysim.federation.on_ray.ranks import RankGroup
     from raysim.federation.on_ray.server import ServerActor
@@ -50,11 +53,12 @@ MANY = 8
 class ClientActor:
     """A `Worker` whose calls return what a chunk sends, its outcomes, and what its clients keep, as objects of their own."""
 
-    def __init__(self, *, num_threads: int, num_gpus: float) -> None:
+    def __init__(self, *, num_threads: int, num_gpus: float, server: str) -> None:
+        """`server` is the name of the server's actor."""
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._num_threads, self._device = num_threads, "cuda" if num_gpus > 0 else "cpu"
         self._worker: Worker | None = None
-        self._read = Reader()
+        self._read, self._notes = Reader(), Notes(server)
         keep_freed_memory()
         if 0 < num_gpus < 1:
             torch.cuda.set_per_process_memory_fraction(num_gpus)
@@ -63,13 +67,16 @@ class ClientActor:
         self, refs: Sequence[Any], client_ids: Sequence[int], shards: Sequence[bytes], places: Sequence[Place | None], *kept: Any
     ) -> ChunkDone:
         """See `chunk.run_chunk`; `refs` lead to the base model, the assignment and the round."""
-        base, assignment, round = self._read(refs)
-        return run_chunk(self._on(base), assignment, client_ids, round, shards, places, kept)
+        watch = self._notes.watch()
+        with whole(watch, num_clients=len(client_ids)):
+            base, assignment, round = self._read(refs)
+            return run_chunk(self._on(base), assignment, client_ids, round, shards, places, kept, watch)
 
     def run_job(self, base_refs: Sequence[Any], lora: LoraConfig, adapter: Released, job: Job) -> list[Any]:
         """See `Worker.run_job`; `base_refs` holds the reference to the base model."""
-        [base] = self._read(base_refs)
-        return self._on(base).run_job(lora, adapter, job)
+        with whole(self._notes.watch(), num_clients=0):
+            [base] = self._read(base_refs)
+            return self._on(base).run_job(lora, adapter, job)
 
     def rest(self) -> None:
         """Gives freed memory back, until there is work again."""
@@ -97,16 +104,19 @@ class RayBackend:
         if client.memory_gb > 0:
             options["memory"] = int(client.memory_gb * GIB)
         self.groups: list[RankGroup] = []
+        name = f"server {secrets.token_hex(8)}"
+        self.server: Any = ray.remote(ServerActor).options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         if sharding is None:
             actor_class = ray.remote(ClientActor).options(**options)
             self.actors: list[Any] = [
-                actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus) for _ in range(num_actors)
+                actor_class.remote(num_threads=resources.num_threads, num_gpus=client.num_gpus, server=name) for _ in range(num_actors)
             ]
         else:
-            self.groups = [RankGroup(client, sharding, num_threads=resources.num_threads, options=options) for _ in range(num_actors)]
+            self.groups = [
+                RankGroup(client, sharding, num_threads=resources.num_threads, options=options, server=name) for _ in range(num_actors)
+            ]
             self.actors = [group.first for group in self.groups]
         self._resting: list[Any] = []
-        self.server: Any = ray.remote(ServerActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
     def close(self) -> None:
         """Ends the actors, unless they ended with the connection to Ray."""

@@ -19,18 +19,18 @@ REPEAT_S = 5.0
 
 
 def _clients_per_s(records: Records) -> float:
-    """Clients that sent something, per second in which the last round's clients were at work."""
+    """Clients whose updates count, per second in which the last round's clients were at work."""
     last = records[-1]
     return (len(last["cohort"]) - last["num_failed"]) / last["client_s"]
 
 
 METRICS: dict[str, tuple[str, Callable[[Records], float | None]]] = {
     "raysim_round": ("Rounds that the run has finished", lambda records: records[-1]["round_index"] + 1),
-    "raysim_clients_per_s": ("Clients of the last round that sent an update, per second", _clients_per_s),
+    "raysim_clients_per_s": ("Clients of the last round whose updates count, per second", _clients_per_s),
     "raysim_tokens_per_s": ("Tokens trained on in the last round, per second", lambda records: records[-1]["tokens_per_s"]),
     "raysim_epsilon": ("Epsilon spent so far; no value where nothing is promised", lambda records: records[-1]["epsilon"]),
     "raysim_failed_clients": (
-        "Clients that dropped out or failed so far",
+        "Clients so far that dropped out, came too late, failed or sent what is not finite",
         lambda records: sum(record["num_failed"] for record in records),
     ),
 }
