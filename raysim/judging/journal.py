@@ -5,6 +5,7 @@ same model behind another address or port gives the same judgements.
 Left out: several processes writing one file (refused), and removing lines.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -67,12 +68,21 @@ class Journal:
             return list(self._replies.values())
 
     def append(self, entry: Entry) -> None:
-        """Writes an entry, and returns when it is on disk."""
+        """Writes an entry, and returns when it is on disk; where that is refused, the file stays as it was.
+
+        Errors: OSError naming the file.
+        """
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()  # ASCII: a model may say half of a surrogate pair
         with self._lock:
-            while line:  # a full disk or a signal may take a part only
-                line = line[os.write(self._file, line) :]
-            os.fsync(self._file)
+            before = os.fstat(self._file).st_size
+            try:
+                while line:  # a full disk or a signal may take a part only
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+            except OSError as error:
+                with contextlib.suppress(OSError):  # the next start cuts a last line without an end
+                    os.ftruncate(self._file, before)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
