@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from raysim import cli, storage
 from raysim.config import Config
@@ -395,3 +398,28 @@ def test_a_file_system_that_is_read_only_is_one_line(tmp_path: Path) -> None:
     assert line.startswith(
         f"raysim: out='{tmp_path}/runs/out' cannot be written (Read-only file system, '{tmp_path}'); choose another folder"
     )
+
+
+JUNK: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps({"weights": [1.0]})),
+    "missing": lambda path: path.unlink(),
+    "a text": lambda path: path.write_text("these are no weights\n" * 50),
+    "other tensors": lambda path: path.write_bytes(save({"x": np.zeros(3, dtype=np.float32)})),
+}
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["", "sealed anew"])
+@pytest.mark.parametrize("what", JUNK)
+def test_an_audit_of_a_run_whose_adapter_is_none_is_one_line_that_names_the_file(
+    what: str, sealed: bool, finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished("fedit"), tmp_path / "run"))
+    JUNK[what](out / files.ADAPTER / files.TENSORS)
+    if sealed:
+        files.seal(out)
+    assert cli.main(["audit", str(out), "--attack", "membership", "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{files.ADAPTER}/{files.TENSORS}" in line
+    assert "; restore the file" in line or "; finish it again: raysim run" in line
+    assert not (out / files.AUDIT).exists()
