@@ -5,6 +5,7 @@
 # make INSTALLER=pip ...                                 pip instead of uv, which takes minutes instead of seconds
 # make cluster-test                                      a cluster of two nodes on this machine: a sweep as a job, one node dies
 # make sbom                                              what is installed, as a CycloneDX list: sbom.json
+# make release                                           the source archive with that list in it, and the wheel: dist/
 # make lock                                              the lock files anew, from the ranges of pyproject.toml
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: run test lint format setup lock bench clean cluster-test sbom
+.PHONY: run test lint format setup lock bench clean cluster-test sbom release
 
 run: $(STAMP)
 	$(BIN)/raysim compare configs/quickstart.yaml $(if $(OUT),out=$(OUT)) $(ARGS)
@@ -43,6 +44,9 @@ cluster-test: $(STAMP)
 
 sbom: $(STAMP)
 	$(BIN)/python -m tools.sbom $(ARGS)
+
+release: sbom
+	$(BIN)/python -m hatchling build -d dist
 
 # Resolves the ranges of pyproject.toml anew; ARGS=--upgrade takes the newest versions that they allow.
 lock: $(STAMP)

@@ -23,6 +23,7 @@ from raysim.console.tables import print_comparison
 from raysim.errors import check_path, one_line, plain_errors
 from raysim.imports import uncollected
 from raysim.remote import copied, is_url, origin, worked_on
+from raysim.storage import held
 from raysim.sweeps.space import check_points, check_sweep, grid_points, probe_points
 
 EPILOG = """examples:
@@ -326,7 +327,9 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"{arguments.folder!r} is neither the folder of a run (no {files.ROUNDS}) nor of a comparison (no runs below it) or sweep"
         )
-    print(origin(writers[kind](folder)))
+    with held(folder):
+        page = writers[kind](folder)
+    print(origin(page))
     return 0
 
 

@@ -1,6 +1,11 @@
 """The list of what raysim is made of: every pinned package once, its references closed, and the same each time."""
 
+import importlib.util
 import json
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -47,3 +52,23 @@ def test_it_is_a_file_of_cyclonedx_and_the_same_each_time(tmp_path: Path, capsys
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
     assert found["metadata"]["component"]["version"] == __version__
     assert f"{tmp_path / 'one.json'}: {len(found['components'])} packages" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="needs the build backend")
+def test_the_source_archive_of_a_release_has_it(tmp_path: Path) -> None:
+    """By the commands of `make release`, in a copy of what they read, which ignores the list as the tree does."""
+    (recipe,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "hatchling build" in line]
+    place = tmp_path / "tree"
+    shutil.copytree(ROOT / "raysim", place / "raysim")
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, place)
+    main([str(place / "sbom.json")])
+    words = recipe.replace("$(BIN)/python", sys.executable).split()
+    subprocess.run([*words, "-t", "sdist"], cwd=place, check=True, capture_output=True, timeout=120)
+    (path,) = (place / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        (name,) = [name for name in archive.getnames() if name.endswith("/sbom.json")]
+        packed = archive.extractfile(name)
+        assert packed is not None
+        assert json.load(packed) == document()

@@ -114,3 +114,25 @@ def test_a_lock_file_that_says_nothing_is_still_a_lock(tmp_path: Path, monkeypat
         (tmp_path / storage.LOCK).write_text("[]")
         with pytest.raises(ValueError, match="by another process"), held(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("number", storage.NO_LOCKS)
+def test_on_a_file_system_without_locks_nobody_is_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    with held(tmp_path / "run"), held(tmp_path / "run"):
+        write_text(tmp_path / "run" / "a", "x")
+    assert names(tmp_path / "run") == ["a"]
+
+
+def test_a_lock_that_fails_otherwise_is_an_error_and_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Input/output error"), held(tmp_path / "run"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -115,14 +115,19 @@ def as_markdown(rows: Sequence[Row], runs: Runs, *, title: str) -> str:
     table = entry_table(runs)
     lines += ["", "Every entry (mean over seeds, standard deviation):", "", _table_row(["entry", "seeds", *table.headings])]
     lines.append("|---" * (2 + len(table.headings)) + "|")
-    lines += [_table_row([row.entry.replace("<", "&lt;"), str(row.num_seeds), *row.cells]) for row in table.rows]
-    lines += ["", *notes(runs)]
+    lines += [_table_row([_plain(row.entry), str(row.num_seeds), *row.cells]) for row in table.rows]
+    lines += ["", *map(_plain, notes(runs))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def seeds_of(runs: Runs) -> list[int]:
     """The seeds of the comparison, ascending."""
     return sorted({seed for members in runs.values() for seed in members})
+
+
+def _plain(text: str) -> str:
+    """A text in Markdown that is no HTML and no formula."""
+    return " ".join(text.replace("<", "&lt;").replace("$", "\\$").split())
 
 
 def _table_row(cells: Sequence[str]) -> str:

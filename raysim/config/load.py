@@ -237,7 +237,8 @@ def _thaw(node: Any) -> None:
 def _read(path: Path) -> DictConfig:
     """A file's layer."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"config: {path} cannot be read: {error.strerror or one_line(error)}") from None
     return _layer_of(path, content)
@@ -247,7 +248,7 @@ def _read(path: Path) -> DictConfig:
 def _layer_of(path: Path, content: bytes) -> DictConfig:
     """The layer of a file with this content (a merge copies it)."""
     if len(content) > MOST_BYTES:
-        raise ValueError(f"config: {path} has {len(content):,} bytes, of which a configuration may have {MOST_BYTES:,}; name the YAML file")
+        raise ValueError(f"config: {path} has more than the {MOST_BYTES:,} bytes that a configuration may have; name the YAML file")
     try:
         num_values = _num_values(yaml.compose(content, Loader=yaml.SafeLoader), {})
         if num_values > MOST_VALUES:

@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ LINE_END = re.compile(r"\r\n|\n|\r")
 """What ends a line of a file. `str.splitlines` also ends one at characters that stand within texts, such as U+2028."""
 
 UNPACK: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-MOST_UNPACKED_BYTES = 4 * 2**30
-"""Of a packed file, unpacked: a few kilobytes can hold as much as a disk."""
+MOST_UNPACKED_BYTES = 2**30
+"""Of a packed file, unpacked, and of the values of a Parquet file: a few kilobytes can hold as much as a disk."""
+MOST_LINE = 2**25
+"""Characters of a record that is a line of JSON: more than a text of the most characters takes, each of them written as its code."""
+CHUNK_BYTES, BATCH_ROWS = 2**20, 1000
+"""How much is unpacked at once."""
 MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 """Byte order marks and the encodings they tell, the longer ones first."""
 OWN_READERS = ("json", "csv", "text", "parquet")
@@ -95,7 +99,10 @@ def json_items(text: str, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]
         items = list(_one_after_another(text))
     else:
         if len(lines) != 1:
-            yield from ((f"line {number}", _parsed(line, line=number)) for number, line in lines)
+            for number, line in lines:
+                if len(line) > MOST_LINE:
+                    raise ValueError(f"line {number} has {len(line):,} characters, of which a record may have {MOST_LINE:,}; remove it")
+                yield f"line {number}", _parsed(line, line=number)
             return
         items = [(f"line {lines[0][0]}", first)]
     yield from _unwrapped(items[0][1], wanted=wanted) if len(items) == 1 else items
@@ -171,11 +178,17 @@ def _text_of_file(path: str, *, name: str, say: Callable[[str], None]) -> str:
 
 
 def _unpacked(content: bytes, *, packing: str) -> bytes:
+    unpacked = io.BytesIO()
     with UNPACK[packing](io.BytesIO(content)) as file:
-        unpacked: bytes = file.read(MOST_UNPACKED_BYTES + 1)
-    if len(unpacked) > MOST_UNPACKED_BYTES:
+        while chunk := file.read(CHUNK_BYTES):
+            unpacked.write(chunk)
+            _check_unpacked(unpacked.tell())
+    return unpacked.getvalue()
+
+
+def _check_unpacked(num_bytes: int) -> None:
+    if num_bytes > MOST_UNPACKED_BYTES:
         raise ValueError(f"the file holds more than {MOST_UNPACKED_BYTES:,} bytes unpacked; split it, or unpack it")
-    return unpacked
 
 
 def _decoded(content: bytes, *, ending: str, say: Callable[[str], None]) -> str:
@@ -346,11 +359,20 @@ def _parquet_rows(path: str) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        rows = (row for batch in _bounded(ParquetFile(path).iter_batches(BATCH_ROWS)) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield f"row {number}", row
     except (ArrowException, OSError) as error:
         raise ValueError(f"the file is not Parquet that can be read ({_reasons(error)}); export it again, or as JSON lines") from None
+
+
+def _bounded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a Parquet file, until they come to too much."""
+    num_bytes = 0
+    for batch in batches:
+        num_bytes += batch.nbytes
+        _check_unpacked(num_bytes)
+        yield batch
 
 
 def _fetched(path: str) -> tuple[Any, dict[str, Any]]:

@@ -72,6 +72,8 @@ def read_source(spec: DataConfig, *, section: str = "data") -> Source:
         readings = _readings(spec, section=section, fields=PRESETS[spec.preset] if spec.preset else _own_fields(spec, section=section))
     except ValueError as error:
         raise ValueError(f"{section}.path={spec.path}: {error}") from None
+    except MemoryError:
+        raise ValueError(f"{section}.path={spec.path}: the records do not fit into memory; split the file") from None
     source = Source(
         records=tuple(reading.record for reading in readings if reading.record),
         num_left_out=sum(reading.record is None for reading in readings),

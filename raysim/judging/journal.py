@@ -5,11 +5,13 @@ same model behind another address or port gives the same judgements.
 Left out: several processes writing one file (refused), and removing lines.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,8 @@ from typing import Any, Self
 from raysim import storage
 
 Entry = dict[str, Any]
+MOST_LINE = 2**27
+"""Bytes of an entry: many times what is read of a reply."""
 
 
 def request_key(body: dict[str, Any]) -> str:
@@ -67,12 +71,21 @@ class Journal:
             return list(self._replies.values())
 
     def append(self, entry: Entry) -> None:
-        """Writes an entry, and returns when it is on disk."""
+        """Writes an entry, and returns when it is on disk; where that is refused, the file stays as it was.
+
+        Errors: OSError naming the file.
+        """
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()  # ASCII: a model may say half of a surrogate pair
         with self._lock:
-            while line:  # a full disk or a signal may take a part only
-                line = line[os.write(self._file, line) :]
-            os.fsync(self._file)
+            before = os.fstat(self._file).st_size
+            try:
+                while line:  # a full disk or a signal may take a part only
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+            except OSError as error:
+                with contextlib.suppress(OSError):  # the next start cuts a last line without an end
+                    os.ftruncate(self._file, before)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
@@ -86,10 +99,18 @@ class Journal:
             raise ValueError(f"{self.path}: another process is judging into this file; wait for it, or choose another folder") from None
 
     def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+        with self.path.open("rb") as file:
+            self._take(iter(lambda: file.readline(MOST_LINE + 1), b""))
+
+    def _take(self, lines: Iterator[bytes]) -> None:
+        whole = 0
+        for number, line in enumerate(lines, start=1):
+            if len(line) > MOST_LINE:
+                raise ValueError(f"{self.path}: line {number} has more than {MOST_LINE:,} bytes; remove the line, and it is asked again")
+            if not line.endswith(b"\n"):
+                os.ftruncate(self._file, whole)
+                return
+            whole += len(line)
             try:
                 entry = json.loads(line)
                 self._keep({"key": entry["key"], "reply": entry["reply"]})

@@ -176,16 +176,25 @@ def peft_settings(
     } | ({} if quantization == "none" else {QUANTIZATION: quantization})
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Errors: ValueError naming the file if it is missing or no such file.
+    """
+    try:
+        found: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no adapter ({one_line(error)}); restore the file, or run into another folder") from None
+    return found
+
+
 def load_adapter(folder: Path, layout: Layout) -> Vector:
     """The vector of an adapter saved in PEFT's format.
 
     Errors: ValueError naming the file if it is missing or holds no tensors, or a key is missing, unknown, or has another shape or no finite value.
     """
     path = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no adapter ({one_line(error)}); restore the file, or run into another folder") from None
+    tensors = read_tensors(path)
     try:
         vector = flatten(tensors, layout)
     except ValueError as error:

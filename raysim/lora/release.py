@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from raysim import storage
 from raysim.lora.factors import delta_size, deltas, layers, on_one_thread, pairs, products, truncated, written
-from raysim.lora.layout import Layout, Released, Vector, by_name, flatten, initial_adapter
+from raysim.lora.layout import Layout, Released, Vector, by_name, flatten, initial_adapter, read_tensors
 
 DELTA = "delta.safetensors"
 
@@ -77,12 +77,22 @@ def load_released(folder: Path, layout: Layout, *, seed: int) -> Released:
 
     Errors: ValueError if a key is missing, unknown, or has another shape.
     """
-    if (folder / DELTA).is_file():
-        tensors = load_file(folder / DELTA)
-        delta = np.zeros(delta_size(layout), dtype=np.float32)
-        for layer, part in zip(layers(layout), deltas(delta, layout), strict=True):
-            part[:] = tensors[f"{layer.module.removeprefix('base_model.model.')}.weight"].numpy()
-        return {"adapter": initial_adapter(layout, seed=seed), "delta": delta}
-    tensors = load_file(folder / "adapter_model.safetensors")
-    between = {name: torch.eye(shape[0]) for name, shape in zip(layout.names, layout.shapes, strict=True) if ".lora_R." in name}
-    return flatten({**tensors, **between}, layout)
+    path = folder / (DELTA if (folder / DELTA).is_file() else "adapter_model.safetensors")
+    tensors = read_tensors(path)
+    try:
+        if path.name == DELTA:
+            return {"adapter": initial_adapter(layout, seed=seed), "delta": _delta(tensors, layout)}
+        between = {name: torch.eye(shape[0]) for name, shape in zip(layout.names, layout.shapes, strict=True) if ".lora_R." in name}
+        return flatten({**tensors, **between}, layout)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore the file, or run into another folder") from None
+
+
+def _delta(tensors: dict[str, torch.Tensor], layout: Layout) -> Vector:
+    delta = np.zeros(delta_size(layout), dtype=np.float32)
+    for layer, part in zip(layers(layout), deltas(delta, layout), strict=True):
+        name = f"{layer.module.removeprefix('base_model.model.')}.weight"
+        if name not in tensors or tuple(tensors[name].shape) != part.shape:
+            raise ValueError(f"tensor {name} is missing, or not of shape {part.shape}")
+        part[:] = tensors[name].numpy()
+    return delta

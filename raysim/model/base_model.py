@@ -176,7 +176,7 @@ def _read(name: str, folder: Path, *, dtype: str, attention: str) -> tuple[dict[
 def _by_transformers(folder: Path, config: Any, *, dtype: str) -> Any:
     """The model as transformers reads it, whole, and what it says of the reading."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
+        folder, config=config, trust_remote_code=False, weights_only=True, dtype=DTYPES[dtype], output_loading_info=True
     )
     return loaded
 

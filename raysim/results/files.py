@@ -1,5 +1,6 @@
 """The files of a run: a contract that other programs read. Each is written whole and then moved into its place."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -10,7 +11,7 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ OF_A_RUN = (CONFIG, ENVIRONMENT, PARTITION, ROUNDS, LEDGER, ANSWERS, SYNTHETIC, 
 """Of these the ones that a run itself may write."""
 TEXTS = (ANSWERS, SYNTHETIC, JUDGED, JOURNAL)
 """Hold private texts, or what a model made of them: their owner alone may read them."""
+MOST_BYTES, MOST_LINE = 2**30, 2**25
+"""Bytes of a text file of a run, and characters of one of its lines: more is no file of ours, and would fill the memory of who reads it."""
+REMEDY = "restore the file, or run into another folder"
 PACKAGES = ("torch", "transformers", "peft", "ray", "datasets", "omegaconf", "dp-accounting", "numpy", "safetensors", "tokenizers")
 
 Kind = TypeVar("Kind")
@@ -56,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Errors: ValueError naming the file if it is not one.
     """
-    return _object(_read_text(path), where=str(path))
+    return _object(read_text(path), where=str(path))
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -64,7 +68,7 @@ def read_json_list(path: Path) -> list[Any]:
 
     Errors: ValueError naming the file if it is not one.
     """
-    return _parsed(_read_text(path), kind=list, where=str(path))
+    return _parsed(read_text(path), kind=list, where=str(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -81,26 +85,55 @@ def numbered(path: Path, *, cut: list[str] | None = None) -> list[tuple[int, dic
     With `cut` a last line that is no object is left out, and that is added there in a sentence.
 
     A line ends at a line feed alone: `str.splitlines` also ends one at the characters U+0085, U+2028 and others, which stand in texts.
-    Errors: ValueError naming file and line if one is no object.
+    Errors: ValueError naming file and line if one is no object, or is longer than `MOST_LINE`.
     """
-    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
-    found = []
-    for number, line in lines:
+    found, broken = [], ""
+    for number, line in _lines(path):
+        if broken:
+            raise ValueError(broken)
         try:
             found.append((number, _object(line, where=f"{path}: line {number}")))
-        except ValueError:
-            if cut is None or number < lines[-1][0]:
+        except ValueError as error:
+            if cut is None:
                 raise
-            cut.append(f"The last line of {path.name} was cut short and is left out.")
+            broken = str(error)  # unless it is the last one
+    if broken and cut is not None:
+        cut.append(f"The last line of {path.name} was cut short and is left out.")
     return found
 
 
-def _read_text(path: Path, *, newline: str | None = None) -> str:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers, each read when it is asked for."""
+    _check_size(path)
+    with _in_utf8(path), path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), ""), start=1):
+            if len(line) > MOST_LINE:
+                raise ValueError(f"{path}: line {number} has more than {MOST_LINE:,} characters; {REMEDY}")
+            if line.strip():
+                yield number, line
+
+
+def read_text(path: Path, *, newline: str | None = None) -> str:
+    """The text of a file of a run, its ends of lines as `open` reads them.
+
+    Errors: ValueError naming the file if it is not UTF-8, or larger than `MOST_BYTES`.
+    """
+    _check_size(path)
+    with _in_utf8(path), path.open(encoding="utf-8", newline=newline) as file:
+        return file.read()
+
+
+def _check_size(path: Path) -> None:
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, of which it may have {MOST_BYTES:,}; {REMEDY}")
+
+
+@contextlib.contextmanager
+def _in_utf8(path: Path) -> Iterator[None]:
     try:
-        with path.open(encoding="utf-8", newline=newline) as file:
-            return file.read()
+        yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); restore the file, or run into another folder") from None
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); {REMEDY}") from None
 
 
 def _object(text: str, *, where: str) -> dict[str, Any]:
@@ -111,10 +144,10 @@ def _parsed(text: str, *, kind: type[Kind], where: str) -> Kind:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({type(error).__name__}); restore the file, or run into another folder") from None
+        raise ValueError(f"{where} is not JSON ({type(error).__name__}); {REMEDY}") from None
     if not isinstance(value, kind):
         wanted = "object" if kind is dict else "list"
-        raise ValueError(f"{where} holds no {wanted} but {type(value).__name__}; restore the file, or run into another folder")
+        raise ValueError(f"{where} holds no {wanted} but {type(value).__name__}; {REMEDY}")
     return value
 
 
@@ -142,7 +175,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
     Errors: ValueError naming the file if it is none, and the line if that has more cells than there are columns.
     """
-    lines = csv.DictReader(io.StringIO(_read_text(path, newline=""), newline=""))
+    lines = csv.DictReader(io.StringIO(read_text(path, newline=""), newline=""))
     try:
         rows = list(lines)
     except csv.Error as error:
@@ -298,7 +331,12 @@ def hashes(out: Path) -> dict[str, str]:
         if name.parts[0] != AGAIN and not any(part.startswith(".") for part in name.parts)
         if name.parts[0] != STATE or name.name == checkpoint.MANIFEST
     ]
-    return {name.as_posix(): hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sealed}
+    return {name.as_posix(): _sha256(out / name) for name in sealed}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def summarise(config: Config, *, records: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], num_rounds: int) -> dict[str, Any]:

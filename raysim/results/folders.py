@@ -31,10 +31,9 @@ from raysim.results.contents import (
     Summary,
     Synthetic,
 )
-from raysim.results.files import read_json, read_jsonl
+from raysim.results.files import REMEDY, read_json, read_jsonl, read_text
 
 Kind = TypeVar("Kind")
-REMEDY = "restore the file, or run into another folder"
 
 
 ADAPTERS: Any = cache(TypeAdapter)
@@ -113,6 +112,10 @@ class RunFolder:
     def json(self, name: str) -> dict[str, Any]:
         """A file's object, as it stands there."""
         return read_json(self.path / name)
+
+    def text(self, name: str) -> str:
+        """A file's text."""
+        return read_text(self.path / name)
 
     def jsonl(self, name: str) -> list[dict[str, Any]]:
         """The objects of a file that has one a line, as they stand there; none where there is no such file."""

@@ -147,7 +147,7 @@ def check_adapter(run: RunFolder) -> str:
     if digest != summary.adapter_sha256:
         raise Violation(f"adapter/ has {digest[:12]}..., {files.SUMMARY} says {str(summary.adapter_sha256)[:12]}...")
     card = files.model_card(run.config, summary=run.json(files.SUMMARY), digest=digest, version=run.environment.raysim)
-    if (run.path / files.ADAPTER / files.CARD).read_text(encoding="utf-8") != card:
+    if run.text(f"{files.ADAPTER}/{files.CARD}") != card:
         raise Violation(f"adapter/{files.CARD} says something else than {files.SUMMARY} and {files.CONFIG}")
     for folder in _adapter_folders(run):
         stated, expected = run.json(f"{folder}/adapter_config.json"), files.adapter_config(run.config)

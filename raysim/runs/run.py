@@ -128,7 +128,8 @@ def run(
             with contextlib.nullcontext(backend) if backend else open_backend(config, display=display) as opened:
                 done = _run(config, out, opened, data=data, display=display, on_round=on_round)
     if judged.judge_runs(config, [out], journal=out / files.JOURNAL, display=display):
-        write_run_report(out)
+        with storage.held(out):
+            write_run_report(out)
     return done
 
 

@@ -81,7 +81,6 @@ def _loaded(command: str) -> configuration.Config:
 
 
 def trial_folder(row: Trial, out_dir: Path) -> Path:
-    """The folder of a trial's run, which may be that of another trial that came to the same run."""
-    folder = row.get("folder")
-    choices = [out_dir / folder, Path(folder)] if folder else []
-    return next((choice for choice in choices if choice.is_dir()), out_dir / "trials" / str(row["trial"]))
+    """The folder of a trial's run below the sweep's, which may be that of another trial that came to the same run."""
+    place = out_dir / (row.get("folder") or "")
+    return place if row.get("folder") and place.is_dir() else out_dir / "trials" / str(row["trial"])

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from raysim import config as configuration
 from raysim.console.words import is_number
+from raysim.errors import shown
 from raysim.reports.tables import HIGHER_IS_BETTER
 from raysim.results.files import RESULTS, read_csv, write_csv
 
@@ -58,28 +59,30 @@ def write_results(out: Path, trials: Sequence[Trial], *, swept: Sequence[str]) -
 def read_results(path: Path, *, swept: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a `results.csv`: settings and figures as values, None for an empty cell.
 
-    Errors: ValueError naming the file, and the column or cell.
+    Errors: ValueError naming the file, and the column or cell; also for a trial whose name or folder leads out of the sweep.
     """
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is missing; give the folder of a sweep")
     raw = read_csv(path)
     if not raw:
-        raise ValueError(f"{str(path)!r} holds no trial")
+        raise ValueError(f"{str(path)!r} holds no trial; restore the file, or run the sweep again")
     absent = [column for column in ("trial", "status", *swept) if column not in raw[0]]
     if absent:
-        raise ValueError(f"{str(path)!r} has no column {absent[0]!r}; the swept keys are {', '.join(swept)}")
+        raise ValueError(f"{str(path)!r} has no column {absent[0]!r}; the swept keys are {', '.join(swept)}: restore the file")
     return [{column: _cell(path, number, column, text or "") for column, text in row.items()} for number, row in enumerate(raw, start=2)]
 
 
 def _cell(path: Path, line: int, column: str, text: str) -> Any:
     if column in WORDS:
+        if column in ("trial", "folder") and (text.startswith("/") or ".." in text.split("/")):
+            raise ValueError(f"{path}: line {line}, {column}={shown(text)} leads out of the sweep; restore the file")
         return text or None
     if column == "simulated":
         return text.lower() in ("true", "1")
     try:
         return _figure(text) if column in METRICS else _setting(column, text)
     except (ValueError, OmegaConfBaseException):
-        raise ValueError(f"{path}: line {line}, {column}={text!r} cannot be read") from None
+        raise ValueError(f"{path}: line {line}, {column}={shown(text)} cannot be read; restore the file") from None
 
 
 def _figure(text: str) -> float | int | None:

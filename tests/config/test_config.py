@@ -994,7 +994,7 @@ def bomb(levels: int) -> str:
         (bomb(12), "use fewer aliases"),
         ("a: &a [*a]\n", "use fewer aliases"),
         ("a: " + "[" * 20_000, "is not valid YAML"),
-        ("#" + "x" * 2**20 + "\n", "of which a configuration may have 1,048,576"),
+        ("#" + "x" * 2**20 + "\n", "more than the 1,048,576 bytes that a configuration may have"),
     ],
     ids=["aliases of aliases", "an alias of itself", "deep nesting", "a megabyte"],
 )

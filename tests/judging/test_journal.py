@@ -50,6 +50,37 @@ def test_a_half_written_last_line_is_cut_off(tmp_path: Path) -> None:
         assert journal.replies() == [1, 2]
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from raysim.judging.journal import Journal
+path = Path(sys.argv[1])
+with Journal(path) as journal:
+    journal.append({"key": "a", "reply": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+    try:
+        journal.append({"key": "b", "reply": "x" * 5000})
+    except OSError as error:
+        print(error.filename, error.strerror, journal.reply("b"), path.read_bytes().count(b"\\n"), path.read_bytes()[-1:])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.append({"key": "c", "reply": 3})
+"""
+"""A journal on a disk that is full half-way through its second line, by the kernel's limit on a file's size; then there is room."""
+
+
+def test_a_line_that_has_no_room_names_the_file_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "judge.jsonl"
+    command = [sys.executable, "-c", FULL, str(path)]  # Python ignores SIGXFSZ
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{path} File too large None 1 b'\\n'\n"), done.stderr
+    with Journal(path) as journal:
+        assert journal.replies() == [1, 3]
+        journal.append(entry("b", 2))
+    with Journal(path) as journal:
+        assert journal.replies() == [1, 3, 2]
+
+
 @pytest.mark.parametrize("line", ["not json", "[]", '{"key": "a"}', "5"])
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "judge.jsonl"

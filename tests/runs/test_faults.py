@@ -3,6 +3,9 @@
 import contextlib
 import errno
 import json
+import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,16 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from raysim import storage
+from raysim import cli, storage
 from raysim.config import Config
-from raysim.results.folders import RunFolder
+from raysim.errors import plain_errors
+from raysim.reports.page import write_comparison_report
+from raysim.results import files
+from raysim.results.folders import RunFolder, runs_below
 from raysim.results.verify import verify
+from raysim.runs import run as runner
 from raysim.runs.compare import compare
 from raysim.runs.run import Backend, open_backend, run
 from raysim.storage import held
 from tests.conftest import SMALL
+from tests.judge_server import serving
 from tests.small_runs import environment, results, small
 
 QUICK = ["attack.every=-1", "server.num_rounds=1"]
@@ -202,12 +212,131 @@ def test_a_second_command_into_a_folder_is_refused_and_the_folder_stays_as_it_wa
         compare(both, display=False)
 
 
-def test_texts_are_their_owner_s_alone(finished: Callable[[str], Path]) -> None:
-    out = finished("fedpit")
+@pytest.fixture
+def judging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Settings that have an endpoint judge a run, which is there to be asked."""
+    with serving() as server:
+        for name, value in (("URL", server.url), ("MODEL", "judge"), ("KEY", "")):
+            monkeypatch.setenv(f"RAYSIM_JUDGE_{name}", value)
+        yield ["judge.kind=endpoint", "judge.first_wait_s=0.01"]
+
+
+def words_of(config: Config, *more: str) -> list[str]:
+    """The configuration as words of the command line."""
+    files.write_config(path := Path(config.out).with_suffix(".yaml"), config)
+    return [str(path), f"out={config.out}", *more, "--quiet"]
+
+
+COMMANDS: dict[str, Callable[[Path, Path, list[str]], list[str]]] = {
+    "run": lambda out, new, judge: ["run", *words_of(small("fedit", *QUICK, out=new))],
+    "compare": lambda out, new, judge: ["compare", *words_of(small("fedit", *QUICK, "compare={a: {method.name: fedit}}", out=new))],
+    "sweep": lambda out, new, judge: [
+        "sweep",
+        *words_of(small("fedit", *QUICK, "sweep.space={seed: [1, 2]}", "sweep.objectives={heldout_nll: min}", out=new)),
+    ],
+    "report": lambda out, new, judge: ["report", str(out)],
+    "report of a comparison": lambda out, new, judge: ["report", str(out.parent)],
+    "audit": lambda out, new, judge: ["audit", str(out), "--attack", "membership", "--quiet"],
+    "judging of a finished run": lambda out, new, judge: ["run", *words_of(small("fedit", *QUICK, out=out), *judge)],
+}
+"""Of each command that writes into a folder its words, for the folder of a finished run or for a new one."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_into_a_folder_that_another_one_writes_is_one_line_that_names_the_other(
+    name: str,
+    finished: Callable[[str], Path],
+    judging: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.1)
+    out = Path(shutil.copytree(finished("fedit"), tmp_path / "runs" / "run"))
+    words = COMMANDS[name](out, tmp_path / "new", judging)
+    place = next(place for place in (out, out.parent, tmp_path / "new") if str(place) in words or f"out={place}" in words)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with held(place):
+        assert cli.main(words) == 2
+    said = (
+        rf"raysim: out='{place}' is being written by process {os.getpid()} on {os.uname().nodename}; wait for it or end it, or choose .*\n"
+    )
+    assert re.fullmatch(said, capsys.readouterr().err)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: time_ns for path, time_ns in after.items() if path.name != files.JOURNAL} == before
+
+
+def test_a_run_that_was_judged_is_its_writer_s_alone_while_its_page_is_written(
+    finished: Callable[[str], Path], judging: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = Path(shutil.copytree(finished("fedit"), tmp_path / "run")), runner.write_run_report
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.1)
+
+    def written(folder: Path) -> Path:
+        with pytest.raises(ValueError, match=f"is being written by process {os.getpid()} on"), held(folder):
+            pass
+        return write(folder)
+
+    monkeypatch.setattr(runner, "write_run_report", written)
+    run(small("fedit", *QUICK, *judging, out=out), display=False)
+    assert RunFolder(out).is_finished
+
+
+def test_texts_are_their_owner_s_alone(
+    finished: Callable[[str], Path], backend: Backend, judging: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {method: Path(shutil.copytree(finished(method), tmp_path / "runs" / method)) for method in METHODS}
+    run(small("fedit", *QUICK, *judging, out=runs["fedit"]), display=False, backend=backend)
+    assert cli.main(["report", str(tmp_path / "runs")]) == 0
+    out = runs["fedpit"]
     private = [out / "answers.jsonl", out / "synthetic.jsonl", out / "adapter" / "adapter_model.safetensors", out / "report.html"]
+    private += [runs["fedit"] / "judged.jsonl", runs["fedit"] / "judge.jsonl", tmp_path / "runs" / "report.html"]
     private += [path for path in (out / "state").rglob("*") if path.is_file()]
-    assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
+    assert {str(path): path.stat().st_mode & 0o777 for path in private} == dict.fromkeys(map(str, private), 0o600)
     assert (out / "summary.json").stat().st_mode & 0o777 != 0o600
+
+
+# --- a disk that is full while other commands write
+
+
+def stopped_by(disk: FullDisk, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What a piece of work says that this disk stops; None if it comes to its end."""
+    with monkeypatch.context() as patch, contextlib.suppress(KeyError):
+        patch.setattr(storage, "_write", disk)
+        try:
+            with plain_errors():
+                work()
+        except RuntimeError as error:
+            return str(error)
+    return None
+
+
+def test_a_disk_that_is_full_while_a_comparison_is_written_is_one_line_and_the_same_call_goes_on(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each write after those of its runs; then at each of `raysim report`."""
+    entries = "compare={a: {method.name: fedit}, b: {method.name: base}}"
+    config, out = small("fedit", *QUICK, entries, "compare_seeds=[0]", out=tmp_path / "both"), tmp_path / "both"
+    compare(config, display=False)
+    own = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert set(own) == {files.COMPARISON, files.SUMMARY, files.RESULTS, files.REPORT}
+    room = 0
+    for work in (lambda: compare(config, display=False), lambda: write_comparison_report(out, runs_below(out))):
+        least, room = room, 0
+        while True:
+            for path in out.iterdir():
+                if path.is_file() and path.name != files.COMPARISON:
+                    path.unlink()
+            if (refused := stopped_by(FullDisk(room), work, monkeypatch)) is None:
+                break
+            assert "No space left on device; make room" in refused
+            assert str(out) in refused
+            assert "\n" not in refused
+            assert_nothing_is_torn(out)
+            room += 1
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == own
+        assert room >= 3, least
+    assert_verified(out / "a-seed-0")
 
 
 # --- folders of other kinds
@@ -269,3 +398,28 @@ def test_a_file_system_that_is_read_only_is_one_line(tmp_path: Path) -> None:
     assert line.startswith(
         f"raysim: out='{tmp_path}/runs/out' cannot be written (Read-only file system, '{tmp_path}'); choose another folder"
     )
+
+
+JUNK: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps({"weights": [1.0]})),
+    "missing": lambda path: path.unlink(),
+    "a text": lambda path: path.write_text("these are no weights\n" * 50),
+    "other tensors": lambda path: path.write_bytes(save({"x": np.zeros(3, dtype=np.float32)})),
+}
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["", "sealed anew"])
+@pytest.mark.parametrize("what", JUNK)
+def test_an_audit_of_a_run_whose_adapter_is_none_is_one_line_that_names_the_file(
+    what: str, sealed: bool, finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished("fedit"), tmp_path / "run"))
+    JUNK[what](out / files.ADAPTER / files.TENSORS)
+    if sealed:
+        files.seal(out)
+    assert cli.main(["audit", str(out), "--attack", "membership", "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{files.ADAPTER}/{files.TENSORS}" in line
+    assert "; restore the file" in line or "; finish it again: raysim run" in line
+    assert not (out / files.AUDIT).exists()

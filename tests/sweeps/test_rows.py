@@ -2,14 +2,15 @@
 
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysim.sweeps.rows import aggregate, best_under, pareto_front
-from tests.sweep_folders import grid_rows, trial_row
+from raysim.sweeps.rows import aggregate, best_under, pareto_front, read_results
+from tests.sweep_folders import grid_rows, trial_row, write_sweep
 
 # --- the front and the best
 
@@ -63,6 +64,21 @@ def test_the_best_under_a_budget() -> None:
     assert best_under(rows, objective="heldout_nll", budget={"epsilon": 1}) is rows[2]
     assert best_under(rows, objective="heldout_nll", budget={"epsilon": 0.9}) is None
     assert best_under(rows, objective="heldout_nll", budget={"epsilon": 3}, sense="max") is rows[2]
+
+
+# --- what a file says
+
+
+@pytest.mark.parametrize("place", ["/etc", "../x", "..", "trials/../../x"])
+@pytest.mark.parametrize("column", ["folder", "trial"])
+def test_a_trial_that_leads_out_of_its_sweep_is_refused(tmp_path: Path, column: str, place: str) -> None:
+    """Of a trial's folder the page shows the configuration and links the report."""
+    rows = grid_rows({"lora.rank": [4, 16]})
+    rows[1][column] = place
+    with pytest.raises(ValueError, match=rf"results.csv: line 3, {column}='{place}' leads out of the sweep; restore the file"):
+        read_results(write_sweep(tmp_path, rows) / "results.csv", swept=["lora.rank"])
+    rows[1][column] = "trials/..a..b"
+    assert read_results(write_sweep(tmp_path, rows) / "results.csv", swept=["lora.rank"])[1][column] == "trials/..a..b"
 
 
 # --- averages
