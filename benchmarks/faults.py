@@ -71,6 +71,9 @@ WRITING = [
 ]
 CLIENT = ["run", "method.name=fedit", "privacy.unit=client"]
 KINDS: dict[str, list[str]] = {
+    "report": ["run", "method.name=fedit"],
+    "compare": ["compare", "compare={a: {method.name: fedit}, b: {method.name: locit}}"],
+    "sweep": ["sweep", "method.name=fedit", "sweep.space={lora.rank: [2, 4]}", "resources.num_actors=1"],
     "fedit": ["run", "method.name=fedit"],
     "fedpit": ["run", "method.name=fedpit", *WRITING],
     "fedmit": ["run", "method.name=fedmit", *WRITING],
@@ -104,17 +107,13 @@ KINDS: dict[str, list[str]] = {
         "adversary.share=0.4",
     ],
     "late": ["run", "method.name=fedit", "clients.speed=lognormal", "clients.spread=2", "clients.deadline_s=1", "clients.late=stale"],
-    "compare": ["compare", "compare={a: {method.name: fedit}, b: {method.name: locit}}"],
-    "sweep": ["sweep", "method.name=fedit", "sweep.space={lora.rank: [2, 4]}", "resources.num_actors=1"],
-    "report": ["run", "method.name=fedit"],
 }
 """What is run: the command, and its settings; of `report` the run whose report is then written again."""
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 ON_RAY = ("kill client actor", "kill server actor", "pause client actor", "pause server actor")
 PAUSES = ("pause", "pause client actor", "pause server actor")
 FULL_DISKS = ("full disk", "full disk at the end")
-FLIPS = ("bit in a checkpoint", "bit in a finished run")
-FAULTS = (*SIGNALS, "pause", *ON_RAY, *FULL_DISKS, *FLIPS)
+FAULTS = (*SIGNALS, "pause", *ON_RAY, *FULL_DISKS, "bit in a checkpoint", "bit in a finished run")
 FROM_CHECKPOINT = (*ON_RAY, "bit in a checkpoint")
 """Those that strike once a first round is done; the others do from a run's first file on."""
 PAUSE_S = 3.0
@@ -193,13 +192,13 @@ def campaign(num_faults: int, *, seed: int) -> list[Fault]:
 def fits(fault: str, kind: str) -> bool:
     """Whether a kind of run can meet a fault.
 
-    Without training there are no checkpoints and nothing for actors to do; a report has neither; a comparison is run without actors here; and trials
-    of a sweep have processes of their own, which write their files.
+    Without training there are no checkpoints and nothing for actors to do; a report has neither, nor much to stand still; a comparison is run
+    without actors here; and trials of a sweep have processes of their own, which write their files.
     """
     if kind == "base":
         return fault not in FROM_CHECKPOINT
     if kind == "report":
-        return fault not in (*ON_RAY, *FLIPS)
+        return fault in (*SIGNALS, "full disk")
     if kind == "sweep":
         return fault in (*SIGNALS, "pause")
     return kind != "compare" or fault not in ON_RAY
@@ -243,10 +242,14 @@ def ended(process: Process, look: Callable[[], None] = lambda: None) -> tuple[in
 
 
 def undisturbed(fault: Fault, *, out: Path, model: str, start: Start = start) -> Undisturbed:
-    """The fault's run when nothing happens to it, in the folder `out`."""
+    """The fault's run when nothing happens to it, in the folder `out`.
+
+    Errors: RuntimeError with what the command said if it failed.
+    """
     if fault.kind == "report":
         status, said = ended(start(arguments(fault, out=out, model=model), -1, fresh_log(out)))
-        assert status == 0, said
+        if status != 0:
+            raise RuntimeError(said)
     log, times, last = fresh_log(out), dict[str, float](), {"round": rounds_done(out), "write": 0}
 
     def look() -> None:
@@ -260,7 +263,8 @@ def undisturbed(fault: Fault, *, out: Path, model: str, start: Start = start) ->
             times.setdefault("checkpoint", at)
 
     status, said = ended(start(target(fault, out=out, model=model), -1, log), look)
-    assert status == 0, said
+    if status != 0:
+        raise RuntimeError(said)
     look()
     return Undisturbed(out, results(fault, out), last["round"], last["write"], times)
 
@@ -435,12 +439,14 @@ def main() -> int:
     rows, expected = [], dict[tuple[str, bool], Undisturbed]()
     with tempfile.TemporaryDirectory() as scratch:
         for fault in chosen:
-            key = fault.kind, fault.on_ray
-            if key not in expected:
-                place = Path(scratch) / f"undisturbed-{fault.kind}{'-on-ray' if fault.on_ray else ''}"
-                expected[key] = undisturbed(fault, out=place, model=given.model)
-            out = Path(scratch) / f"fault-{fault.number}"
-            outcome = survived(fault, expected[key], out=out, model=given.model)
+            key, out = (fault.kind, fault.on_ray), Path(scratch) / f"fault-{fault.number}"
+            place = Path(scratch) / f"undisturbed-{fault.kind}{'-on-ray' if fault.on_ray else ''}"
+            try:
+                if key not in expected:
+                    expected[key] = undisturbed(fault, out=place, model=given.model)
+                outcome = survived(fault, expected[key], out=out, model=given.model)
+            except RuntimeError as error:
+                outcome = Outcome("", 0, f"undisturbed: {str(error)[-200:]!r}")
             row = {"number": fault.number, "run": fault.kind, "fault": fault.fault, "moment": round(fault.moment, 3)}
             rows.append(row | {"struck": outcome.struck, "rounds_done": outcome.rounds_done, "problem": outcome.problem})
             hit = f"{outcome.struck}, {outcome.rounds_done} rounds done"
