@@ -1,6 +1,6 @@
 """Each fault of the campaign in `benchmarks/faults.py` once, against undisturbed runs: that it strikes, and that the run survives it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,25 +36,39 @@ def start(words: Sequence[str], room: int, log: Path) -> faults.Process:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> dict[str, faults.Undisturbed]:
-    """What was run undisturbed so far, by the kind of run."""
-    return {}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[faults.Fault], faults.Undisturbed]:
+    """The fault's run when nothing happens to it, which is run once."""
+    found = dict[tuple[str, bool], faults.Undisturbed]()
+
+    def of(fault: faults.Fault) -> faults.Undisturbed:
+        key = fault.kind, fault.on_ray
+        if key not in found:
+            found[key] = faults.undisturbed(fault, out=tmp_path_factory.mktemp("undisturbed") / fault.kind, model="tiny", start=start)
+        return found[key]
+
+    return of
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", CHOSEN, ids=lambda fault: f"{fault.fault} in {fault.kind}".replace(" ", "-"))
 def test_a_run_survives_what_the_campaign_does_to_it(
-    fault: faults.Fault, undisturbed: dict[str, faults.Undisturbed], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    fault: faults.Fault, undisturbed: Callable[[faults.Fault], faults.Undisturbed], tmp_path: Path
 ) -> None:
-    if fault.kind not in undisturbed:
-        out = tmp_path_factory.mktemp("undisturbed") / fault.kind
-        undisturbed[fault.kind] = faults.undisturbed(fault, out=out, model="tiny", start=start)
-    expected = undisturbed[fault.kind]
+    expected = undisturbed(fault)
     assert expected.results
     outcome = faults.survived(fault, expected, out=tmp_path / "struck", model="tiny", start=start)
     assert outcome.problem == ""
     assert outcome.struck
     assert fault.fault not in ("kill", *faults.FROM_CHECKPOINT) or outcome.rounds_done >= 1
+
+
+@pytest.mark.slow
+def test_a_fault_that_comes_when_all_is_over_is_no_survival(
+    undisturbed: Callable[[faults.Fault], faults.Undisturbed], tmp_path: Path
+) -> None:
+    late = faults.Fault(0, "base", "terminate", 40.0)
+    outcome = faults.survived(late, undisturbed(late), out=tmp_path / "struck", model="tiny", start=start)
+    assert outcome == faults.Outcome("", 0, "nothing was struck")
 
 
 def test_these_are_all_faults() -> None:
