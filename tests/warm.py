@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -45,15 +46,18 @@ class Command:
         assert self.process.exitcode == -signal.SIGKILL, self.stderr.read_text()
 
 
-def start(*arguments: str, cwd: Path, env: dict[str, str], said: Path) -> Command:
+def _nothing() -> None: ...
+
+
+def start(*arguments: str, cwd: Path, env: dict[str, str], said: Path, first: Callable[[], None] = _nothing) -> Command:
     """The command `raysim ARGUMENTS`, started in the folder `cwd`; what it prints goes into files of the new folder `said`.
 
-    Pages that it writes itself are without figures.
+    Pages that it writes itself are without figures. Its process does `first` before (a function that can be pickled).
     """
     said.mkdir()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_be_command, args=(arguments, str(cwd), env, str(said / "stdout"), str(said / "stderr")))
+    process = context.Process(target=_be_command, args=(arguments, str(cwd), env, str(said / "stdout"), str(said / "stderr"), first))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # for the process that is forked from, which the first of these starts, in whatever folder
         process.start()
@@ -72,7 +76,7 @@ def raysim(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.Comple
         return subprocess.CompletedProcess(list(arguments), status, started.stdout.read_text(), started.stderr.read_text())
 
 
-def _be_command(arguments: tuple[str, ...], cwd: str, env: dict[str, str], stdout: str, stderr: str) -> None:
+def _be_command(arguments: tuple[str, ...], cwd: str, env: dict[str, str], stdout: str, stderr: str, first: Callable[[], None]) -> None:
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
@@ -80,6 +84,7 @@ def _be_command(arguments: tuple[str, ...], cwd: str, env: dict[str, str], stdou
     for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, stdout, os.O_WRONLY | os.O_CREAT), (2, stderr, os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(path, flags), number)
     sys.argv = ["raysim", *arguments]
+    first()
     try:
         with undrawn():
             runpy.run_module("raysim", run_name="__main__", alter_sys=True)

@@ -2,5 +2,10 @@
 
 from raysim.imports import uncollected
 
-with uncollected():
-    import tests.warm  # noqa: F401  # imported for who is forked
+with uncollected():  # raysim for what the commands import, and tests.warm for who is forked
+    import raysim.claims.page
+    import raysim.cli
+    import raysim.commands.audit
+    import raysim.runs.compare
+    import raysim.sweeps.sweep  # noqa: F401
+    import tests.warm  # noqa: F401
