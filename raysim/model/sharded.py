@@ -6,6 +6,7 @@ computes, since all must go through the layers together. The adapter is small, a
 Left out: pipelines and tensor parallelism, and quantised bases, whose weights are no floating-point numbers that could be cut anywhere.
 """
 
+import importlib.util
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -56,18 +57,24 @@ class Group:
         return tensor
 
 
+def check_library() -> None:
+    """Refuses to go on without DeepSpeed, before anything is loaded.
+
+    Errors: ValueError if it is not installed.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("train.engine='deepspeed' needs the package deepspeed; run: DS_BUILD_OPS=0 pip install 'raysim[deepspeed]'")
+
+
 def library() -> Any:
     """DeepSpeed.
 
     Errors: ValueError if it is not installed.
     """
+    check_library()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        import deepspeed  # seconds, and only train.engine=deepspeed needs it
-    except ImportError:
-        raise ValueError(
-            "train.engine='deepspeed' needs the package deepspeed; run: DS_BUILD_OPS=0 pip install 'raysim[deepspeed]'"
-        ) from None
+    import deepspeed  # seconds, and only train.engine=deepspeed needs it
+
     deepspeed.utils.logger.setLevel("ERROR")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled on first use, by every rank at once
     return deepspeed

@@ -40,7 +40,7 @@ from raysim.measure.audits import Audited, final_audit
 from raysim.methods.call import CANARY_NOTES
 from raysim.model.base_model import BaseModel, Keep, load_base_model, resolve_dtype
 from raysim.model.language_model import LanguageModel
-from raysim.model.sharded import Sharding, free_address, join, leave
+from raysim.model.sharded import Sharding, check_library, free_address, join, leave
 from raysim.model.train import TrainSettings, is_out_of_memory, mean_nll
 from raysim.model.train_together import check_together, measured_size
 from raysim.privacy.ledger import ledger_of
@@ -176,6 +176,7 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
     Errors: ValueError if the model or the resources cannot be had.
     """
     resources, on_ray = config.resources, config.resources.backend == "ray"
+    sharding = sharding_of(config)
     is_ours = on_ray and cluster.start_ray()
     if on_ray:
         num_actors = num_actors or cluster.num_client_actors(config, num_clients=config.partition.num_clients)
@@ -184,7 +185,6 @@ def open_backend(config: Config, *, display: bool | None = False, base_ref: Any 
         print(f"loading {config.model.name} in {config.train.dtype}, {place}, threads each: {resources.num_threads}", flush=True)
     if on_ray and base_ref is None:
         base_ref = shared.share_base(functools.partial(load_model, config))
-    sharding = sharding_of(config)
     base = shared.shared_base(base_ref) if base_ref is not None else load_model(config)
     ray_backend = actors.RayBackend(base_ref, resources=resources, num_actors=num_actors or 0, sharding=sharding) if on_ray else None
     local_device = "cuda" if resources.client.num_gpus > 0 and not on_ray else "cpu"
@@ -229,9 +229,13 @@ def base_loss(config: Config, lm: LanguageModel, experiment: Experiment) -> floa
 
 
 def sharding_of(config: Config) -> Sharding | None:
-    """How each client is a group of ranks; None where it is a process of plain torch."""
+    """How each client is a group of ranks; None where it is a process of plain torch.
+
+    Errors: ValueError if DeepSpeed is asked for and not installed.
+    """
     if config.train.engine == "torch":
         return None
+    check_library()
     deepspeed = config.deepspeed
     return Sharding(config.resources.client.num_ranks, deepspeed.zero_stage, deepspeed.offload, deepspeed.config)
 

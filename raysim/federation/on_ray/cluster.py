@@ -111,7 +111,7 @@ def num_client_actors(config: Config, *, num_clients: int) -> int:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     client = config.resources.client
-    fits = sum(_fits(node, client) for node in nodes) // client.num_ranks
+    fits = num_that_fit(nodes, client)
     cohort = min(num_clients, config.server.cohort_size or num_clients)
     wanted = cohort if config.resources.num_actors == "auto" else int(config.resources.num_actors)
     if fits == 0 or (config.resources.num_actors != "auto" and wanted > fits):
@@ -120,6 +120,11 @@ def num_client_actors(config: Config, *, num_clients: int) -> int:
         key = "resources.client" if fits == 0 else f"resources.num_actors={wanted}"
         raise ValueError(f"{key}: {fits} client actors of {asked} fit into the cluster, which has {_describe(nodes)}")
     return min(wanted, fits)
+
+
+def num_that_fit(nodes: Sequence[dict[str, float]], client: ClientResources) -> int:
+    """Clients that fit into nodes with these resources at once; one of several ranks is on one node, where they meet."""
+    return sum(_fits(node, client) // client.num_ranks for node in nodes)
 
 
 def _fits(node: dict[str, float], client: ClientResources) -> int:

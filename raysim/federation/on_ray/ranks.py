@@ -207,7 +207,7 @@ class RankGroup:
         """`server` is the name of the server's actor."""
         bundle = {"CPU": client.num_cpus, "GPU": client.num_gpus, "memory": options.get("memory", 0)}
         asked = {name: amount for name, amount in bundle.items() if amount}
-        self._place: PlacementGroup | None = placement_group([asked] * sharding.num_ranks, strategy="PACK") if asked else None
+        self._place: PlacementGroup | None = placement_group([asked] * sharding.num_ranks, strategy="STRICT_PACK") if asked else None
         # By name: Ray can not begin an actor again that was given a handle, once that is out of scope.
         names = [f"rank {rank} of {secrets.token_hex(8)}" for rank in range(1, sharding.num_ranks)]
         called = options | {"max_task_retries": 0}
