@@ -23,6 +23,7 @@ COLUMNS = (
     "num_tokens",
     "tokens_per_s",
     "wall_s",
+    "simulated_s",
     "adapter_sha256",
     "folder",
 )
@@ -55,6 +56,7 @@ def trial_row(index: int, settings: Mapping[str, Any], *, seed: int = 0, error: 
         "num_tokens": 40_000,
         "tokens_per_s": 900.0 + index,
         "wall_s": 60.0 + index,
+        "simulated_s": "",
         "adapter_sha256": f"{index:064x}",
         "folder": f"trials/{name}",
     }

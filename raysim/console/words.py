@@ -41,6 +41,7 @@ FORMS: dict[str, Callable[[float], str]] = {
     "memory_auc": "{:.2f}".format,
     "uplink_bytes": human_bytes,
     "wall_s": clock,
+    "simulated_s": clock,
 }
 """How a figure is written in tables; those that are not here, with three decimals."""
 

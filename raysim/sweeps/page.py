@@ -33,6 +33,7 @@ LABELS = {
     "num_tokens": "tokens",
     "tokens_per_s": "tokens/s",
     "wall_s": "time",
+    "simulated_s": "simulated time",
 }
 LEAST_SPANS = {"heldout_nll": 0.1, "heldout_rouge_l": 0.05, "leakage": 0.05, "control": 0.05, "details_rate": 0.05}
 
@@ -125,12 +126,18 @@ def _measure(key: str, sense: str) -> Measure:
 
 
 def _axis_text(metric: str, value: float) -> str:
-    return figure_text(metric, value) if metric in ("uplink_bytes", "wall_s", "details_rate", "num_tokens") else f"{value:.3g}"
+    return (
+        figure_text(metric, value) if metric in ("uplink_bytes", "wall_s", "simulated_s", "details_rate", "num_tokens") else f"{value:.3g}"
+    )
 
 
 def _exact_text(metric: str, value: float) -> str:
     """Three digits, zeros at the end included, so that numbers side by side are equally long."""
-    return f"{value:#.3g}" if 0.001 <= abs(value) < 100 and metric not in ("uplink_bytes", "wall_s") else _axis_text(metric, value)
+    return (
+        f"{value:#.3g}"
+        if 0.001 <= abs(value) < 100 and metric not in ("uplink_bytes", "wall_s", "simulated_s")
+        else _axis_text(metric, value)
+    )
 
 
 # --- figures

@@ -41,6 +41,7 @@ METRICS = (
     "num_tokens",
     "tokens_per_s",
     "wall_s",
+    "simulated_s",
 )
 BEFORE_KEYS, AFTER_KEYS = (
     ("trial", "status", "error"),

@@ -75,6 +75,7 @@ def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "num_tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
         "wall_s": sum(r["wall_s"] for r in records),
+        "simulated_s": sum(r.get("simulated_s", 0.0) for r in records) or None,
     }
 
 

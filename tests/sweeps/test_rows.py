@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysim.console.words import figure_text
 from raysim.sweeps.rows import aggregate, best_under, pareto_front, read_results
+from raysim.sweeps.trial import figures
 from tests.sweep_folders import grid_rows, trial_row, write_sweep
 
 # --- the front and the best
@@ -109,3 +111,10 @@ def test_an_averaged_epsilon_holds_for_every_repeat() -> None:
 def test_a_setting_without_a_finished_trial_has_no_figures() -> None:
     group = aggregate([trial_row(0, {"lora.rank": 4}, error="boom")], swept=["lora.rank"])[0]
     assert (group["status"], group["heldout_nll"], group["epsilon"], group["heldout_nll_std"]) == ("failed", None, None, None)
+
+
+def test_simulated_time_is_a_figure_where_clients_have_such() -> None:
+    record = {"round_index": 0, "eval": None, "attack": None, "num_tokens": 1, "epsilon": None, "uplink_bytes": 1, "wall_s": 1.0}
+    assert figures([record | {"simulated_s": 2.5}, record | {"round_index": 1, "simulated_s": 3.0}])["simulated_s"] == 5.5
+    assert figures([record | {"simulated_s": 0.0}])["simulated_s"] is None
+    assert figure_text("simulated_s", 75.0) == "1:15"
