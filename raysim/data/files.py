@@ -125,7 +125,7 @@ def parse_json(text: str, *, at: str) -> Any:
     try:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{at} is not JSON ({error.msg}, column {error.pos + 1})") from None
+        raise ValueError(f"{at} is not JSON ({error.msg}, column {error.pos + 1}); mend or remove it") from None
     except RecursionError:
         raise ValueError(f"{at} is nested too deeply to be read; flatten it or remove it") from None
     except ValueError as error:
@@ -250,7 +250,7 @@ def _parsed(text: str, *, line: int) -> Any:
 def _json_error(error: Exception, *, line: int) -> ValueError:
     """The error in words, for a text whose first line has the number `line`."""
     if isinstance(error, json.JSONDecodeError):
-        return ValueError(f"line {line + error.lineno - 1} is not JSON ({error.msg}, column {error.colno})")
+        return ValueError(f"line {line + error.lineno - 1} is not JSON ({error.msg}, column {error.colno}); mend or remove it")
     if isinstance(error, RecursionError):
         return ValueError(f"line {line} is nested too deeply to be read; flatten it or remove it")
     return ValueError(f"line {line}: {error}")

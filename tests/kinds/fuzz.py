@@ -8,7 +8,9 @@ their checksums made anew, so that what lies behind these is read. Left out: mod
 
 import argparse
 import collections
+import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -171,7 +175,7 @@ def readers(folder: Path) -> list[Reader]:
         _questions(folder),
         _checkpoint(folder),
         _adapter(folder),
-        *[_of_a_run(run_folder, name) for name in sorted(path.name for path in run_folder.iterdir() if path.is_file())],
+        *[_of_a_run(run_folder, name) for name in sorted({path.name for path in run_folder.iterdir() if path.is_file()} | set(ADDED))],
         _verified(run_folder, folder / "verified"),
         *_compared(run_folder, folder / "compared"),
         _results(folder / "sweep"),
@@ -237,6 +241,9 @@ def _data(folder: Path) -> list[Reader]:
         "chats.jsonl": CHATS,
         "a.json": json.dumps([json.loads(x) for x in ROWS.splitlines()]).encode(),
         "a.csv": TABLE,
+        "a.tsv": TABLE.replace(b",", b"\t"),
+        "a.jsonl.gz": gzip.compress(ROWS, mtime=0),
+        "a.parquet": _parquet(),
     }.items():
         path = folder / name
 
@@ -250,6 +257,12 @@ def _data(folder: Path) -> list[Reader]:
             )
         )
     return found
+
+
+def _parquet() -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in ROWS.splitlines()]), stream)
+    return stream.getvalue()
 
 
 def _questions(folder: Path) -> Reader:
@@ -333,18 +346,27 @@ def _adapter(folder: Path) -> Reader:
     return Reader("adapters", damaged_bytes(content) | damaged(header).map(headed), read, lambda given: (files.TENSORS,))
 
 
+ADDED = {
+    files.AUDIT: json.dumps({"membership": {"loss": {"auc": 0.5}}, "exposure": {"by_round": []}, "roc": {"loss": {}}}).encode(),
+    files.JUDGE: json.dumps({"made_from": {"kind": "endpoint", "model": "m"}, "words": "It wins.", "tally": None}).encode(),
+    files.JUDGED: b'{"record_id": 0, "owner": null, "outcome": "win", "first": [1, 2, 3, 4], "second": [1, 2, 3, 4]}\n' * 2,
+    files.SYNTHETIC: b'{"client_id": 0, "round_index": 0, "instruction": "a", "response": "b", "kept": true, "verdict": "kept"}\n' * 2,
+}
+"""Files of a run that the one of these inputs does not have."""
+
+
 def _of_a_run(folder: Path, name: str) -> Reader:
     """Everything that a run's folder says, with one of its files damaged."""
     path = folder / name
-    content = path.read_bytes()
+    content = ADDED.get(name, b"") or path.read_bytes()
 
     def read(given: bytes) -> Any:
         path.write_bytes(given)
         try:
             of_run = RunFolder(folder)
-            return so_far(folder), of_run.ledger, of_run.audit, of_run.judged, of_run.answers, of_run.damage
+            return so_far(folder), of_run.ledger, of_run.audit, of_run.judge, of_run.judged, of_run.answers, of_run.damage
         finally:
-            path.write_bytes(content)
+            path.unlink() if name in ADDED else path.write_bytes(content)
 
     named = () if name == files.CONFIG else (name,)
     return Reader(f"run: {name}", damaged(content), read, lambda given: named, share=2.0 if name == files.LEDGER else 0.4)
