@@ -118,7 +118,7 @@ FROM_CHECKPOINT = (*ON_RAY, "bit in a checkpoint")
 """Those that strike once a first round is done; the others do from a run's first file on."""
 PAUSE_S = 3.0
 LOOK_S = 0.01
-TRIES, EARLIER = 3, 0.7
+TRIES, EARLIER = 8, 0.6
 """How often a process is struck that was over before its moment, and at which share of that moment the next time."""
 DISK = Path(__file__).with_name("disk.py")
 

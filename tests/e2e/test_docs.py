@@ -307,7 +307,10 @@ def assert_raysim_loads(arguments: list[str], capsys: pytest.CaptureFixture[str]
 
 def assert_make_loads(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Has make say what it would do, and loads what raysim would be given."""
-    done = subprocess.run(["make", "--dry-run", *arguments], capture_output=True, text=True, check=False)
+    ours = {
+        key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "ARGS", "OUT")
+    }  # of `make test`
+    done = subprocess.run(["make", "--dry-run", *arguments], capture_output=True, text=True, check=False, env=ours)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         if re.match(r"\S*/raysim ", line):
