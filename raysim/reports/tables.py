@@ -179,7 +179,7 @@ def exactness(named: Sequence[NamedRun]) -> tuple[int, list[tuple[str, list[str]
 
 def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
     """The held-out loss by attack (the columns) and server rule (the rows), a backdoor's with how often its answer
-    comes with the trigger and without; None unless runs differ in either."""
+    comes with the trigger and without; None for a single run without one, and where nobody is hostile."""
     cells: dict[tuple[str, str], str] = {}
     for one in named:
         config, measured = one.run.folder.config, one.run.summary.eval
@@ -189,6 +189,6 @@ def robustness(named: Sequence[NamedRun]) -> tuple[list[str], list[tuple[str, li
             f" ({backdoor.success_rate:.0%} / {backdoor.control_rate:.0%})" if backdoor else ""
         )
     rules, attacks = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    if attacks == ["none"]:
+    if attacks == ["none"] or (len(cells) == 1 and "(" not in next(iter(cells.values()))):
         return None
     return attacks, [(rule, [cells.get((rule, attack), MISSING) for attack in attacks]) for rule in rules]

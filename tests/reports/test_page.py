@@ -429,7 +429,10 @@ def test_rules_and_attacks_stand_in_one_table_and_backdoors_with_how_often_they_
     page = write_comparison_report(tmp_path / "both", folders).read_text()
     assert page.index("<h2>Hostile clients</h2>") < page.index("<h2>Results</h2>")
     assert "2.125 (75% / 12%)" in page
-    assert robustness(named_runs([so_far(folders[0])])) is None
+    assert robustness(named_runs([so_far(folders[0])])) is None, "nobody is hostile"
+    assert robustness(named_runs([so_far(folders[1])])) == (["replacement"], [("mean", ["2.125 (75% / 12%)"])])
+    alone = write_run(tmp_path / "alone", "fedit", num_clients=9, adversary__attack="sign_flip", adversary__share=0.34)
+    assert robustness(named_runs([so_far(alone)])) is None, "the loss of a single run stands elsewhere"
 
 
 @pytest.mark.pictures
