@@ -143,7 +143,7 @@ def test_after_each_round_the_bucket_has_what_a_command_elsewhere_goes_on_from(a
             if name != ".lock":
                 client(kind).pipe_file(f"{anywhere}/{name}", content)
         told: list[int] = []
-        again = run(small(anywhere), display=False, backend=backend, on_round=lambda records, told=told: told.append(len(records)))  # type: ignore[misc]
+        again = run(small(anywhere), display=False, backend=backend, on_round=lambda records, told=told: told.append(len(records)))  # type: ignore[misc]  # mypy infers no lambda with a default
         assert told == list(range(num_rounds + 1, 4)), "no round is run twice"
         assert results(again.out) == results(done.out)
 

@@ -1,8 +1,8 @@
 """Hostile clients: what they train on, and what they send. And uploads that no client of the run sends, which come in by the same door.
 
 Hostile are as many clients as `adversary.share` says, drawn once a run. They poison their records (responses of other records; a backdoor, a trigger
-that brings an answer, and its update so much longer that the mean becomes theirs: Bagdasaryan et al. 2020, arXiv 1807.00459) or their updates (Blanchard et al. 2017, arXiv 1703.02757). The audit's update
-canaries are uploads of nobody: Andrew et al. (2023), arXiv 2302.03098.
+that brings an answer, and its update so much longer that the mean becomes theirs: Bagdasaryan et al. 2020, arXiv 1807.00459) or their updates
+(Blanchard et al. 2017, arXiv 1703.02757). The audit's update canaries are uploads of nobody: Andrew et al. (2023), arXiv 2302.03098.
 Left out: attackers that know the server's rule and the honest updates, and stay just below what it notices.
 """
 

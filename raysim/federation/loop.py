@@ -603,18 +603,22 @@ def _misfit(simulation: Simulation, found: Snapshot) -> str:
     clip_norm, adaptive = found.clip_norm, simulation.experiment.mechanism.clipping == "adaptive"
     if clip_norm is not None and not (adaptive and math.isfinite(clip_norm) and clip_norm > 0):
         return f"clip_norm={clip_norm:g} is no bound of this run's"
+    ranks = ranks_of(simulation.config, num_clients=len(simulation.experiment.shards))
+    by_rank = {rank: _shapes_kept(simulation, rank) for rank in set(ranks)}
+    diverged = {failure.get("client_id") for record in found.records for failure in record.get("failures", ())}
     for client_id, own in found.client_arrays.items():
-        there = client_id < len(simulation.experiment.shards)
-        if odd_one := _odd_array(simulation, found, client_id, own) if there else "there is no such client":
+        if client_id >= len(ranks):
+            odd_one = "there is no such client"
+        else:
+            odd_one = _odd_array(simulation, own, by_rank[ranks[client_id]], diverged=client_id in diverged)
+        if odd_one:
             return f"the state of client {client_id} is none of this run's: {odd_one}"
     return ""
 
 
-def _odd_array(simulation: Simulation, found: Snapshot, client_id: int, own: Mapping[str, np.ndarray]) -> str:
-    """The name of an array that the client cannot have kept: of another shape, or not finite though its updates always counted; empty for none."""
+def _odd_array(simulation: Simulation, own: Mapping[str, np.ndarray], by_rule: Mapping[str, tuple[int, ...]], *, diverged: bool) -> str:
+    """The name of an array that a client cannot have kept: of another shape, or not finite though its updates always counted; empty for none."""
     size, audit = np.shape(simulation.state.tensors["adapter"]), simulation.config.audit
-    by_rule = _shapes_kept(simulation, client_id)
-    diverged = any(failure.get("client_id") == client_id for record in found.records for failure in record.get("failures", ()))
     for name, array in own.items():
         shape = by_rule.get(name) if name.startswith(OF_RULE) else (audit.num_canaries,) if name == CANARY_NOTES else size
         if array.shape != shape or not (diverged or np.isfinite(array).all()):
@@ -622,12 +626,12 @@ def _odd_array(simulation: Simulation, found: Snapshot, client_id: int, own: Map
     return ""
 
 
-def _shapes_kept(simulation: Simulation, client_id: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays that the LoRA rule has a client keep, by their names in its state."""
-    rule, nothing = lora_rule(simulation.config.lora.aggregation), np.zeros_like(simulation.state.tensors["adapter"])
+def _shapes_kept(simulation: Simulation, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that the LoRA rule has a client of some rank keep, by their names in its state."""
+    rule = lora_rule(simulation.config.lora.aggregation)
     if rule.kept is None or simulation.layout is None:
         return {}
-    rank = ranks_of(simulation.config, num_clients=len(simulation.experiment.shards))[client_id]
+    nothing = np.zeros_like(simulation.state.tensors["adapter"])
     return {f"{OF_RULE}{name}": array.shape for name, array in rule.kept(nothing, nothing, rank, _setting(simulation)).items()}
 
 

@@ -66,7 +66,7 @@ def test_a_run_survives_what_the_campaign_does_to_it(
 def test_a_fault_that_comes_when_all_is_over_is_no_survival(
     undisturbed: Callable[[faults.Fault], faults.Undisturbed], tmp_path: Path
 ) -> None:
-    late = faults.Fault(0, "base", "terminate", 40.0)
+    late = faults.Fault(0, "base", "terminate", 400.0)  # which stays late however often it is aimed earlier
     outcome = faults.survived(late, undisturbed(late), out=tmp_path / "struck", model="tiny", start=start)
     assert outcome == faults.Outcome("", 0, "nothing was struck")
 
